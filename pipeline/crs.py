@@ -1,0 +1,150 @@
+"""What a reference system means: CF metadata, authority codes, units and the area of a pixel.
+
+The only module that imports pyproj. A GeoReference carries WKT text; everything that has to understand
+that text is here.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.georeference import GeoReference
+
+
+def cf_grid_mapping(ref: GeoReference) -> dict[str, object]:
+    """Attributes of a CF grid mapping variable, ready for JSON.
+
+    Holds what pyproj's `CRS.to_cf` gives (`crs_wkt`, `grid_mapping_name` where CF has a name for the
+    projection, and its parameters), `spatial_ref` (the WKT2 again, under the name GDAL reads) and
+    `GeoTransform` in GDAL's order. Without a CRS only the GeoTransform. InputError for WKT that PROJ
+    does not understand.
+    """
+    attributes: dict[str, object] = {}
+    crs = _crs(ref)
+    if crs is not None:
+        attributes.update(_cf_parameters(crs))
+        attributes["spatial_ref"] = attributes["crs_wkt"]
+    attributes["GeoTransform"] = ref.gdal_geotransform
+    return attributes
+
+
+def authority_code(ref: GeoReference) -> str | None:
+    """Code such as "EPSG:32633", or None when no registered system is the same as this one.
+
+    PROJ proposes a code by name and parameters; it counts only if the registered system, rebuilt from the
+    code, is equivalent to the one of the raster.
+    """
+    crs = _crs(ref)
+    match = crs.to_authority() if crs is not None else None
+    if crs is None or match is None:
+        return None
+    registered = CRS.from_authority(*match)
+    return ":".join(match) if registered.equals(crs, ignore_axis_order=True) else None
+
+
+def coordinate_attributes(ref: GeoReference) -> tuple[dict[str, object], dict[str, object]]:
+    """CF attributes of the y and of the x coordinate variable, in this order.
+
+    Longitude and latitude for geographic systems, projection coordinates in the system's own unit for
+    projected ones, bare axes when there is no system or it is neither (a local drawing, say).
+    """
+    crs = _crs(ref)
+    horizontal = _horizontal(crs) if crs is not None else None
+    if horizontal is not None and horizontal.is_geographic:
+        if horizontal.is_derived:
+            return _axis("Y", "grid_latitude", "degrees"), _axis("X", "grid_longitude", "degrees")
+        return _axis("Y", "latitude", "degrees_north"), _axis("X", "longitude", "degrees_east")
+    if horizontal is not None and horizontal.is_projected:
+        unit = _length_unit(horizontal)
+        return _axis("Y", "projection_y_coordinate", unit), _axis("X", "projection_x_coordinate", unit)
+    return {"axis": "Y", "long_name": "row coordinate"}, {"axis": "X", "long_name": "column coordinate"}
+
+
+def row_areas_m2(ref: GeoReference, height: int) -> NDArray[np.float64] | None:
+    """Area in square metres of one pixel of each row, shape (height,); None where it cannot be said.
+
+    Projected systems: the area in the plane of the projection, the same for each row. It is the area on
+    the ground only as far as the projection keeps areas: UTM to 0.1 %, Web Mercator not at all.
+    Geographic systems: the exact area on the ellipsoid between the row's two parallels (Snyder 1987, Map
+    Projections - A Working Manual, eq. 3-12); parts beyond a pole count nothing. None without a CRS, for
+    local systems, and for geographic grids that are rotated or have a shifted pole.
+    """
+    crs = _crs(ref)
+    horizontal = _horizontal(crs) if crs is not None else None
+    if horizontal is None:
+        return None
+    if horizontal.is_projected:
+        factor = horizontal.axis_info[0].unit_conversion_factor
+        return np.full(height, ref.pixel_area * factor**2)
+    if not horizontal.is_geographic or horizontal.is_derived or ref.rotated:
+        return None
+    return _ellipsoid_row_areas(horizontal, ref, height)
+
+
+def _ellipsoid_row_areas(crs: CRS, ref: GeoReference, height: int) -> NDArray[np.float64] | None:
+    """Areas of the pixels of a north-up or south-up grid in longitude and latitude, shape (height,)."""
+    ellipsoid = crs.ellipsoid
+    if ellipsoid is None:
+        return None
+    to_radians = crs.axis_info[0].unit_conversion_factor
+    dx, _, _, _, dy, top = ref.transform
+    edges = np.clip((top + dy * np.arange(height + 1)) * to_radians, -math.pi / 2, math.pi / 2)
+    sine = np.sin(edges)
+    minor = ellipsoid.semi_minor_metre
+    eccentricity = math.sqrt(max(0.0, 1 - (minor / ellipsoid.semi_major_metre) ** 2))
+    # Area from the equator to a parallel, for one radian of longitude. On a sphere it is r^2 sin(latitude).
+    if eccentricity < 1e-9:
+        north = minor**2 * sine
+    else:
+        es = eccentricity * sine
+        north = minor**2 / 2 * (sine / (1 - es**2) + np.arctanh(es) / eccentricity)
+    areas: NDArray[np.float64] = np.abs(np.diff(north)) * abs(dx) * to_radians
+    return areas
+
+
+def _crs(ref: GeoReference) -> CRS | None:
+    """Parse the reference system; None when the raster has none; InputError for unreadable WKT."""
+    if ref.crs_wkt is None:
+        return None
+    try:
+        return CRS.from_wkt(ref.crs_wkt)
+    except CRSError as error:
+        raise InputError(
+            f"PROJ does not understand the raster's reference system {ref.crs_wkt[:200]!r}: {error}; "
+            "assign a valid one, for instance with `gdal_edit.py -a_srs EPSG:32633`"
+        ) from error
+
+
+def _horizontal(crs: CRS) -> CRS:
+    """Take the part of the system that gives x and y: no heights, no datum shift tied to it."""
+    while crs.is_compound or crs.is_bound:
+        inner = crs.sub_crs_list[0] if crs.is_compound else crs.source_crs
+        if inner is None:
+            break
+        crs = inner
+    return crs
+
+
+def _cf_parameters(crs: CRS) -> dict[str, object]:
+    """`CRS.to_cf` with lists for tuples, as in JSON; the WKT2 alone where pyproj cannot translate."""
+    try:
+        parameters: dict[str, Any] = crs.to_cf()
+    except KeyError:  # rotated poles given without all their parameters (seen with pyproj 3.7)
+        parameters = {"crs_wkt": crs.to_wkt()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in parameters.items()}
+
+
+def _length_unit(crs: CRS) -> str:
+    """Name the unit of a projected system in a form that UDUNITS, hence CF, reads."""
+    factor = crs.axis_info[0].unit_conversion_factor
+    named = {1.0: "m", 1000.0: "km"}
+    return named.get(factor, f"{factor!r} m")
+
+
+def _axis(axis: str, standard_name: str, units: str) -> dict[str, object]:
+    return {"standard_name": standard_name, "axis": axis, "units": units}

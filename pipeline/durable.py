@@ -1,0 +1,28 @@
+"""Files that are either whole or not there, also after a crash: temporary name, fsync, rename, fsync."""
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`: readers see the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text)
+        sync([temporary])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync([path.parent])
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Ask the system to bring files and folders to the disk before going on."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,122 @@
+"""FCN-32s, FCN-16s and FCN-8s of Long, Shelhamer & Darrell (CVPR 2015; PAMI 2017), in one class.
+
+The classifier's fully connected layers are convolutions (fc6 k x k, fc7 1x1), `score` makes one map per class
+at stride 32, and the skips add score maps of pool4 (stride 16) and pool3 (stride 8) on the way up
+(section 4.2, figure 3 of the paper)::
+
+    image -> pool3 ---------> pool4 ---------> pool5 -> fc6 -> fc7 -> score           stride 32
+               |                |                                       | x2
+               |                '---- score_pool4 --------------------> + -> FCN-16s   stride 16
+               |                                                        | x2
+               '--------------------- score_pool3 --------------------> + -> FCN-8s    stride 8
+
+This is the translation-equivariant form: padding 1 in every 3x3, k // 2 in fc6, inputs that are multiples of
+the stride, bilinear upsampling on replicated borders, no crops. Shifting the input by the stride shifts the
+scores and changes nothing else, which is what makes tiles equal to the whole image (the original's pad of 100
+and its crops depend on where a tile begins).
+
+`input_upsampling` u enlarges the image u times before the trunk (for coarse pixels that carry much detail each)
+and enlarges the scores u times less after it: stride and halo in the raster's own pixels shrink by u.
+"""
+
+import torch
+from torch import nn
+
+from fcn_batch.pipeline.model_card import Architecture
+from fcn_batch.pipeline.reach import Reach
+from fcn_batch.pipeline.upsample import LearnedUpsample, Upsample
+from fcn_batch.pipeline.vgg import VggTrunk
+
+
+class Fcn(nn.Module):
+    """Scores (n, classes, rows, cols) of an image (n, bands, rows, cols) whose sides are multiples of `stride`."""
+
+    def __init__(self, architecture: Architecture, bands: int, classes: int, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.bands, self.classes = bands, classes
+        self.enlarge = Upsample(a.input_upsampling)
+        self.trunk = VggTrunk(bands, a.width, batch_norm=batch_norm)
+        pool3, pool4, pool5 = self.trunk.channels[2:]
+        self.fc6 = nn.Conv2d(pool5, a.fc_channels, a.fc_kernel, padding=a.fc_kernel // 2)
+        self.fc7 = nn.Conv2d(a.fc_channels, a.fc_channels, 1)
+        self.dropout = nn.Dropout(a.dropout)
+        self.score = nn.Conv2d(a.fc_channels, classes, 1)
+        if a.stride <= 16:
+            self.score_pool4 = nn.Conv2d(pool4, classes, 1)
+            self.up_score = self._upsample(classes, 2)
+        if a.stride == 8:
+            self.score_pool3 = nn.Conv2d(pool3, classes, 1)
+            self.up_pool4 = self._upsample(classes, 2)
+        self.up_final = self._upsample(classes, a.stride // a.input_upsampling)
+        self._start_weights()
+        self.stride = self.trunk.stride // a.input_upsampling
+        self.reach = self._reach()
+        self.bytes_per_pixel = self._bytes_per_pixel(bands, classes)
+
+    @property
+    def halo(self) -> int:
+        """Pixels to read beyond a core that lies on the stride's grid: derived from the layers."""
+        return self.reach.halo
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores (logits) at the input's own resolution."""
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ValueError(f"rows and cols must be multiples of {self.stride}, got {tuple(x.shape[-2:])}")
+        pool3, pool4, pool5 = self.trunk(self.enlarge(x))
+        h = self.dropout(torch.relu(self.fc6(pool5)))
+        h = self.dropout(torch.relu(self.fc7(h)))
+        score: torch.Tensor = self.score(h)
+        if self.architecture.stride <= 16:
+            score = self.up_score(score) + self.score_pool4(pool4)
+        if self.architecture.stride == 8:
+            score = self.up_pool4(score) + self.score_pool3(pool3)
+        out: torch.Tensor = self.up_final(score)
+        return out
+
+    def folded(self) -> "Fcn":
+        """The same function without batch norms: what a model file holds."""
+        plain = Fcn(self.architecture, self.bands, self.classes)
+        plain.load_state_dict(
+            {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
+            | {f"trunk.features.{k}": v for k, v in self.trunk.fold().state_dict().items()}
+        )
+        return plain.eval()
+
+    def _upsample(self, classes: int, factor: int) -> Upsample:
+        learned = self.architecture.upsampling == "learned" and factor > 1
+        return LearnedUpsample(classes, factor) if learned else Upsample(factor)
+
+    def _start_weights(self) -> None:
+        """He's start for the trunk; zero for every score layer, as in the paper (section 4.3).
+
+        Only the score layers may start at zero: a zero trunk never learns.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                if name.startswith("score"):
+                    nn.init.zeros_(module.weight)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _reach(self) -> Reach:
+        pool3, pool4, pool5 = self.trunk.reach(self.enlarge.reach(Reach.of_input(self.stride)))
+        reach = pool5.conv(self.architecture.fc_kernel, padding=self.architecture.fc_kernel // 2)
+        if self.architecture.stride <= 16:
+            reach = self.up_score.reach(reach).join(pool4)
+        if self.architecture.stride == 8:
+            reach = self.up_pool4.reach(reach).join(pool3)
+        return self.up_final.reach(reach)
+
+    def _bytes_per_pixel(self, bands: int, classes: int) -> int:
+        """Float32 bytes alive at once for each raster pixel, in the widest place of the forward pass.
+
+        That is either a convolution of the first stage (input and output of the layer, full resolution) or
+        the final scores (score map, class numbers as int64).
+        """
+        first = self.trunk.channels[0]
+        enlarged = self.architecture.input_upsampling**2
+        trunk = 4 * enlarged * (max(bands, first) + first)
+        return max(trunk, 4 * classes + 8) + 4 * bands

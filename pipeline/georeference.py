@@ -1,0 +1,45 @@
+"""Where a raster lies on the Earth: plain values, no library."""
+
+from dataclasses import dataclass
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GeoReference:
+    """Coordinate reference system and affine transform of a raster.
+
+    The transform is in rasterio's order: x = a * col + b * row + c, y = d * col + e * row + f, for the
+    corner of a pixel (its centre is at col + 0.5, row + 0.5).
+    """
+
+    crs_wkt: str | None
+    """WKT2 of the reference system, or None when the raster has none."""
+    transform: tuple[float, float, float, float, float, float]
+    """(a, b, c, d, e, f)."""
+
+    def __post_init__(self) -> None:
+        a, b, _, d, e, _ = self.transform
+        if a * e - b * d == 0:
+            raise ValueError(f"the transform {self.transform} maps the raster to a line")
+
+    @property
+    def rotated(self) -> bool:
+        """True when rows and columns do not run along the axes of the reference system."""
+        return self.transform[1] != 0 or self.transform[3] != 0
+
+    @property
+    def pixel_area(self) -> float:
+        """Area of a pixel in squared units of the reference system."""
+        a, b, _, d, e, _ = self.transform
+        return abs(a * e - b * d)
+
+    @property
+    def gdal_geotransform(self) -> str:
+        """The six numbers in GDAL's order, as text that reads back to the same floats.
+
+        >>> GeoReference(None, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)).gdal_geotransform
+        '500000.0 10.0 0.0 5000000.0 0.0 -10.0'
+        """
+        a, b, c, d, e, f = self.transform
+        return " ".join(repr(v) for v in (c, a, b, f, d, e))

@@ -1,0 +1,112 @@
+"""The staging folder of a run: its plan, and one receipt for every finished block.
+
+    NAME.partial/
+        plan.json               what is being made; a run with another fingerprint is refused
+        receipts/000000012.json block 12 is in the store, durable, with these counts and this hash
+        NAME.classes.zarr/      the store, being filled
+        NAME.run.json           only after everything else is complete: publishing has begun
+
+A receipt is the only mark of a finished block (an empty chunk is not stored at all, and a stored one may be torn).
+It is written after its block is on the disk, under a unique temporary name, then renamed: a block done twice, by
+an orphan of a dead run say, writes the same bytes and the same receipt.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fcn_batch.pipeline.durable import sync, write_whole
+from fcn_batch.pipeline.errors import MismatchError
+from fcn_batch.pipeline.plan import Plan
+
+
+class Receipt(BaseModel):
+    """What is known of a finished block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int
+    """Index in the plan's grid."""
+    sha256: str
+    """Of the block's class ids, row by row."""
+    shape: tuple[int, int]
+    """Rows and columns."""
+    pixels: dict[int, int]
+    """Pixels of each class id that occurs; nodata too."""
+    area_m2: dict[int, float] | None
+    """Square metres of each class id; None when the raster's place on the Earth is not known."""
+    tiles: int
+    """Passes of the network; 0 for a block without a valid pixel."""
+    forwarded: int
+    """Pixels the network saw, halo and padding included."""
+    seconds: float
+    """Time from the start of reading to the receipt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The staging folder at `folder`."""
+
+    folder: Path
+
+    @property
+    def _plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def _receipts(self) -> Path:
+        return self.folder / "receipts"
+
+    def begin(self, plan: Plan) -> bool:
+        """Make the folder, or take up an interrupted run of the same plan; True when one was taken up.
+
+        MismatchError, naming the differences, when the interrupted run was of another plan.
+        """
+        resumed = self._plan_file.exists()
+        if resumed:
+            differences = self.plan().differences(plan)
+            if differences:
+                raise MismatchError(
+                    f"{self.folder}: an interrupted run lies here that was made with other settings "
+                    f"({'; '.join(differences)}); give --restart to discard it, or the old settings to finish it"
+                )
+        self._receipts.mkdir(parents=True, exist_ok=True)
+        write_whole(self._plan_file, plan.model_dump_json(indent=2))  # paths may have moved since
+        return resumed
+
+    def plan(self) -> Plan:
+        """The stored plan; MismatchError when it cannot be read."""
+        try:
+            return Plan.model_validate_json(self._plan_file.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise MismatchError(
+                f"{self._plan_file}: cannot read the plan of the interrupted run ({type(error).__name__}); "
+                "give --restart to discard the run"
+            ) from error
+
+    def commit(self, receipt: Receipt) -> None:
+        """Record a block whose data is durable in the store already."""
+        write_whole(self._receipts / f"{receipt.block:09d}.json", receipt.model_dump_json())
+
+    def receipts(self) -> Iterator[Receipt]:
+        """Receipts of the finished blocks, in order; a file that is no receipt counts as not there."""
+        for path in sorted(self._receipts.glob("*.json")):
+            try:
+                receipt = Receipt.model_validate_json(path.read_bytes())
+            except ValidationError:
+                continue
+            if path.stem == f"{receipt.block:09d}":
+                yield receipt
+
+    def seal(self, name: str, report: dict[str, object]) -> None:
+        """Write the run's report: everything in this folder is complete, publishing may begin."""
+        sync([self.folder])
+        write_whole(self.folder / name, json.dumps(report, indent=2) + "\n")
+
+    def discard(self) -> None:
+        """Delete the folder with all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=False)

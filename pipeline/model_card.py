@@ -1,0 +1,97 @@
+"""What a model file says about itself: validated when written and when read."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fcn_batch.pipeline.classes import Legend
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Architecture(_Frozen):
+    """Which network the weights belong to."""
+
+    family: Literal["fcn"] = "fcn"
+    trunk: Literal["vgg16"] = "vgg16"
+    stride: Literal[8, 16, 32] = 8
+    """FCN-8s, FCN-16s or FCN-32s: the stride of the finest score map."""
+    width: float = Field(default=1.0, gt=0, le=2)
+    """Channels of the trunk, as a share of VGG16's."""
+    fc_kernel: int = Field(default=7, ge=1, le=15)
+    """Kernel of fc6; 7 in VGG16."""
+    fc_channels: int = Field(default=4096, ge=1, le=8192)
+    upsampling: Literal["bilinear", "learned"] = "bilinear"
+    input_upsampling: Literal[1, 2, 4] = 1
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> "Architecture":
+        if self.fc_kernel % 2 == 0:
+            raise ValueError(f"fc_kernel must be odd to keep the map's size, got {self.fc_kernel}")
+        return self
+
+
+class Band(_Frozen):
+    """One input band, as the network was trained: (value / full_scale - mean) / std."""
+
+    name: str = Field(min_length=1)
+    mean: float
+    std: float = Field(gt=0)
+
+
+class InputSpec(_Frozen):
+    """What the network wants to see."""
+
+    bands: tuple[Band, ...] = Field(min_length=1)
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    """Data type of the rasters it was trained on."""
+    full_scale: float = Field(default=255.0, gt=0)
+    """The value that became 1 in training."""
+    gsd_m: float = Field(gt=0)
+    """Ground sample distance it was trained at, in metres per pixel."""
+    nodata: Literal["mean"] = "mean"
+    """Pixels without data become each band's mean before the network (0 after scaling)."""
+
+
+class Scores(_Frozen):
+    """How well the network did on pixels it never saw."""
+
+    split: str
+    """Which pixels those were."""
+    pixel_accuracy: Annotated[float, Field(ge=0, le=1)]
+    mean_iu: Annotated[float, Field(ge=0, le=1)]
+    class_iu: dict[str, float]
+    baseline: str
+    """A simpler method on the same pixels, and what it reached."""
+
+
+class TrainingData(_Frozen):
+    """Where the labels and images came from."""
+
+    name: str
+    source: str
+    licence: str
+
+
+class ModelCard(_Frozen):
+    """Everything a run needs to know of a model, beside its weights."""
+
+    format: Literal[1] = 1
+    """Version of this metadata; raised when old readers would misread new files."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    version: str
+    summary: str
+    architecture: Architecture
+    stride: int = Field(ge=1)
+    """The raster's grid the network repeats on, in pixels; derived from the layers, checked on load."""
+    halo: int = Field(ge=0)
+    """Pixels to read beyond a core; derived from the layers, checked on load."""
+    phase: int = Field(default=0, ge=0)
+    """Where the grid starts, in pixels from the raster's origin."""
+    input: InputSpec
+    legend: Legend
+    training: tuple[TrainingData, ...] = ()
+    scores: Scores | None = None

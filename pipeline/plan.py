@@ -1,0 +1,135 @@
+"""The plan of a run: all that decides the bytes of the map, and nothing else. Stored, compared, resumed.
+
+Two runs with equal fingerprints make the same map, whoever runs them, in whatever order and however often they
+are interrupted. Paths are not part of the fingerprint: a mount may move.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fcn_batch.pipeline.blending import Blend
+from fcn_batch.pipeline.geometry import Size
+from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.tiling import BlockGrid
+
+_NOT_IDENTITY = {"input": {"path"}, "model": {"path"}}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class InputIdentity(_Frozen):
+    """Which raster."""
+
+    path: str
+    bytes: int
+    modified_ns: int
+    height: int
+    width: int
+    bands: int
+    dtype: str
+    crs_wkt: str | None
+    transform: tuple[float, float, float, float, float, float]
+
+    @property
+    def size(self) -> Size:
+        """Height and width."""
+        return Size(self.height, self.width)
+
+    @property
+    def georeference(self) -> GeoReference:
+        """Reference system and transform."""
+        return GeoReference(self.crs_wkt, self.transform)
+
+
+class ModelIdentity(_Frozen):
+    """Which model."""
+
+    path: str
+    name: str
+    version: str
+    sha256: str
+
+
+class Cut(_Frozen):
+    """How the raster is cut. All lengths are pixels; all but chunk and block are on the network's grid."""
+
+    chunk: int = Field(ge=1)
+    """Side of a zarr chunk."""
+    block: int = Field(ge=1)
+    """Side of what one task owns: whole chunks."""
+    tile: int = Field(ge=1)
+    """Exact: side of a tile's core. Blended: side of a tile."""
+    overlap: int = Field(ge=0)
+    """Exact: the halo read beyond a core. Blended: pixels shared by neighbouring tiles."""
+    stride: int = Field(ge=1)
+    """The network's grid."""
+    blend: Blend | None
+    """None: exact. Else the window that overlapping tiles are blended with (approximate)."""
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> "Cut":
+        if self.block % self.chunk:
+            raise ValueError(f"a block of {self.block} is not a whole number of chunks of {self.chunk}")
+        for what in ("block", "tile", "overlap"):
+            if getattr(self, what) % self.stride:
+                raise ValueError(f"{what} {getattr(self, what)} is not a multiple of the stride {self.stride}")
+        return self
+
+    @property
+    def exact(self) -> bool:
+        """True when the map equals that of the whole image in one pass."""
+        return self.blend is None
+
+
+class Kernel(_Frozen):
+    """What computes: another kind of device or version may round otherwise."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    precision: Literal["fp32"] = "fp32"
+    torch: str
+    fcn_batch: str
+    instructions: str
+    """Instruction set of the CPU, or name of the GPU."""
+
+
+class Plan(_Frozen):
+    """One run."""
+
+    format: Literal[1] = 1
+    input: InputIdentity
+    model: ModelIdentity
+    bands: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Raster bands, from 1, in the order the network wants them."""
+    full_scale: float = Field(gt=0)
+    """The raster value that corresponds to 1 in training."""
+    cut: Cut
+    kernel: Kernel
+
+    @property
+    def grid(self) -> BlockGrid:
+        """The blocks."""
+        return BlockGrid(self.input.size, self.cut.block)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything but the paths."""
+        identity = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "Plan") -> list[str]:
+        """What sets `other` apart from this plan, one line each: ``cut.tile: 512, now 1024``."""
+        mine = _flat(self.model_dump(mode="json", exclude=_NOT_IDENTITY))
+        theirs = _flat(other.model_dump(mode="json", exclude=_NOT_IDENTITY))
+        return [f"{key}: {mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

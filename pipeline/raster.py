@@ -1,0 +1,297 @@
+"""Reading rasters: what a file holds, and the pixels and mask of a window of it.
+
+Only this module and classmap.py import rasterio. Three facts shape it:
+
+* GDAL looks into a file to choose its driver, and would open a VRT (a text that names other files or
+  URLs) called `x.tif` too. So few drivers are tried, VRT only for names ending in `.vrt`; such a file is
+  trusted with the local paths its author wrote, but http and cloud storage are closed to it.
+* GDAL datasets shared between threads give wrong pixels or crash. So each thread opens its own.
+* The block cache decides the speed of striped files: when one block row of the whole width does not fit,
+  each strip is decoded again for each window, seven times slower. See `cache_needed`.
+"""
+
+import math
+import re
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Interleaving, MaskFlags, WktVersion
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+
+from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+
+DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
+"""GDAL drivers that may open an input."""
+DTYPES = ("uint8", "uint16", "int16", "float32")
+"""Pixel types that the networks' preprocessing is defined for."""
+MAX_BLOCK_BYTES = 2**30
+"""Largest storage block to decode: a TIFF of 292 bytes can claim a block of any size."""
+
+_filters = threading.Lock()  # Python keeps its warning filters once for all threads
+
+
+@dataclass(frozen=True, slots=True)
+class RasterInfo:
+    """What is known about a raster without reading a pixel."""
+
+    path: str
+    """Absolute path of the file."""
+    size: Size
+    """Height and width."""
+    bands: int
+    """Number of bands."""
+    dtype: str
+    """Pixel type, the same in all bands: one of DTYPES."""
+    georeference: GeoReference
+    """Reference system and transform; the identity when the file has none."""
+    descriptions: tuple[str | None, ...]
+    """Name of each band, None where it has none."""
+    colour_roles: tuple[str, ...]
+    """What each band shows, in rasterio's words: "red", "alpha", "gray", "undefined", ..."""
+    nodata: tuple[float | None, ...]
+    """Nodata value of each band, None where it has none."""
+    storage_block: tuple[int, int]
+    """Rows and columns of the first band's storage block: (1, width) and the like mean strips."""
+    has_mask: bool
+    """True when alpha, a mask band or nodata can make pixels invalid."""
+    has_gcps: bool
+    """True when ground control points stand where the transform should be."""
+
+    def __post_init__(self) -> None:
+        if self.bands < 1 or self.dtype not in DTYPES:
+            raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
+        for name in ("descriptions", "colour_roles", "nodata"):
+            if len(getattr(self, name)) != self.bands:
+                raise ValueError(f"{name} needs {self.bands} entries, one a band: {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The pixels of a window."""
+
+    values: NDArray[Any]
+    """(bands, rows, cols), in the raster's own dtype."""
+    valid: NDArray[np.bool_]
+    """(rows, cols): False where there is no data."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or self.valid.shape != self.values.shape[1:] or self.valid.dtype != np.bool_:
+            raise ValueError(f"values {self.values.shape} and {self.valid.dtype} mask {self.valid.shape} differ")
+
+
+class RasterSource(Protocol):
+    """Anything that windows can be read from, by many threads at once and after pickling."""
+
+    @property
+    def info(self) -> RasterInfo:
+        """What is known about the raster without reading a pixel."""
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
+        """Read the pixels of `window`; `bands` counts from 1."""
+
+    def close(self) -> None:
+        """Release what is open; a later read opens it again."""
+
+
+class RasterioSource:
+    """A raster file, opened when first needed, once in each thread that reads it.
+
+    Pickles as its path and info, without open files. Call `close` only when no other thread is reading.
+    """
+
+    def __init__(self, path: str | Path, info: RasterInfo | None = None) -> None:
+        self._path = _local_path(path)
+        self._info = info
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._opened: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[str, RasterInfo | None]]:
+        return RasterioSource, (str(self._path), self._info)
+
+    @property
+    def info(self) -> RasterInfo:
+        """As `inspect` gives it, and with the same errors."""
+        if self._info is None:
+            self._info = inspect(self._path)
+        return self._info
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
+        """Values and mask of `window`; `bands` counts from 1, in the order wanted.
+
+        A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band
+        with data is enough, as in rasterio's `dataset_mask`) and all `bands` are finite. ValueError when the
+        window leaves the raster or a band does not exist; InputError when the file cannot be decoded there.
+        """
+        info = self.info
+        if window.row < 0 or window.col < 0 or window.clipped(info.size) != window:
+            raise ValueError(f"{window} is not inside {info.path} with its {info.size}")
+        if not bands or min(bands) < 1 or max(bands) > info.bands:
+            raise ValueError(f"bands {bands} were asked for, but {info.path} has bands 1 to {info.bands}")
+        area = RasterioWindow(window.col, window.row, window.width, window.height)
+        try:
+            with _local_only():
+                dataset = self._dataset()
+                values: NDArray[Any] = dataset.read(list(bands), window=area)
+                valid = np.ones(values.shape[1:], np.bool_)
+                if info.has_mask:
+                    valid = dataset.dataset_mask(window=area) > 0
+        except RasterioIOError as error:
+            where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
+            message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
+            raise InputError(f"{message}; get an undamaged copy, or mask such blocks") from error
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        return Pixels(values, valid)
+
+    def close(self) -> None:
+        """Close the file in all threads; a later read opens it again."""
+        with self._lock:
+            for dataset in list(self._opened):
+                dataset.close()
+            self._opened, self._local = weakref.WeakSet(), threading.local()
+
+    def _dataset(self) -> DatasetReader:
+        """Return this thread's dataset, opened if need be."""
+        if not hasattr(self._local, "dataset"):
+            self._local.dataset = _open(self._path)
+            with self._lock:
+                self._opened.add(self._local.dataset)
+        return self._local.dataset
+
+
+def inspect(path: str | Path) -> RasterInfo:
+    """Open a raster, check that it can be used, and say what it holds.
+
+    InputError when it is not a local file of an allowed format, is cut off, has no bands or pixels of a type
+    not in DTYPES, or is stored in blocks larger than MAX_BLOCK_BYTES.
+    """
+    local = _local_path(path)
+    with _local_only(), _open(local) as dataset:
+        _check_bands(dataset, local)
+        _check_blocks(dataset, local)
+        has_gcps = bool(dataset.gcps[0])
+        transform = tuple(dataset.transform)[:6]
+        crs = dataset.crs if dataset.crs and not (has_gcps and transform == IDENTITY) else None
+        wkt = crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+        try:
+            georeference = GeoReference(wkt, transform)
+        except ValueError as error:
+            raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
+        return RasterInfo(
+            path=str(local),
+            size=Size(dataset.height, dataset.width),
+            bands=dataset.count,
+            dtype=dataset.dtypes[0],
+            georeference=georeference,
+            descriptions=tuple(dataset.descriptions),
+            colour_roles=tuple(role.name for role in dataset.colorinterp),
+            nodata=tuple(dataset.nodatavals),
+            storage_block=tuple(dataset.block_shapes[0]),
+            has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
+            has_gcps=has_gcps,
+        )
+
+
+def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
+    """Bytes of block cache with which windows of `rows` rows, read in row order, decode each block once.
+
+    All blocks that a row of windows touches must fit: one more than its rows, as it may begin in the last
+    row of a block. `bands` is how many are decoded together: all when they are stored pixel by pixel.
+    """
+    return (rows + info.storage_block[0]) * info.size.width * np.dtype(info.dtype).itemsize * bands
+
+
+@contextmanager
+def gdal_cache(mb: int) -> Iterator[None]:
+    """Give GDAL's block cache `mb` MiB, for all threads of the process, while the context is open.
+
+    rasterio wants bytes where GDAL itself takes megabytes too, and restores the former size only when the
+    outermost Env ends; so both is done here. ValueError below 1.
+    """
+    if mb < 1:
+        raise ValueError(f"the block cache needs at least 1 MiB, got {mb}")
+    with rasterio.Env():
+        before = rasterio.env.get_gdal_config("GDAL_CACHEMAX")
+        rasterio.env.setenv(GDAL_CACHEMAX=mb * 2**20)
+        try:
+            yield
+        finally:
+            rasterio.env.setenv(GDAL_CACHEMAX=before)
+
+
+@contextmanager
+def accept_pixel_space() -> Iterator[None]:
+    """Silence rasterio's warning that a raster has no georeference: here that is allowed."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _local_path(path: str | Path) -> Path:
+    """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
+    text = str(path)
+    if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise InputError(f"remote inputs are not supported yet, got {text}; copy it to a local file")
+    return Path(path).absolute()
+
+
+def _local_only() -> Any:
+    """GDAL settings under which a VRT cannot reach http or cloud storage: only this URL is allowed."""
+    return rasterio.Env(CPL_VSIL_CURL_ALLOWED_FILENAME="none")
+
+
+def _open(path: Path) -> DatasetReader:
+    """Open with an allowed driver; InputError when that fails."""
+    if not path.is_file():
+        problem = "is a folder; give the file in it" if path.is_dir() else "does not exist; check the name"
+        raise InputError(f"{path} {problem}")
+    drivers = ["VRT"] if path.suffix.lower() == ".vrt" else list(DRIVERS)
+    try:
+        with accept_pixel_space():
+            return DatasetReader(str(path), driver=drivers)
+    except RasterioIOError as error:
+        raise InputError(
+            f"{path} cannot be opened as a raster: {error}; give an undamaged, readable {', '.join(DRIVERS)} "
+            "file (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
+        ) from error
+
+
+def _check_bands(dataset: DatasetReader, path: Path) -> None:
+    """InputError without bands or with pixel types that are mixed or not in DTYPES."""
+    if dataset.count == 0:
+        raise InputError(f"{path} has no bands; give one of the rasters it refers to")
+    types = " and ".join(sorted(set(dataset.dtypes)))
+    if types not in DTYPES:
+        message = f"{path} holds {types} pixels; one type of {', '.join(DTYPES)} is supported"
+        raise InputError(f"{message}; convert it with gdal_translate -ot")
+
+
+def _check_blocks(dataset: DatasetReader, path: Path) -> None:
+    """InputError for storage blocks too large to decode, and for a TIFF cut off before its last blocks."""
+    rows, cols = max(dataset.block_shapes, key=math.prod)
+    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    size = rows * cols * together * np.dtype(dataset.dtypes[0]).itemsize
+    if size > MAX_BLOCK_BYTES:
+        message = f"{path} is stored in blocks of {rows}x{cols} pixels, {size} bytes each"
+        remedy = "rewrite it with gdal_translate -co TILED=YES"
+        raise InputError(f"{message}, more than the limit of {MAX_BLOCK_BYTES}; {remedy}")
+    length, last = path.stat().st_size, ((dataset.width - 1) // cols, (dataset.height - 1) // rows)
+    for block in ("0_0", f"{last[0]}_0", f"0_{last[1]}", f"{last[0]}_{last[1]}"):
+        tags = (f"BLOCK_{what}_{block}" for what in ("OFFSET", "SIZE"))
+        end = sum(int(dataset.get_tag_item(tag, "TIFF", bidx=dataset.count) or 0) for tag in tags)
+        if end > length:
+            raise InputError(f"{path} is cut off at byte {length} of {end} or more; get a complete copy")

@@ -1,0 +1,241 @@
+import itertools
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rio_cogeo.cogeo import cog_validate
+
+from fcn_batch.pipeline import classmap
+from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.classmap import write_cog, write_side_file
+from fcn_batch.pipeline.errors import InputError, OutputError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster import accept_pixel_space, inspect
+
+UTM = CRS.from_epsg(32633).to_wkt()
+NORTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0))
+LEGEND = Legend(
+    classes=(
+        ClassInfo(id=3, name='<bare> & "dry" soil', colour="#aa8866"),
+        ClassInfo(id=0, name="water", colour="#1f78b4"),
+    )
+)
+
+
+def ids(height: int, width: int) -> NDArray[np.uint8]:
+    """Blobs of the classes 0 and 3 and of no data."""
+    coarse = np.random.default_rng(1).choice(np.array([0, 3, NODATA], np.uint8), (height // 7 + 1, width // 7 + 1))
+    return np.repeat(np.repeat(coarse, 7, axis=0), 7, axis=1)[:height, :width]
+
+
+def parts(values: NDArray[np.uint8], step: int) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    height, width = values.shape
+    for row, col in itertools.product(range(0, height, step), range(0, width, step)):
+        window = Window(row, col, step, step).clipped(Size(height, width))
+        rows, cols = window.slices()
+        yield window, values[rows, cols]
+
+
+def write(folder: Path, values: NDArray[np.uint8], ref: GeoReference = NORTH_UP, step: int = 512) -> Path:
+    path = folder / "map.tif"
+    write_cog(path, ref, Size(*values.shape), LEGEND, parts(values, step), folder / "scratch.tif")
+    return path
+
+
+def opened(path: Path) -> Any:
+    with accept_pixel_space():
+        return rasterio.open(path)
+
+
+def test_a_valid_cog_with_all_that_was_said(tmp_path: Path) -> None:
+    values = ids(1300, 1500)
+    path = write(tmp_path, values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]
+    valid, errors, _ = cog_validate(path, strict=True)
+    assert valid, errors
+    with opened(path) as dataset:
+        assert (dataset.read(1) == values).all()
+        assert dataset.crs == CRS.from_epsg(32633)
+        assert tuple(dataset.transform)[:6] == NORTH_UP.transform
+        assert dataset.nodata == NODATA
+        assert dataset.block_shapes == [(512, 512)]
+        assert dataset.colorinterp == (ColorInterp.palette,)
+        assert dataset.colormap(1)[3] == (0xAA, 0x88, 0x66, 255)
+        assert dataset.colormap(1)[0] == (0x1F, 0x78, 0xB4, 255)
+        assert dataset.descriptions == ("classes",)
+        assert dataset.tags(1)["flag_values"] == "3 0"
+        assert dataset.tags(1)["flag_meanings"] == "_bare_dry_soil water"
+
+
+def test_overviews_hold_only_classes_that_are_there(tmp_path: Path) -> None:
+    path = write(tmp_path, ids(1300, 1500))
+    with opened(path) as dataset:
+        levels = dataset.overviews(1)
+    assert len(levels) > 0
+    for level in range(len(levels)):
+        with accept_pixel_space(), rasterio.open(path, overview_level=level) as overview:
+            assert set(np.unique(overview.read(1)).tolist()) <= {0, 3, NODATA}
+
+
+def test_overviews_take_the_most_frequent_class(tmp_path: Path) -> None:
+    values = np.zeros((1024, 1024), np.uint8)
+    values[::2, ::2] = 3  # one pixel of four, the one that nearest-neighbour would take
+    path = write(tmp_path, values)
+    with accept_pixel_space(), rasterio.open(path, overview_level=0) as overview:
+        assert (overview.read(1) == 0).all()
+
+
+def test_gdal_reads_the_class_names_and_the_table(tmp_path: Path) -> None:
+    path = write(tmp_path, ids(20, 20))
+    with accept_pixel_space():
+        rasterio.shutil.copy(path, tmp_path / "copy.vrt", driver="VRT")  # says in XML what GDAL has understood
+    band = ET.parse(tmp_path / "copy.vrt").find("VRTRasterBand")  # noqa: S314  (written by us)
+    assert band is not None
+    names = [e.text or "" for e in band.findall("CategoryNames/Category")]
+    assert names == ["water", "", "", '<bare> & "dry" soil']
+    table = band.find("GDALRasterAttributeTable")
+    assert table is not None
+    assert table.get("tableType") == "thematic"
+    assert [[f.text for f in row] for row in table.findall("Row")] == [
+        ["0", "water", "31", "120", "180", "255"],
+        ["3", '<bare> & "dry" soil', "170", "136", "102", "255"],
+    ]
+    assert [e.text for e in table.findall("FieldDefn/Usage")] == ["5", "2", "6", "7", "8", "9"]
+
+
+def test_names_with_control_characters_stay_readable(tmp_path: Path) -> None:
+    legend = Legend(classes=(ClassInfo(id=1, name="a\0b\x1bc é", colour="#000000"),))
+    side = write_side_file(tmp_path / "map.tif", legend)
+    texts = [e.text for e in ET.parse(side).iter("Category")]  # noqa: S314  (written by us)
+    assert texts == [None, "a\ufffdb\ufffdc é"]
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, 10.0, 4000000.0)),
+        GeoReference(UTM, (3.0, 4.0, 500000.0, 4.0, -3.0, 4000000.0)),
+        GeoReference(None, (10.0, 0.0, 500000.0, 0.0, -10.0, 4000000.0)),
+        GeoReference(UTM, IDENTITY),
+        GeoReference(None, IDENTITY),
+    ],
+    ids=["south-up", "rotated", "no crs", "no transform", "pixel space"],
+)
+def test_every_georeference_survives(tmp_path: Path, ref: GeoReference) -> None:
+    values = ids(700, 600)
+    path = write(tmp_path, values, ref)
+    info = inspect(path)
+    assert info.georeference.transform == ref.transform
+    assert (info.georeference.crs_wkt is None) == (ref.crs_wkt is None)
+    with opened(path) as dataset:
+        assert (dataset.read(1) == values).all()
+        assert ref.crs_wkt is None or dataset.crs == CRS.from_epsg(32633)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
+def test_tiny_maps(tmp_path: Path, shape: tuple[int, int]) -> None:
+    values = ids(*shape)
+    with opened(write(tmp_path, values)) as dataset:
+        assert (dataset.read(1) == values).all()
+
+
+def test_the_file_does_not_depend_on_windows_and_their_order(tmp_path: Path) -> None:
+    values = ids(1100, 1100)
+    first = write(tmp_path, values, step=512).read_bytes()
+    assert write(tmp_path, values, step=300).read_bytes() == first
+    path = tmp_path / "map.tif"
+    backwards = reversed(list(parts(values, 256)))
+    write_cog(path, NORTH_UP, Size(1100, 1100), LEGEND, backwards, tmp_path / "s.tif")
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        ([], "hold 0 pixels, but the map has 16"),
+        ([(Window(0, 0, 4, 4), np.zeros((4, 3), np.uint8))], r"shape \(4, 3\)"),
+        ([(Window(0, 0, 4, 4), np.zeros((4, 4), np.int64))], "int64"),
+        ([(Window(0, 1, 4, 4), np.zeros((4, 4), np.uint8))], "not inside the map"),
+    ],
+)
+def test_windows_that_do_not_fit_leave_nothing(tmp_path: Path, windows: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_cog(tmp_path / "map.tif", NORTH_UP, Size(4, 4), LEGEND, windows, tmp_path / "s.tif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        yield Window(0, 0, 2, 4), np.zeros((2, 4), np.uint8)
+        raise InputError("chunk lost")
+
+    with pytest.raises(InputError, match="chunk lost"):
+        write_cog(tmp_path / "map.tif", NORTH_UP, Size(4, 4), LEGEND, broken(), tmp_path / "s.tif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"none/map\.tif.* cannot be written.*free space"):
+        write_cog(
+            tmp_path / "none" / "map.tif",
+            NORTH_UP,
+            Size(9, 9),
+            LEGEND,
+            parts(ids(9, 9), 9),
+            tmp_path / "s.tif",
+        )
+    with pytest.raises(OutputError, match=r"s\.tif cannot be written"):
+        write_cog(
+            tmp_path / "map.tif",
+            NORTH_UP,
+            Size(9, 9),
+            LEGEND,
+            parts(ids(9, 9), 9),
+            tmp_path / "none" / "s.tif",
+        )
+    with pytest.raises(OutputError, match=r"map\.tif\.aux\.xml cannot be written"):
+        write_side_file(tmp_path / "none" / "map.tif", LEGEND)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [100, 20_000, 200_000, 700_000, 900_000])
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    # Files that may not grow stand for a full disk: both fail in write(2).
+    values = np.random.default_rng(0).integers(0, 4, (1700, 1700), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(OutputError, match=r"\.tif .*check"):
+            write(tmp_path, values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_that_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checksums = itertools.count()
+    monkeypatch.setattr(classmap, "_checksum", lambda _: next(checksums))
+    with pytest.raises(OutputError, match=r"map\.tif does not read back as it was written in rows 0\.\.8, cols 0\.\.8"):
+        write(tmp_path, ids(9, 9))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_map_is_replaced_and_survives_a_failure(tmp_path: Path) -> None:
+    first = write(tmp_path, ids(40, 40)).read_bytes()
+    with pytest.raises(ValueError, match="hold 0 pixels"):
+        write_cog(tmp_path / "map.tif", NORTH_UP, Size(9, 9), LEGEND, [], tmp_path / "s.tif")
+    assert (tmp_path / "map.tif").read_bytes() == first
+    assert write(tmp_path, ids(50, 50)).read_bytes() != first

@@ -1,0 +1,120 @@
+"""The metrics against loops that follow the paper's formulas word by word."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.metrics import Confusion
+
+N = 4
+Labels = NDArray[np.uint8]
+# few pixels of four classes, nodata and a label that is no class: absent classes come up all the time
+LABELS = hnp.arrays(
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=4),
+    elements=st.sampled_from([0, 1, 2, 3, 7, 255]),
+)
+
+
+@st.composite
+def _pairs(draw: st.DrawFn) -> tuple[Labels, Labels]:
+    truth = draw(LABELS)
+    predicted = draw(hnp.arrays(np.uint8, truth.shape, elements=st.sampled_from([0, 1, 2, 3, 9, 255])))
+    return truth, predicted
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _oracle(truth: Labels, predicted: Labels) -> dict[str, float]:
+    pixels = [(int(t), int(p)) for t, p in zip(truth.flat, predicted.flat, strict=True) if t < N]
+    total = len(pixels)
+    accuracy, iu, weighted = [], [], 0.0
+    for c in range(N):
+        hits = sum(t == p == c for t, p in pixels)
+        in_truth = sum(t == c for t, _ in pixels)
+        union = sum(c in (t, p) for t, p in pixels)
+        if in_truth:
+            accuracy.append(hits / in_truth)
+            weighted += in_truth * hits / union
+        if union:
+            iu.append(hits / union)
+    return {
+        "pixel_accuracy": sum(t == p for t, p in pixels) / total if total else math.nan,
+        "mean_accuracy": _mean(accuracy),
+        "mean_iu": _mean(iu),
+        "frequency_weighted_iu": weighted / total if total else math.nan,
+    }
+
+
+@given(_pairs())
+def test_the_four_numbers_are_the_papers(pair: tuple[Labels, Labels]) -> None:
+    score = Confusion.count(*pair, classes=N)
+    for name, expected in _oracle(*pair).items():
+        assert getattr(score, name) == pytest.approx(expected, abs=1e-12, nan_ok=True), name
+
+
+@given(_pairs())
+def test_the_matrix_has_truth_in_rows(pair: tuple[Labels, Labels]) -> None:
+    score = Confusion.count(*pair, classes=N)
+    for row in range(N):
+        for column in range(N):
+            assert score.matrix[row, column] == ((pair[0] == row) & (pair[1] == column)).sum()
+    assert score.counts.sum() == (pair[0] < N).sum()
+
+
+@given(_pairs(), st.integers(0, 4))
+def test_parts_add_up_to_the_whole(pair: tuple[Labels, Labels], cut: int) -> None:
+    truth, predicted = pair
+    parts = Confusion.count(truth[:cut], predicted[:cut], N) + Confusion.count(truth[cut:], predicted[cut:], N)
+    assert np.array_equal(parts.counts, Confusion.count(truth, predicted, N).counts)
+
+
+def test_a_class_in_neither_map_has_no_iu() -> None:
+    score = Confusion.count(np.array([0, 1]), np.array([0, 1]), classes=3)
+    assert score.iu.tolist()[:2] == [1.0, 1.0]
+    assert math.isnan(score.iu[2])
+    assert score.mean_iu == 1.0
+
+
+def test_a_class_predicted_but_not_there_counts_as_zero() -> None:
+    score = Confusion.count(np.array([0, 0]), np.array([0, 2]), classes=3)
+    assert score.mean_iu == pytest.approx((0.5 + 0) / 2)
+
+
+def test_predicted_nodata_is_an_error_of_the_true_class_alone() -> None:
+    score = Confusion.count(np.array([0, 0, 1]), np.array([0, 255, 1]), classes=2)
+    assert score.pixel_accuracy == pytest.approx(2 / 3)
+    assert score.iu.tolist() == [0.5, 1.0]
+
+
+def test_the_ignored_label_may_be_a_class() -> None:
+    assert Confusion.count(np.array([0, 1]), np.array([0, 0]), classes=2, ignore=1).pixel_accuracy == 1.0
+
+
+def test_signed_labels_below_zero_are_no_class() -> None:
+    score = Confusion.count(np.array([-1, 0, 1]), np.array([0, -1, 1]), classes=2)
+    assert score.counts.tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("many", [255, 300])
+def test_small_integers_do_not_overflow(many: int) -> None:
+    labels = np.full(1000, 254, np.uint8)
+    assert Confusion.count(labels, labels, classes=many).counts[254, 254] == 1000
+
+
+def test_mismatches_name_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"\(2,\).*\(3,\)"):
+        Confusion.count(np.zeros(2, int), np.zeros(3, int), classes=2)
+    with pytest.raises(ValueError, match="truth is float64"):
+        Confusion.count(np.zeros(2), np.zeros(2, int), classes=2)
+    with pytest.raises(ValueError, match="2 and 3 classes"):
+        Confusion.count(np.zeros(1, int), np.zeros(1, int), 2) + Confusion.count(np.zeros(1, int), np.zeros(1, int), 3)
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        Confusion(np.zeros((2, 2), np.int64))

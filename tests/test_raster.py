@@ -1,0 +1,353 @@
+import pickle
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.env import get_gdal_config
+from rasterio.transform import Affine
+
+from fcn_batch.pipeline import raster
+from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY
+from fcn_batch.pipeline.raster import Pixels, RasterioSource, RasterSource, cache_needed, gdal_cache, inspect
+from tests.rasters import noise, write_raster
+
+NORTH_UP = Affine(10, 0, 500000, 0, -10, 5000000)
+VRT = """<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
+<SourceFilename>{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"""
+
+
+def whole(source: RasterSource, *bands: int) -> Pixels:
+    size = source.info.size
+    return source.read(Window(0, 0, size.height, size.width), bands)
+
+
+def test_info_of_a_georeferenced_file(tmp_path: Path) -> None:
+    path = write_raster(
+        tmp_path / "a.tif",
+        noise(3, 70, 50),
+        crs="EPSG:32633",
+        transform=NORTH_UP,
+        nodata=0,
+        photometric="RGB",
+    )
+    with rasterio.open(path, "r+") as dataset:
+        dataset.set_band_description(2, "near infrared")
+    info = inspect(path)
+    assert (info.path, info.size, info.bands, info.dtype) == (str(path), Size(70, 50), 3, "uint8")
+    assert info.georeference.transform == (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
+    assert str(info.georeference.crs_wkt).startswith('PROJCRS["WGS 84 / UTM zone 33N"')
+    assert info.descriptions == (None, "near infrared", None)
+    assert info.colour_roles == ("red", "green", "blue")
+    assert info.nodata == (0.0, 0.0, 0.0)
+    assert info.storage_block[1] == 50
+    assert info.has_mask
+    assert not info.has_gcps
+
+
+@pytest.mark.parametrize("transform", [Affine(10, 0, 5, 0, 10, 7), Affine(3, 4, 5, 4, -3, 7)])
+def test_south_up_and_rotated_transforms_are_kept(tmp_path: Path, transform: Affine) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 5, 5), crs="EPSG:32633", transform=transform)
+    assert inspect(path).georeference.transform == tuple(transform)[:6]
+
+
+def test_a_file_without_georeference(tmp_path: Path) -> None:
+    info = inspect(write_raster(tmp_path / "a.png", noise(3, 5, 6), driver="PNG"))
+    assert info.georeference.crs_wkt is None
+    assert info.georeference.transform == IDENTITY
+    assert not info.has_mask
+
+
+def test_control_points_alone(tmp_path: Path) -> None:
+    gcps = [
+        GroundControlPoint(0, 0, 10, 50),
+        GroundControlPoint(0, 5, 11, 50),
+        GroundControlPoint(5, 0, 10, 49),
+    ]
+    info = inspect(write_raster(tmp_path / "a.tif", noise(1, 5, 5), gcps=gcps, crs="EPSG:4326"))
+    assert info.has_gcps
+    assert info.georeference.crs_wkt is None
+    assert info.georeference.transform == IDENTITY
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.jp2", "a.img", "a.bin", "a.with:colon.tif"])
+def test_allowed_formats(tmp_path: Path, name: str) -> None:
+    drivers = {"jpg": "JPEG", "png": "PNG", "jp2": "JP2OpenJPEG", "img": "HFA", "bin": "ENVI", "tif": "GTiff"}
+    path = write_raster(tmp_path / name, noise(1, 40, 30), driver=drivers[name.rsplit(".", 1)[1]])
+    assert whole(RasterioSource(path), 1).values.shape == (1, 40, 30)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_windows_read_as_written(tmp_path: Path, dtype: str) -> None:
+    values = noise(3, 90, 80, dtype)
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values, compress="deflate"))
+    window = Window(13, 7, 40, 73)
+    pixels = source.read(window, (3, 1))
+    assert pixels.values.dtype == dtype
+    assert pixels.values.tolist() == values[[2, 0], 13:53, 7:80].tolist()
+    assert pixels.valid.all()
+    assert pixels.valid.shape == (40, 73)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(-1, 0, 5, 5),
+        Window(0, -1, 5, 5),
+        Window(16, 0, 5, 5),
+        Window(0, 28, 5, 5),
+        Window(90, 90, 5, 5),
+    ],
+)
+def test_windows_outside_are_refused(tmp_path: Path, window: Window) -> None:
+    source = RasterioSource(write_raster(tmp_path / "a.tif", noise(1, 20, 30)))
+    with pytest.raises(ValueError, match=r"is not inside|do not touch"):
+        source.read(window, (1,))
+
+
+@pytest.mark.parametrize("bands", [(), (0,), (1, 4)])
+def test_bands_that_do_not_exist_are_refused(tmp_path: Path, bands: tuple[int, ...]) -> None:
+    source = RasterioSource(write_raster(tmp_path / "a.tif", noise(3, 20, 30)))
+    with pytest.raises(ValueError, match="bands 1 to 3"):
+        source.read(Window(0, 0, 2, 2), bands)
+
+
+def test_nodata_needs_all_bands_empty(tmp_path: Path) -> None:
+    values = noise(3, 8, 8)
+    values[:, 2, 3] = 0
+    values[0, 5, 5] = 0
+    pixels = whole(RasterioSource(write_raster(tmp_path / "a.tif", values, nodata=0)), 1, 2, 3)
+    assert np.argwhere(~pixels.valid).tolist() == [[2, 3]]
+
+
+def test_alpha_band_is_the_mask(tmp_path: Path) -> None:
+    values = noise(4, 8, 8)
+    values[3] = 255
+    values[3, 4, :2] = (0, 1)
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values, photometric="RGB", alpha="YES"))
+    assert source.info.colour_roles[3] == "alpha"
+    assert np.argwhere(~whole(source, 1, 2, 3).valid).tolist() == [[4, 0]]
+
+
+def test_mask_band(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 8, 8))
+    mask = np.full((8, 8), 255, np.uint8)
+    mask[7, 1] = 0
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        raster.accept_pixel_space(),
+        rasterio.open(path, "r+") as dataset,
+    ):
+        dataset.write_mask(mask)
+    assert np.argwhere(~whole(RasterioSource(path), 1).valid).tolist() == [[7, 1]]
+
+
+def test_only_finite_pixels_of_the_chosen_bands_are_valid(tmp_path: Path) -> None:
+    values = noise(2, 8, 8, "float32")
+    values[0, 1, 1], values[1, 2, 2], values[1, 3, 3] = np.nan, np.inf, -np.inf
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values))
+    assert np.argwhere(~whole(source, 1).valid).tolist() == [[1, 1]]
+    assert np.argwhere(~whole(source, 2).valid).tolist() == [[2, 2], [3, 3]]
+    assert np.argwhere(~whole(source, 1, 2).valid).tolist() == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_nan_as_nodata(tmp_path: Path) -> None:
+    values = noise(1, 8, 8, "float32")
+    values[0, 1, 1] = np.nan
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values, nodata=np.nan))
+    assert np.argwhere(~whole(source, 1).valid).tolist() == [[1, 1]]
+
+
+def test_threads_read_what_one_thread_reads(tmp_path: Path) -> None:
+    tiled = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    values = noise(3, 512, 512)
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values, **tiled))
+    windows = [Window(r, c, 96, 96) for r in range(0, 416, 32) for c in range(0, 416, 32)]
+    with gdal_cache(1), ThreadPoolExecutor(8) as pool:
+        for window, pixels in zip(windows, pool.map(lambda w: source.read(w, (1, 2, 3)), windows), strict=True):
+            rows, cols = window.slices()
+            assert (pixels.values == values[:, rows, cols]).all()
+        assert len(source._opened) > 1
+    source.close()
+
+
+def test_closing_and_reading_again(tmp_path: Path) -> None:
+    source = RasterioSource(write_raster(tmp_path / "a.tif", noise(1, 8, 8)))
+    before = whole(source, 1).values
+    dataset = source._local.dataset
+    source.close()
+    assert dataset.closed
+    assert (whole(source, 1).values == before).all()
+
+
+def test_pickled_sources_read_the_same_and_carry_the_info(tmp_path: Path) -> None:
+    source = RasterioSource(write_raster(tmp_path / "a.tif", noise(1, 8, 8)))
+    fresh = pickle.loads(pickle.dumps(source))  # noqa: S301  (our own bytes: this is what dask does)
+    expected = whole(source, 1)
+    assert (whole(fresh, 1).values == expected.values).all()
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301
+    assert again._info == source.info
+
+
+def test_opening_is_lazy(tmp_path: Path) -> None:
+    source = RasterioSource(tmp_path / "a.tif")
+    write_raster(tmp_path / "a.tif", noise(1, 8, 8))
+    assert source.info.size == Size(8, 8)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.tif does not exist"):
+        inspect(tmp_path / "none.tif")
+    with pytest.raises(InputError, match="is a folder"):
+        inspect(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text", b"II*\0", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_rasters(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tif cannot be opened as a raster.*GTiff"):
+        inspect(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/vsicurl/http://x/a.tif",
+        "/vsizip/a.zip/a.tif",
+        "https://x/a.tif",
+        "s3://bucket/a.tif",
+        "file:///a.tif",
+    ],
+)
+def test_remote_inputs_are_refused(path: str) -> None:
+    with pytest.raises(InputError, match="remote inputs are not supported yet"):
+        inspect(path)
+    with pytest.raises(InputError, match="remote inputs are not supported yet"):
+        RasterioSource(path)
+
+
+def test_a_vrt_in_disguise_is_refused(tmp_path: Path) -> None:
+    secret = write_raster(tmp_path / "secret.tif", noise(1, 20, 20))
+    (tmp_path / "a.tif").write_text(VRT.format(secret))
+    with rasterio.Env(), raster.accept_pixel_space(), rasterio.open(tmp_path / "a.tif") as dataset:
+        assert dataset.driver == "VRT"  # what happens without the list of drivers
+    with pytest.raises(InputError, match="cannot be opened"):
+        inspect(tmp_path / "a.tif")
+
+
+def test_a_vrt_by_name_reads_local_files(tmp_path: Path) -> None:
+    values = noise(1, 20, 20)
+    (tmp_path / "a.vrt").write_text(VRT.format(write_raster(tmp_path / "part.tif", values)))
+    assert (whole(RasterioSource(tmp_path / "a.vrt"), 1).values == values).all()
+
+
+def test_a_vrt_reaches_no_server(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815  (the name http.server calls)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the name in the base class)
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        (tmp_path / "a.vrt").write_text(VRT.format(f"/vsicurl/http://127.0.0.1:{server.server_port}/x.tif"))
+        with pytest.raises(InputError, match="cannot be decoded"):
+            whole(RasterioSource(tmp_path / "a.vrt"), 1)
+        server.shutdown()
+        thread.join()
+    assert asked == []
+
+
+def test_no_bands_are_refused() -> None:
+    with pytest.raises(InputError, match=r"a\.vrt has no bands"):
+        raster._check_bands(SimpleNamespace(count=0), Path("a.vrt"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint32", "float64", "complex64"])
+def test_other_pixel_types_are_refused(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(InputError, match=f"holds {dtype} pixels; one type of uint8, uint16, int16, float32"):
+        inspect(write_raster(tmp_path / "a.tif", noise(1, 5, 5, dtype)))
+
+
+def test_a_file_cut_off_is_refused(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 512, 512), compress="deflate", tiled=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="is cut off"):
+        inspect(path)
+
+
+def test_damage_names_the_window(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 512, 512), compress="deflate", tiled=True)
+    with rasterio.Env(), raster.accept_pixel_space(), rasterio.open(path) as dataset:
+        start = int(dataset.get_tag_item("BLOCK_OFFSET_1_0", "TIFF", bidx=1))
+    data = bytearray(path.read_bytes())
+    data[start : start + 200] = bytes(200)
+    path.write_bytes(data)
+    source = RasterioSource(path)
+    with pytest.raises(InputError, match=r"a\.tif cannot be decoded in rows 10\.\.19, cols 250\.\.299: .*copy"):
+        source.read(Window(10, 250, 10, 50), (1,))
+    assert source.read(Window(300, 250, 10, 50), (1,)).valid.all()
+
+
+def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
+    side = 40_000  # one block of 1.6 GB in a file of some hundred bytes
+    tags = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    tags += [(322, 4, side), (323, 4, side), (324, 4, 8), (325, 4, 8)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    path = tmp_path / "bomb.tif"
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 16) + bytes(8) + struct.pack("<H", len(tags)) + entries + bytes(4))
+    with pytest.raises(InputError, match=r"40000x40000 pixels, 1600000000 bytes.*1073741824.*TILED=YES"):
+        inspect(path)
+
+
+def test_a_transform_to_a_line_is_refused(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 5, 5), crs="EPSG:32633", transform=Affine(1, 1, 0, 1, 1, 0))
+    with pytest.raises(InputError, match="to a line"):
+        inspect(path)
+
+
+def test_the_cache_for_strips_holds_one_row_of_windows(tmp_path: Path) -> None:
+    info = inspect(write_raster(tmp_path / "a.tif", noise(3, 64, 1000, "uint16"), blockysize=16))
+    assert info.storage_block == (16, 1000)
+    assert cache_needed(info, rows=100, bands=3) == 116 * 1000 * 2 * 3
+
+
+def test_the_cache_size_counts_in_mebibytes_and_is_restored() -> None:
+    with rasterio.Env():
+        before = get_gdal_config("GDAL_CACHEMAX")
+    with gdal_cache(64):
+        assert get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20
+        with gdal_cache(100):
+            assert get_gdal_config("GDAL_CACHEMAX") == 100 * 2**20
+        assert get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20
+    assert get_gdal_config("GDAL_CACHEMAX") == before
+    with pytest.raises(ValueError, match="got 0"), gdal_cache(0):
+        pass
+
+
+def test_values_and_mask_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 4, 5\)"):
+        Pixels(np.zeros((2, 4, 5)), np.zeros((4, 4), np.bool_))
+    info = inspect(write_raster(tmp_path / "a.tif", noise(1, 5, 5)))
+    with pytest.raises(ValueError, match="float64"):
+        replace(info, dtype="float64")
+    with pytest.raises(ValueError, match="nodata"):
+        replace(info, nodata=())

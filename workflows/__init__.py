@@ -1,0 +1,1 @@
+"""What a run is: plan, execute, stitch, publish; the only place that sees all parts."""

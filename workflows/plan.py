@@ -1,0 +1,257 @@
+"""From a raster, a model and options to a Plan: everything decided, nothing computed."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import fcn_batch
+from fcn_batch.pipeline.blending import Blend
+from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.model_card import InputSpec
+from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.predictor import choose_device, describe_device
+from fcn_batch.pipeline.raster import RasterInfo, inspect
+from fcn_batch.pipeline.tiling import exact_tiles
+from fcn_batch.pipeline.weights import ModelFile, load_model
+from fcn_batch.workflows.models import find_model
+
+CHUNK = 2048
+_BLOCK_CHUNKS = 2
+_HALOS_PER_BLOCK = 8  # a block is at least this many halos long: reading costs at most (1 + 2/8) ** 2
+_TILE_BYTES = 3 * 2**29
+_BLENDED_TILE = 1024
+_GSD_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may choose about how a raster is classified."""
+
+    model: str
+    bands: tuple[int, ...] | None = None
+    full_scale: float | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    """None: the model's halo, exact."""
+    blend: Blend = "hann"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan and what was known when it was made."""
+
+    plan: Plan
+    info: RasterInfo
+    model: ModelFile
+    device: str
+    bytes_per_pixel: int
+    """Of the network, see Fcn."""
+    notes: list[str] = field(default_factory=list)
+    """One line each: what a user should know before trusting the map."""
+
+    @property
+    def forward_share(self) -> float:
+        """Pixels the network sees for each pixel of the raster, in exact mode or blended."""
+        plan, size = self.plan, self.info.size
+        if not plan.cut.exact:
+            return (plan.cut.tile / (plan.cut.tile - plan.cut.overlap)) ** 2
+        stride = plan.cut.stride
+        seen = sum(
+            round_up(t.read.height, stride) * round_up(t.read.width, stride)
+            for index in range(len(plan.grid))
+            for t in exact_tiles(size, plan.grid[index], plan.cut.tile, plan.cut.overlap)
+        )
+        return seen / size.pixels
+
+    @property
+    def memory(self) -> int:
+        """Bytes that one process needs beside the libraries: two blocks, one tile, the read cache."""
+        cut, size = self.plan.cut, self.info.size
+        halo = 2 * cut.overlap if cut.exact else 2 * cut.tile
+        block = min(cut.block + halo, size.height) * min(cut.block + halo, size.width)
+        tile_side = cut.tile + (halo if cut.exact else 0)
+        tile = min(tile_side, size.height) * min(tile_side, size.width)
+        values = 4 if self.info.dtype == "float32" else 1 if self.info.dtype == "uint8" else 2
+        return 2 * block * (values * len(self.plan.bands) + 3) + tile * self.bytes_per_pixel
+
+
+def prepare(path: Path, options: Options) -> Prepared:
+    """Decide everything about a run of `path`; InputError, ModelError or OptionError with the reason."""
+    info = inspect(path)
+    model = find_model(options.model)
+    _, network = load_model(model.path, sha256=model.sha256)
+    device = choose_device(options.device)
+    spec = model.card.input
+    notes: list[str] = []
+    bands = choose_bands(info, spec, options.bands)
+    full_scale = choose_full_scale(info, spec, options.full_scale)
+    cut = choose_cut(network, options, notes)
+    status = path.stat()
+    plan = Plan(
+        input=InputIdentity(
+            path=info.path,
+            bytes=status.st_size,
+            modified_ns=status.st_mtime_ns,
+            height=info.size.height,
+            width=info.size.width,
+            bands=info.bands,
+            dtype=info.dtype,
+            crs_wkt=info.georeference.crs_wkt,
+            transform=info.georeference.transform,
+        ),
+        model=ModelIdentity(
+            path=str(model.path), name=model.card.name, version=model.card.version, sha256=model.sha256
+        ),
+        bands=bands,
+        full_scale=full_scale,
+        cut=cut,
+        kernel=Kernel(
+            device="cuda" if device.startswith("cuda") else "mps" if device == "mps" else "cpu",
+            torch=torch.__version__,
+            fcn_batch=fcn_batch.__version__,
+            instructions=describe_device(device),
+        ),
+    )
+    notes += _georeference_notes(info) + _resolution_notes(info, model)
+    return Prepared(plan, info, model, device, network.bytes_per_pixel, notes)
+
+
+def choose_bands(info: RasterInfo, spec: InputSpec, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Raster bands, from 1, in the model's order: as asked, by name, or in order when the numbers agree."""
+    names = [band.name for band in spec.bands]
+    if wanted is not None:
+        if len(wanted) != len(names):
+            raise OptionError(
+                f"--bands {_commas(wanted)}: the model wants {len(names)} bands ({', '.join(names)}), got {len(wanted)}"
+            )
+        for band in wanted:
+            if not 1 <= band <= info.bands:
+                raise OptionError(f"--bands {_commas(wanted)}: {info.path} has bands 1 to {info.bands}, not {band}")
+        return wanted
+    for labels in (info.colour_roles, [(d or "").lower() for d in info.descriptions]):
+        found = [list(labels).index(name) + 1 for name in names if name in labels]
+        if len(found) == len(names):
+            return tuple(found)
+    data = [i for i, role in enumerate(info.colour_roles, start=1) if role != "alpha"]
+    if len(data) == len(names):
+        return tuple(data)
+    raise InputError(
+        f"{info.path}: cannot tell which of its {info.bands} bands are {', '.join(names)}; "
+        f"say it with --bands, e.g. --bands {_commas([min(i, info.bands) for i in range(1, len(names) + 1)])}"
+    )
+
+
+def choose_full_scale(info: RasterInfo, spec: InputSpec, wanted: float | None) -> float:
+    """The raster value that stands for what was 1 in training; asked for when the data types differ."""
+    if wanted is not None:
+        if not (math.isfinite(wanted) and wanted > 0):
+            raise OptionError(f"--full-scale {wanted}: give a positive number")
+        return wanted
+    if info.dtype == spec.dtype:
+        return spec.full_scale
+    raise InputError(
+        f"{info.path}: pixels are {info.dtype}, the model was trained on {spec.dtype} up to "
+        f"{spec.full_scale:g}; say which value is white with --full-scale (10000 for Sentinel-2 reflectance, "
+        "65535 for full 16 bit, 1 for 0..1)"
+    )
+
+
+def choose_cut(network: Fcn, options: Options, notes: list[str]) -> Cut:
+    """Chunks, blocks and tiles that suit the network; what was rounded is said in `notes`."""
+    stride, halo = network.stride, network.halo
+    chunk = round_up(CHUNK, stride)
+    block = chunk * max(_BLOCK_CHUNKS, -(-_HALOS_PER_BLOCK * halo // chunk))
+    tile = _on_grid("--tile", options.tile, stride, notes)
+    if options.overlap is None:
+        if tile is not None and tile > block:
+            raise OptionError(f"--tile {tile}: at most the block of {block} pixels")
+        tile = tile or _largest_tile(block, halo, stride, network.bytes_per_pixel)
+        return Cut(chunk=chunk, block=block, tile=tile, overlap=halo, stride=stride, blend=None)
+    tile = tile or _BLENDED_TILE
+    overlap = _on_grid("--overlap", options.overlap, stride, notes) or 0
+    if 2 * overlap > tile:
+        raise OptionError(f"--overlap {overlap}: at most half of the tile of {tile}; give a larger --tile")
+    notes.append(
+        f"approximate: tiles of {tile} overlap by {overlap} and are blended ({options.blend}); --overlap auto is exact"
+    )
+    return Cut(chunk=chunk, block=block, tile=tile, overlap=overlap, stride=stride, blend=options.blend)
+
+
+def _on_grid(option: str, value: int | None, stride: int, notes: list[str]) -> int | None:
+    if value is None:
+        return None
+    if value < 0 or (option == "--tile" and value < 1):
+        raise OptionError(f"{option} {value}: give a positive number of pixels")
+    rounded = round_up(value, stride)
+    if rounded != value:
+        notes.append(f"{option} {value} was rounded up to {rounded}, a multiple of the model's stride {stride}")
+    return rounded
+
+
+def _largest_tile(block: int, halo: int, stride: int, bytes_per_pixel: int) -> int:
+    """The largest halving of the block whose forward pass stays within the memory for a tile."""
+    tile = block
+    while tile % (2 * stride) == 0 and (tile + 2 * halo) ** 2 * bytes_per_pixel > _TILE_BYTES and tile > halo:
+        tile //= 2
+    return tile
+
+
+def ground_sample_distance(info: RasterInfo) -> float | None:
+    """Metres per pixel in the raster's middle row; None when its place on the Earth is not known."""
+    areas = row_areas_m2(info.georeference, info.size.height)
+    return None if areas is None else math.sqrt(areas[info.size.height // 2])
+
+
+def _georeference_notes(info: RasterInfo) -> list[str]:
+    if info.has_gcps:
+        return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
+    if info.georeference.crs_wkt is None:
+        return ["the raster has no coordinate reference system: neither has the map, and areas are in pixels"]
+    return []
+
+
+def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
+    gsd, trained = ground_sample_distance(info), model.card.input.gsd_m
+    if gsd is None or trained / _GSD_TOLERANCE <= gsd <= trained * _GSD_TOLERANCE:
+        return []
+    name = model.card.name
+    return [f"{name} was trained at {trained:g} m per pixel, this raster has {gsd:.3g} m: expect poor classes"]
+
+
+def _commas(values: "tuple[int, ...] | list[int]") -> str:
+    return ",".join(str(v) for v in values)
+
+
+def describe(prepared: Prepared) -> list[tuple[str, str]]:
+    """What `fcn-batch plan` prints: label and value, one pair a line."""
+    plan, info, card = prepared.plan, prepared.info, prepared.model.card
+    cut, size = plan.cut, info.size
+    kind = "exact" if cut.exact else f"approximate, blended ({cut.blend})"
+    what = f"cores of {cut.tile} px with a halo of" if cut.exact else f"{cut.tile} px, overlapping by"
+    crs = (info.georeference.crs_wkt or "none").split('"')
+    return [
+        ("input", f"{info.path}: {size.height} x {size.width} px, {info.bands} bands of {info.dtype}"),
+        ("crs", crs[1] if len(crs) > 1 else crs[0]),
+        ("model", f"{card.name} {card.version}: {len(card.legend)} classes, stride {card.stride}"),
+        (
+            "bands",
+            ", ".join(f"{b.name} = band {n}" for b, n in zip(card.input.bands, plan.bands, strict=True)),
+        ),
+        ("result", kind),
+        (
+            "blocks",
+            f"{len(plan.grid)} of {cut.block} px ({cut.block // cut.chunk}x{cut.block // cut.chunk} chunks)",
+        ),
+        ("tiles", f"{what} {cut.overlap} px"),
+        ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
+        ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
+        ("output", f"{size.pixels / 1e6:,.1f} MB before compression, in zarr and in GeoTIFF"),
+        ("device", f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}"),
+        ("fingerprint", plan.fingerprint),
+    ]

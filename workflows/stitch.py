@@ -1,0 +1,56 @@
+"""From finished blocks to finished outputs: consolidate the store, copy it to a COG, window by window."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.classes import Legend
+from fcn_batch.pipeline.classmap import write_cog
+from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.store import ClassStore, Layout
+from fcn_batch.pipeline.tiling import BlockGrid
+
+
+def create_store(path: Path, plan: Plan, legend: Legend) -> None:
+    """An empty store for the map at `path`, made under another name first, so that it is whole or not there."""
+    reference = plan.input.georeference
+    y_attributes, x_attributes = coordinate_attributes(reference)
+    layout = Layout(
+        size=plan.input.size,
+        chunk=plan.cut.chunk,
+        legend=legend,
+        georeference=reference,
+        grid_mapping=cf_grid_mapping(reference),
+        authority_code=authority_code(reference),
+        y_attributes=y_attributes,
+        x_attributes=x_attributes,
+        provenance={
+            "source": f"fcn-batch {plan.kernel.fcn_batch}, model {plan.model.name} {plan.model.version}",
+            "fcn:model": plan.model.name,
+            "fcn:model_sha256": plan.model.sha256,
+            "fcn:fingerprint": plan.fingerprint,
+            "fcn:exactness": "exact" if plan.cut.exact else "approximate",
+            "fcn:blend": plan.cut.blend or "none needed",
+            "fcn:tile": plan.cut.tile,
+            "fcn:overlap": plan.cut.overlap,
+        },
+    )
+    ClassStore.create(path, layout)
+
+
+def stitch(store: ClassStore, cog: Path, plan: Plan, legend: Legend) -> None:
+    """Consolidate `store` and copy it to the COG `cog` with its side file."""
+    store.consolidate()
+    scratch = cog.with_name(f"{cog.name}.tiled")
+    write_cog(cog, plan.input.georeference, plan.input.size, legend, chunks(store), scratch)
+
+
+def chunks(store: ClassStore) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+    """The map chunk by chunk, row by row."""
+    grid = BlockGrid(store.size, store.chunk)
+    for index in range(len(grid)):
+        yield grid[index], store.read(grid[index])

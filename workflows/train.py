@@ -1,0 +1,235 @@
+"""`fcn-batch train`: a recipe and a folder of data in, a model file with held-out scores out.
+
+recipe -> regions -> random windows -> Batch -> Trainer -> averaged network
+                                                    every so often: mean IU over the val strips
+best network -> scores over the test strips -> ModelCard -> NAME.safetensors
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.classes import NODATA, Legend
+from fcn_batch.pipeline.errors import OutputError, TrainingError
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.geometry import Window, round_up
+from fcn_batch.pipeline.metrics import Confusion
+from fcn_batch.pipeline.model_card import Band, InputSpec, ModelCard, Scores
+from fcn_batch.pipeline.normalise import normalise
+from fcn_batch.pipeline.predictor import TorchPredictor, choose_device
+from fcn_batch.pipeline.raster import RasterioSource
+from fcn_batch.pipeline.recipe import Recipe
+from fcn_batch.pipeline.tiling import exact_tiles
+from fcn_batch.pipeline.training import Batch, Trainer, class_weights
+from fcn_batch.pipeline.weights import save_model
+
+_READ_AHEAD = 8
+_EVALUATION_TILE = 512
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRaster:
+    """An image and its labels on one grid, and how label ids become score channels."""
+
+    image: RasterioSource
+    labels: RasterioSource
+    bands: tuple[int, ...]
+    channel_of: NDArray[np.uint8]
+    """For each of the 256 label values its channel, or 255 to ignore it."""
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Recipe) -> "LabelledRaster":
+        """Open the recipe's pair; TrainingError when image and labels are not on the same grid."""
+        image = RasterioSource(folder / recipe.pair.image)
+        labels = RasterioSource(folder / recipe.pair.labels)
+        if image.info.size != labels.info.size or image.info.georeference != labels.info.georeference:
+            raise TrainingError(
+                f"{labels.info.path}: labels of {labels.info.size} do not lie on the grid of "
+                f"{image.info.path}, {image.info.size}; warp them to the image first (gdalwarp -te … -ts …)"
+            )
+        if labels.info.dtype != "uint8":
+            raise TrainingError(f"{labels.info.path}: labels must be uint8, got {labels.info.dtype}")
+        channel_of = np.full(256, NODATA, dtype=np.uint8)
+        for channel, info in enumerate(recipe.classes):
+            channel_of[info.id] = channel
+        return cls(image, labels, tuple(range(1, len(recipe.pair.bands) + 1)), channel_of)
+
+    def read_labels(self, window: Window) -> NDArray[np.uint8]:
+        """Channel numbers of a window, 255 where there is no label: (rows, cols)."""
+        pixels = self.labels.read(window, (1,))
+        return np.where(pixels.valid, self.channel_of[pixels.values[0]], np.uint8(NODATA))
+
+    def read_image(self, window: Window, spec: InputSpec) -> NDArray[np.float32]:
+        """Normalised bands of a window: (bands, rows, cols)."""
+        pixels = self.image.read(window, self.bands)
+        return normalise(pixels.values, pixels.valid, spec).astype(np.float32, copy=False)
+
+
+def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite: bool, report: Report) -> Path:
+    """Train as `recipe` says on the data in `folder` and write the model to `output`."""
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already; give --overwrite to replace it")
+    torch.manual_seed(recipe.schedule.seed)
+    data = LabelledRaster.open(folder, recipe)
+    spec, counts = band_statistics(data, recipe)
+    network = Fcn(recipe.architecture, len(spec.bands), len(recipe.classes), batch_norm=recipe.schedule.batch_norm)
+    weights = class_weights(counts, recipe.schedule.class_balance)
+    trainer = Trainer(network, recipe.schedule, weights, choose_device(device))
+    best = fit(trainer, data, spec, recipe, report)
+    test = evaluate(best, data, spec, recipe, "test")
+    card = _card(recipe, spec, network, test)
+    report(f"test: pixel accuracy {test.pixel_accuracy:.4f}, mean IU {test.mean_iu:.4f}")
+    save_model(output, best, card)
+    return output
+
+
+def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, NDArray[np.int64]]:
+    """Mean and standard deviation of each band over the training strips, and pixels of each class there."""
+    total = np.zeros(len(data.bands))
+    squares = np.zeros(len(data.bands))
+    pixels = 0
+    counts = np.zeros(len(recipe.classes), dtype=np.int64)
+    for region in recipe.split.regions(data.image.info.size, "train"):
+        for tile in exact_tiles(data.image.info.size, region, _EVALUATION_TILE, 0):
+            read = data.image.read(tile.core, data.bands)
+            values = read.values[:, read.valid].astype(np.float64) / recipe.pair.full_scale
+            total += values.sum(axis=1)
+            squares += (values**2).sum(axis=1)
+            pixels += values.shape[1]
+            labels = data.read_labels(tile.core)
+            counts += np.bincount(labels[labels != NODATA], minlength=len(counts))
+    if not counts.sum():
+        raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the training strips; check [split]")
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-12))
+    named = zip(recipe.pair.bands, mean.tolist(), std.tolist(), strict=True)
+    return InputSpec(
+        bands=tuple(Band(name=n, mean=m, std=s) for n, m, s in named),
+        full_scale=recipe.pair.full_scale,
+        gsd_m=recipe.model.gsd_m,
+    ), counts
+
+
+def fit(trainer: Trainer, data: LabelledRaster, spec: InputSpec, recipe: Recipe, report: Report) -> Fcn:
+    """Run the schedule; the averaged network with the best mean IU over the val strips."""
+    schedule = recipe.schedule
+    best_iu, best = -1.0, trainer.averaged
+    losses: list[float] = []
+
+    def after_step(step: int, loss: float) -> None:
+        nonlocal best_iu, best
+        losses.append(loss)
+        if step % schedule.evaluate_every and step != schedule.steps:
+            return
+        network = trainer.averaged
+        val = evaluate(network, data, spec, recipe, "val")
+        report(
+            f"step {step}/{schedule.steps}: loss {np.mean(losses):.4f}, "
+            f"val pixel accuracy {val.pixel_accuracy:.4f}, mean IU {val.mean_iu:.4f}"
+        )
+        losses.clear()
+        if val.mean_iu > best_iu:
+            best_iu, best = val.mean_iu, network
+
+    trainer.run(batches(data, spec, recipe, trainer.network.stride), after_step)
+    return best
+
+
+def batches(data: LabelledRaster, spec: InputSpec, recipe: Recipe, stride: int) -> Iterator[Batch]:
+    """Random windows of the training strips, flipped and jittered at random; read ahead by threads.
+
+    All random numbers are drawn in this thread, in order, so one seed gives one sequence of batches.
+    """
+    schedule = recipe.schedule
+    rng = np.random.default_rng(schedule.seed)
+    regions = recipe.split.regions(data.image.info.size, "train")
+    smallest = min(min(r.height, r.width) for r in regions)
+    side = min(round_up(schedule.crop, stride), smallest // stride * stride)
+    if side < stride:
+        raise TrainingError(f"the narrowest training strip has {smallest} pixels, the network needs {stride}")
+    share = np.array([r.pixels for r in regions], dtype=np.float64)
+    share /= share.sum()
+
+    def draw() -> list[tuple[Window, NDArray[np.float64]]]:
+        chosen = []
+        for index in rng.choice(len(regions), schedule.batch, p=share):
+            region = regions[index]
+            row = region.row + rng.integers(region.height - side + 1)
+            col = region.col + rng.integers(region.width - side + 1)
+            chosen.append((Window(int(row), int(col), side, side), rng.random(4 + len(data.bands))))
+        return chosen
+
+    def read(chosen: list[tuple[Window, NDArray[np.float64]]]) -> Batch:
+        pairs = [_augmented(data, spec, w, dice, schedule.jitter) for w, dice in chosen]
+        images, labels = zip(*pairs, strict=True)
+        return Batch(np.stack(images), np.stack(labels))
+
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        ahead = [pool.submit(read, draw()) for _ in range(min(_READ_AHEAD, schedule.steps))]
+        for step in range(schedule.steps):
+            batch = ahead.pop(0).result()
+            if step + _READ_AHEAD < schedule.steps:
+                ahead.append(pool.submit(read, draw()))
+            yield batch
+
+
+def _augmented(
+    data: LabelledRaster, spec: InputSpec, window: Window, dice: NDArray[np.float64], jitter: float
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    image, labels = data.read_image(window, spec), data.read_labels(window)
+    if dice[0] < 0.5:
+        image, labels = image[:, ::-1], labels[::-1]
+    if dice[1] < 0.5:
+        image, labels = image[:, :, ::-1], labels[:, ::-1]
+    if dice[2] < 0.5:
+        image, labels = image.transpose(0, 2, 1), labels.T
+    shift = (2 * dice[3] - 1) * jitter
+    gain = 1 + (2 * dice[4:] - 1) * jitter
+    image = image * gain[:, None, None].astype(np.float32) + np.float32(shift)
+    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def evaluate(
+    network: Fcn, data: LabelledRaster, spec: InputSpec, recipe: Recipe, use: Literal["val", "test"]
+) -> Confusion:
+    """Confusion of the network over the val or test strips, each tile seen with its whole halo."""
+    predictor = TorchPredictor(network, str(next(network.parameters()).device))
+    size = data.image.info.size
+    step = round_up(_EVALUATION_TILE, network.stride)
+    confusion = Confusion.empty(len(recipe.classes))
+    for region in recipe.split.regions(size, use):
+        for tile in exact_tiles(size, region.aligned(network.stride), step, network.halo):
+            core = tile.core.intersection(region)
+            channels = predictor.channels(data.read_image(tile.read, spec), core.slices(tile.read))
+            confusion += Confusion.count(data.read_labels(core), channels, len(recipe.classes))
+    return confusion
+
+
+def _card(recipe: Recipe, spec: InputSpec, network: Fcn, test: Confusion) -> ModelCard:
+    names = [c.name for c in recipe.classes]
+    return ModelCard(
+        name=recipe.model.name,
+        version=recipe.model.version,
+        summary=recipe.model.summary,
+        architecture=recipe.architecture,
+        stride=network.stride,
+        halo=network.halo,
+        input=spec,
+        legend=Legend(classes=recipe.classes),
+        training=recipe.data,
+        scores=Scores(
+            split=f"strips {list(recipe.split.test)} of {recipe.split.width} columns, held out",
+            pixel_accuracy=round(test.pixel_accuracy, 4),
+            mean_iu=round(test.mean_iu, 4),
+            class_iu={n: round(float(v), 4) for n, v in zip(names, test.iu, strict=True) if np.isfinite(v)},
+            baseline=recipe.model.baseline,
+        ),
+    )
