@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyproj import CRS
+from pyproj import CRS, Proj, Transformer
 from pyproj.exceptions import CRSError
 
 from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference
+
+_SCALE_SAMPLES = 1024
 
 
 def cf_grid_mapping(ref: GeoReference) -> dict[str, object]:
@@ -65,25 +68,42 @@ def coordinate_attributes(ref: GeoReference) -> tuple[dict[str, object], dict[st
     return {"axis": "Y", "long_name": "row coordinate"}, {"axis": "X", "long_name": "column coordinate"}
 
 
-def row_areas_m2(ref: GeoReference, height: int) -> NDArray[np.float64] | None:
-    """Area in square metres of one pixel of each row, shape (height,); None where it cannot be said.
+def row_areas_m2(ref: GeoReference, size: Size) -> NDArray[np.float64] | None:
+    """Area on the ground, in square metres, of one pixel of each row, shape (rows,); None where it cannot be said.
 
-    Projected systems: the area in the plane of the projection, the same for each row. It is the area on
-    the ground only as far as the projection keeps areas: UTM to 0.1 %, Web Mercator not at all.
-    Geographic systems: the exact area on the ellipsoid between the row's two parallels (Snyder 1987, Map
-    Projections - A Working Manual, eq. 3-12); parts beyond a pole count nothing. None without a CRS, for
-    local systems, and for geographic grids that are rotated or have a shifted pole.
+    Projected systems: the area in the plane divided by the projection's areal scale (Snyder 1987, Map
+    Projections - A Working Manual, ch. 4) in the middle column; in Web Mercator a pixel at 60 degrees covers a
+    quarter of what it covers at the equator. Where the scale changes along a row too, the middle stands for it.
+    Geographic systems: the exact area on the ellipsoid between the row's two parallels (Snyder, eq. 3-12);
+    parts beyond a pole count nothing. None without a CRS, for local systems, for geographic grids that are
+    rotated or have a shifted pole, and where the raster leaves the projection's domain.
     """
     crs = _crs(ref)
     horizontal = _horizontal(crs) if crs is not None else None
     if horizontal is None:
         return None
     if horizontal.is_projected:
-        factor = horizontal.axis_info[0].unit_conversion_factor
-        return np.full(height, ref.pixel_area * factor**2)
+        return _projected_row_areas(horizontal, ref, size)
     if not horizontal.is_geographic or horizontal.is_derived or ref.rotated:
         return None
-    return _ellipsoid_row_areas(horizontal, ref, height)
+    return _ellipsoid_row_areas(horizontal, ref, size.height)
+
+
+def _projected_row_areas(crs: CRS, ref: GeoReference, size: Size) -> NDArray[np.float64] | None:
+    """Ground areas down the middle column; the scale is smooth, so it is asked for at some rows only."""
+    geodetic = crs.geodetic_crs
+    if geodetic is None:
+        return None
+    a, b, c, d, e, f = ref.transform
+    asked = np.linspace(0, size.height, min(size.height, _SCALE_SAMPLES) + 1)
+    x, y = a * size.width / 2 + b * asked + c, d * size.width / 2 + e * asked + f
+    lon, lat = Transformer.from_crs(crs, geodetic, always_xy=True).transform(x, y)
+    scale = np.asarray(Proj(crs).get_factors(lon, lat).areal_scale)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        return None
+    plane = ref.pixel_area * crs.axis_info[0].unit_conversion_factor ** 2
+    areas: NDArray[np.float64] = plane / np.interp(np.arange(size.height) + 0.5, asked, scale)
+    return areas
 
 
 def _ellipsoid_row_areas(crs: CRS, ref: GeoReference, height: int) -> NDArray[np.float64] | None:

@@ -50,6 +50,14 @@ def rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def _running_average(average: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+    """Exponential average over the last steps; over all of them while they are few."""
+    if not average.is_floating_point():
+        return current
+    decay = min(_AVERAGE_DECAY, (1 + float(steps)) / (10 + float(steps)))
+    return torch.lerp(average, current, 1 - decay)
+
+
 class Trainer:
     """Trains a network and keeps a running average of its weights, which is what is scored and saved."""
 
@@ -60,7 +68,7 @@ class Trainer:
         self.weights = torch.from_numpy(weights).to(self.device)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.network,
-            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_AVERAGE_DECAY),
+            avg_fn=_running_average,
             use_buffers=True,
         )
         self.optimiser = torch.optim.AdamW(

@@ -204,7 +204,7 @@ def _largest_tile(block: int, halo: int, stride: int, bytes_per_pixel: int) -> i
 
 def ground_sample_distance(info: RasterInfo) -> float | None:
     """Metres per pixel in the raster's middle row; None when its place on the Earth is not known."""
-    areas = row_areas_m2(info.georeference, info.size.height)
+    areas = row_areas_m2(info.georeference, info.size)
     return None if areas is None else math.sqrt(areas[info.size.height // 2])
 
 

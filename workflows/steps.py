@@ -98,7 +98,7 @@ def _open_job(ticket: JobTicket) -> Job:
         predictor=TorchPredictor(network, ticket.device),
         store=ClassStore(journal.folder / ticket.store),
         journal=journal,
-        row_areas=row_areas_m2(plan.input.georeference, plan.input.height),
+        row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
         device_lock=threading.Lock(),
     )
 

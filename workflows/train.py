@@ -24,13 +24,14 @@ from fcn_batch.pipeline.model_card import Band, InputSpec, ModelCard, Scores
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.predictor import TorchPredictor, choose_device
 from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.pipeline.recipe import Recipe
+from fcn_batch.pipeline.recipe import Recipe, Schedule
 from fcn_batch.pipeline.tiling import exact_tiles
 from fcn_batch.pipeline.training import Batch, Trainer, class_weights
 from fcn_batch.pipeline.weights import save_model
 
 _READ_AHEAD = 8
 _EVALUATION_TILE = 512
+_TRIES = 4
 
 Report = Callable[[str], None]
 
@@ -71,6 +72,14 @@ class LabelledRaster:
         """Normalised bands of a window: (bands, rows, cols)."""
         pixels = self.image.read(window, self.bands)
         return normalise(pixels.values, pixels.valid, spec).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random numbers of one training image, drawn ahead so that threads cannot change their order."""
+
+    windows: list[Window]
+    dice: NDArray[np.float64]
 
 
 def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite: bool, report: Report) -> Path:
@@ -158,18 +167,21 @@ def batches(data: LabelledRaster, spec: InputSpec, recipe: Recipe, stride: int) 
     share = np.array([r.pixels for r in regions], dtype=np.float64)
     share /= share.sum()
 
-    def draw() -> list[tuple[Window, NDArray[np.float64]]]:
-        chosen = []
-        for index in rng.choice(len(regions), schedule.batch, p=share):
-            region = regions[index]
-            row = region.row + rng.integers(region.height - side + 1)
-            col = region.col + rng.integers(region.width - side + 1)
-            chosen.append((Window(int(row), int(col), side, side), rng.random(4 + len(data.bands))))
-        return chosen
+    def draw() -> list[Draw]:
+        """Chances for one batch: for each image some windows to choose from, and dice for what is done to it."""
+        drawn = []
+        for _ in range(schedule.batch):
+            windows = []
+            for index in rng.choice(len(regions), _TRIES, p=share):
+                region = regions[index]
+                row = region.row + rng.integers(region.height - side + 1)
+                col = region.col + rng.integers(region.width - side + 1)
+                windows.append(Window(int(row), int(col), side, side))
+            drawn.append(Draw(windows, rng.random(4 + len(data.bands))))
+        return drawn
 
-    def read(chosen: list[tuple[Window, NDArray[np.float64]]]) -> Batch:
-        pairs = [_augmented(data, spec, w, dice, schedule.jitter) for w, dice in chosen]
-        images, labels = zip(*pairs, strict=True)
+    def read(drawn: list[Draw]) -> Batch:
+        images, labels = zip(*(_sample(data, spec, one, schedule) for one in drawn), strict=True)
         return Batch(np.stack(images), np.stack(labels))
 
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
@@ -181,18 +193,24 @@ def batches(data: LabelledRaster, spec: InputSpec, recipe: Recipe, stride: int) 
             yield batch
 
 
-def _augmented(
-    data: LabelledRaster, spec: InputSpec, window: Window, dice: NDArray[np.float64], jitter: float
+def _sample(
+    data: LabelledRaster, spec: InputSpec, drawn: Draw, schedule: Schedule
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    image, labels = data.read_image(window, spec), data.read_labels(window)
+    """Image and labels of the first window with a mix of classes, flipped, turned and jittered by the dice."""
+    for window in drawn.windows:
+        labels = data.read_labels(window)
+        counts = np.bincount(labels[labels != NODATA], minlength=1)
+        if counts.any() and counts.max() <= schedule.one_class_at_most * counts.sum():
+            break
+    image, dice = data.read_image(window, spec), drawn.dice
     if dice[0] < 0.5:
         image, labels = image[:, ::-1], labels[::-1]
     if dice[1] < 0.5:
         image, labels = image[:, :, ::-1], labels[:, ::-1]
     if dice[2] < 0.5:
         image, labels = image.transpose(0, 2, 1), labels.T
-    shift = (2 * dice[3] - 1) * jitter
-    gain = 1 + (2 * dice[4:] - 1) * jitter
+    shift = (2 * dice[3] - 1) * schedule.jitter
+    gain = 1 + (2 * dice[4:] - 1) * schedule.jitter
     image = image * gain[:, None, None].astype(np.float32) + np.float32(shift)
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 

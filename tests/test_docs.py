@@ -1,0 +1,52 @@
+"""Every code block of the README runs, in order, in a folder that holds `big_image.tif`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from affine import Affine
+
+from tests.rasters import noise, write_raster
+
+README = Path(__file__).parent.parent / "README.md"
+DOCS = [README, *sorted(README.parent.glob("docs/*.md")), README.parent / "CONTRIBUTING.md"]
+BLOCK = re.compile(r"(?:<!-- (?P<why>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
+RUN = {"bash", "python"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("readme")
+    values = noise(3, 150, 200, "uint8", 1)
+    transform = Affine(1 / 15, 0.0, 10.0, 0.0, -1 / 15, 50.0)
+    write_raster(place / "big_image.tif", values, crs="EPSG:4326", transform=transform, photometric="RGB")
+    return place
+
+
+def test_every_block_of_the_readme_runs(folder: Path) -> None:
+    blocks = list(BLOCK.finditer(README.read_text()))
+    ran = [block for block in blocks if block["language"] in RUN]
+    assert len(ran) >= 3
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in ran:
+        command = ["bash", "-euo", "pipefail", "-c"] if block["language"] == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*command, block["code"]], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block['code']}\n{done.stderr}"
+    assert (folder / "maps" / "big_image.run.json").exists()
+
+
+def test_blocks_that_are_not_run_say_why() -> None:
+    for block in BLOCK.finditer(README.read_text()):
+        assert block["language"] in RUN or block["why"], block["code"]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
