@@ -3,7 +3,6 @@
 Everything heavy is imported inside the commands, so that `fcn-batch --help` answers at once.
 """
 
-import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,21 @@ import fcn_batch
 from fcn_batch.pipeline.errors import FcnBatchError
 
 if TYPE_CHECKING:
-    from fcn_batch.pipeline.weights import ModelFile
     from fcn_batch.workflows.plan import Options
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+_DEBUG = "fcn_batch.debug"
+
+
+def _remember_debug(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    ctx.meta[_DEBUG] = value
+
+
+def _print_traceback(ctx: click.Context) -> None:
+    if ctx.meta[_DEBUG]:
+        traceback.print_exc()
 
 
 class _Command(click.Command):
@@ -25,8 +35,9 @@ class _Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        help_text = "Show the traceback of an error."
         self.params.append(
-            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error.")
+            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_remember_debug, help=help_text)
         )
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -39,13 +50,11 @@ class _Command(click.Command):
             click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
             ctx.exit(_INTERRUPTED)
         except FcnBatchError as error:
-            if "--debug" in sys.argv:
-                traceback.print_exc()
+            _print_traceback(ctx)
             click.echo(f"fcn-batch: {error}", err=True)
             ctx.exit(error.exit_code)
         except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
-            if "--debug" in sys.argv:
-                traceback.print_exc()
+            _print_traceback(ctx)
             message = f"fcn-batch: unforeseen error: {type(error).__name__}: {error}; --debug shows where"
             click.echo(message, err=True)
             ctx.exit(FcnBatchError.exit_code)
@@ -58,93 +67,78 @@ class _Group(click.Group):
 _Group.group_class = _Group
 
 
-class _Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers separated by commas."""
-
-    name = "N,N,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """``3,2,1`` to (3, 2, 1)."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers like 3,2,1", param, ctx)
+def _numbers(text: str) -> tuple[int, ...]:
+    """``3,2,1`` to (3, 2, 1)."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 3,2,1") from None
 
 
-class _AutoOrInt(click.ParamType[int | None]):
-    """A whole number, or `auto` for None."""
-
-    name = "auto|PIXELS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """`auto` to None."""
-        if value == "auto" or isinstance(value, int):
-            return value if isinstance(value, int) else None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither auto nor a number of pixels", param, ctx)
+def _auto_or_pixels(text: str) -> int | None:
+    """``auto`` to None, anything else to a whole number."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of pixels") from None
 
 
 _PATH = click.Path(path_type=Path)
+_DEVICES = "auto|cpu|cuda[:N]|mps"
+
+
+_MODEL_OPTIONS = (
+    click.option(
+        "-m",
+        "--model",
+        default="landcover-world",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="An embedded model (see `fcn-batch model list`) or a .safetensors file.",
+    ),
+    click.option(
+        "-b",
+        "--bands",
+        type=_numbers,
+        metavar="N,N,…",
+        help="Raster bands, from 1, in the order the model wants; default: by name.",
+    ),
+    click.option(
+        "--full-scale",
+        type=float,
+        metavar="VALUE",
+        help="Raster value that means white, when the data type is not the model's.",
+    ),
+    click.option(
+        "--tile",
+        type=_auto_or_pixels,
+        metavar="auto|PIXELS",
+        default="auto",
+        show_default=True,
+        help="Side of what the network sees at once; auto: as much as 1.5 GiB holds.",
+    ),
+    click.option(
+        "--overlap",
+        type=_auto_or_pixels,
+        metavar="auto|PIXELS",
+        default="auto",
+        show_default=True,
+        help="auto: the model's halo, exact. A number: tiles overlap by it and are blended.",
+    ),
+    click.option(
+        "--blend",
+        type=click.Choice(["hann", "linear", "gaussian", "none"]),
+        default="hann",
+        show_default=True,
+        help="Weights of overlapping tiles, when --overlap is a number.",
+    ),
+    click.option("--device", default="auto", show_default=True, metavar=_DEVICES, help="Where the network runs."),
+)
+"""What decides the plan, beside the input: the same for `segment` and `plan`."""
 
 
 def _model_options(command: Any) -> Any:
-    """Options that decide the plan; the same for `segment` and `plan`."""
-    for option in reversed(
-        (
-            click.option(
-                "-m",
-                "--model",
-                default="landcover-world",
-                show_default=True,
-                metavar="NAME|FILE",
-                help="An embedded model (see `fcn-batch model list`) or a .safetensors file.",
-            ),
-            click.option(
-                "-b",
-                "--bands",
-                type=_Numbers(),
-                help="Raster bands, from 1, in the order the model wants; default: by name.",
-            ),
-            click.option(
-                "--full-scale",
-                type=float,
-                metavar="VALUE",
-                help="Raster value that means white, when the data type is not the model's.",
-            ),
-            click.option(
-                "--tile",
-                type=_AutoOrInt(),
-                default="auto",
-                show_default=True,
-                help="Side of what the network sees at once; auto: as much as 1.5 GB holds.",
-            ),
-            click.option(
-                "--overlap",
-                type=_AutoOrInt(),
-                default="auto",
-                show_default=True,
-                help="auto: the model's halo, exact. A number: tiles overlap by it and are blended.",
-            ),
-            click.option(
-                "--blend",
-                type=click.Choice(["hann", "linear", "gaussian", "none"]),
-                default="hann",
-                show_default=True,
-                help="Weights of overlapping tiles, when --overlap is a number.",
-            ),
-            click.option(
-                "--device",
-                default="auto",
-                show_default=True,
-                metavar="auto|cpu|cuda[:N]|mps",
-                help="Where the network runs.",
-            ),
-        )
-    ):
+    for option in reversed(_MODEL_OPTIONS):
         command = option(command)
     return command
 
@@ -236,10 +230,12 @@ def plan(path: Path, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(prepared.plan.model_dump_json(indent=2))
         return
-    for label, value in describe(prepared):
+    _echo_pairs(describe(prepared))
+
+
+def _echo_pairs(pairs: "list[tuple[str, str]]") -> None:
+    for label, value in pairs:
         click.echo(f"{label:<12} {value}")
-    for note in prepared.notes:
-        click.echo(f"{'note':<12} {note}")
 
 
 @main.group()
@@ -272,34 +268,13 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
 def model_info(name: str, as_json: bool) -> None:
     """Show the card of a model: what it wants, which classes it knows, how well it does."""
-    from fcn_batch.workflows.models import find_model
+    from fcn_batch.workflows.models import describe_model, find_model
 
     file = find_model(name)
-    click.echo(file.card.model_dump_json(indent=2) if as_json else _card_text(file))
-
-
-def _card_text(file: "ModelFile") -> str:
-    card, net = file.card, file.card.architecture
-    bands = ", ".join(b.name for b in card.input.bands)
-    lines = [
-        f"{card.name} {card.version}: {card.summary}",
-        f"file         {file.path}",
-        f"sha256       {file.sha256}",
-        f"network      FCN-{net.stride}s, {net.trunk} x {net.width:g}, input enlarged {net.input_upsampling} times",
-        f"stride       {card.stride} px, halo {card.halo} px",
-        f"bands        {bands} ({card.input.dtype}, white at {card.input.full_scale:g})",
-        f"resolution   {card.input.gsd_m:g} m per pixel",
-        *(f"class {c.id:<6} {c.colour}  {c.name}" for c in card.legend.classes),
-        *(f"data         {d.name}; {d.source}; licence: {d.licence}" for d in card.training),
-    ]
-    if card.scores is not None:
-        scores = card.scores
-        lines += [
-            f"scores       pixel accuracy {scores.pixel_accuracy:.3f}, mean IU {scores.mean_iu:.3f} ({scores.split})",
-            *(f"  IU {iu:.3f}   {name}" for name, iu in scores.class_iu.items()),
-            f"baseline     {scores.baseline}",
-        ]
-    return "\n".join(lines)
+    if as_json:
+        click.echo(file.card.model_dump_json(indent=2))
+    else:
+        _echo_pairs(describe_model(file))
 
 
 @main.command(
@@ -317,7 +292,7 @@ Example:
     help="Folder that the recipe's image and labels are in.",
 )
 @click.option("-o", "--output", type=_PATH, required=True, metavar="FILE", help="Model file to write.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps", help="Where to train.")
+@click.option("--device", default="auto", show_default=True, metavar=_DEVICES, help="Where to train.")
 @click.option("--overwrite", is_flag=True, help="Replace the model file if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
 def train(recipe: Path, folder: Path, output: Path, device: str, overwrite: bool, quiet: bool) -> None:

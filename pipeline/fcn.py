@@ -76,7 +76,7 @@ class Fcn(nn.Module):
 
     def folded(self) -> "Fcn":
         """The same function without batch norms: what a model file holds."""
-        plain = Fcn(self.architecture, self.bands, self.classes)
+        plain = Fcn(self.architecture, self.bands, self.classes).to(self.score.weight)  # its device and dtype
         plain.load_state_dict(
             {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
             | {f"trunk.features.{k}": v for k, v in self.trunk.fold().state_dict().items()}

@@ -66,6 +66,7 @@ class Journal:
 
         MismatchError, naming the differences, when the interrupted run was of another plan.
         """
+        self._empty_trash()
         resumed = self._plan_file.exists()
         if resumed:
             differences = self.plan().differences(plan)
@@ -74,9 +75,22 @@ class Journal:
                     f"{self.folder}: an interrupted run lies here that was made with other settings "
                     f"({'; '.join(differences)}); give --restart to discard it, or the old settings to finish it"
                 )
-        self._receipts.mkdir(parents=True, exist_ok=True)
+        elif strays := self._strays():
+            raise MismatchError(
+                f"{self.folder}: holds {strays[0]} but no plan.json, so whose it is cannot be known; "
+                "give --restart to delete the folder, or choose another one with -o DIR"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._plan_file, plan.model_dump_json(indent=2))  # paths may have moved since
+        self._receipts.mkdir(exist_ok=True)
         return resumed
+
+    def holds(self, plan: Plan) -> bool:
+        """True when the folder is of that very plan."""
+        try:
+            return not self.plan().differences(plan)
+        except MismatchError:
+            return False
 
     def plan(self) -> Plan:
         """The stored plan; MismatchError when it cannot be read."""
@@ -102,11 +116,35 @@ class Journal:
             if path.stem == f"{receipt.block:09d}":
                 yield receipt
 
+    def forget(self) -> None:
+        """Delete all receipts."""
+        shutil.rmtree(self._receipts)
+        self._receipts.mkdir()
+
     def seal(self, name: str, report: dict[str, object]) -> None:
         """Write the run's report: everything in this folder is complete, publishing may begin."""
         sync([self.folder])
         write_whole(self.folder / name, json.dumps(report, indent=2) + "\n")
 
     def discard(self) -> None:
-        """Delete the folder with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=False)
+        """Delete the folder with all that is in it.
+
+        It is renamed first: were the deletion interrupted, receipts of blocks that are gone might be left.
+        """
+        self._empty_trash()
+        self.folder.rename(self._trash)
+        shutil.rmtree(self._trash)
+
+    @property
+    def _trash(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.discarded")
+
+    def _empty_trash(self) -> None:
+        """Delete what an interrupted `discard` left."""
+        if self._trash.exists():
+            shutil.rmtree(self._trash)
+
+    def _strays(self) -> list[str]:
+        """Names in the folder that no interrupted `begin` leaves there."""
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+        return [name for name in names if not name.endswith(".tmp")]

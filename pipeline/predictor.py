@@ -1,5 +1,6 @@
 """Run a network on arrays: numpy in, numpy out. No rasters, no stores."""
 
+import re
 from typing import Protocol
 
 import numpy as np
@@ -67,7 +68,7 @@ def choose_device(wanted: str) -> str:
     except RuntimeError:
         raise OptionError(f"--device {wanted}: not a device; give auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
-        index = device.index or 0
+        index = int(re.sub(r"\D", "", wanted) or 0)  # torch keeps 8 bits: its cuda:256 is cuda:0
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if index >= found:
             raise OptionError(f"--device {wanted}: this machine shows {found} CUDA devices; try --device auto")

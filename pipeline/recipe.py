@@ -1,25 +1,26 @@
 """How a model is trained: the contents of a `configs/models/NAME.toml`, checked as a whole."""
 
 import tomllib
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fcn_batch.pipeline.classes import ClassInfo
+from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.errors import TrainingError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.model_card import Architecture, TrainingData
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Identity(_Frozen):
     """Name and description of the model that comes out."""
 
-    name: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     version: str
     summary: str
     gsd_m: float = Field(gt=0)
@@ -52,6 +53,16 @@ class StripSplit(_Frozen):
     score_rows: tuple[int, int] | None = None
     """First row and row after the last one that are scored; default: all."""
 
+    @model_validator(mode="after")
+    def _apart(self) -> "StripSplit":
+        uses = {"val": self.val, "test": self.test, "never": self.never}
+        for (one, strips), (other, others) in combinations(uses.items(), 2):
+            if shared := sorted({*strips} & {*others}):
+                raise ValueError(f"strip {shared[0]} is in both {one} and {other}")
+        if self.score_rows and not 0 <= self.score_rows[0] < self.score_rows[1]:
+            raise ValueError(f"score_rows go from a first row to a later one, got {list(self.score_rows)}")
+        return self
+
     def regions(self, size: Size, use: Literal["train", "val", "test"]) -> list[Window]:
         """Windows of the strips for `use`, neighbouring strips joined, in order of columns.
 
@@ -64,6 +75,8 @@ class StripSplit(_Frozen):
         other = {*self.val, *self.test, *self.never}
         chosen = [s for s in strips if (s not in other if use == "train" else s in named[use])]
         start, stop = (0, size.height) if use == "train" or not self.score_rows else self.score_rows
+        if start >= size.height:
+            return []
         regions: list[Window] = []
         for strip in chosen:
             window = Window(start, strip * self.width, stop - start, self.width).clipped(size)
@@ -109,11 +122,20 @@ class Recipe(_Frozen):
     schedule: Schedule
     data: tuple[TrainingData, ...] = ()
 
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
+        try:
+            Legend(classes=classes)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["ctx"]["error"]) from error
+        return classes
+
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe at `path`; TrainingError names every problem at once."""
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
+        return Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
         raise TrainingError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

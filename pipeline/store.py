@@ -107,8 +107,10 @@ class ClassStore:
             raise OutputError(f"{self.path}: a chunk in {window} cannot be read: {error}") from error
 
     def consolidate(self) -> None:
-        """Gather all metadata in the root, the last thing done to a store."""
+        """Gather all metadata in the root and bring them to the disk, the last thing done to a store."""
         _consolidate(self.path)
+        chunks = self.path / ARRAY / "c"  # durable since they were written
+        sync([self.path, *(path for path in self.path.rglob("*") if chunks not in path.parents)])
 
     def _check_whole_chunks(self, window: Window) -> None:
         ends = ((window.stop_row, self.size.height), (window.stop_col, self.size.width))
@@ -117,12 +119,12 @@ class ClassStore:
             raise ValueError(f"{window} is not whole chunks of {self.chunk} in a map of {self.size}")
 
     def _files(self, window: Window) -> list[Path]:
-        """Chunk files of a window that exist, and their folders (a chunk of nothing but nodata has no file)."""
+        """Chunk files of a window that exist, and all folders above them (a chunk of only nodata has no file)."""
         rows = range(window.row // self.chunk, -(-window.stop_row // self.chunk))
         cols = range(window.col // self.chunk, -(-window.stop_col // self.chunk))
         folders = [self.path / ARRAY / "c" / str(row) for row in rows]
         files = [folder / str(col) for folder in folders for col in cols]
-        return [path for path in (*files, *folders) if path.exists()]
+        return [path for path in (*files, *folders, self.path / ARRAY / "c", self.path / ARRAY) if path.exists()]
 
 
 def _consolidate(path: Path) -> None:

@@ -89,6 +89,8 @@ class Trainer:
             after_step(step, self._step(step, batch))
 
     def _step(self, step: int, batch: Batch) -> float:
+        if (batch.labels == NODATA).all():
+            return 0.0  # nothing to learn from; the mean over no pixel would be NaN
         self.network.train()
         images = torch.from_numpy(batch.images).to(self.device, non_blocking=True)
         labels = torch.from_numpy(batch.labels).to(self.device, non_blocking=True).long()

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
+from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.model_card import ModelCard
@@ -28,16 +29,17 @@ class ModelFile:
 
 
 def save_model(path: Path, network: Fcn, card: ModelCard) -> None:
-    """Write `network` and `card` to `path` at once or not at all (temporary file, then rename).
-
-    Weights are stored as float16 when that changes nothing a reader could tell (they were trained so),
-    else in their own dtype; see `load_model`.
-    """
+    """Write `network`, its weights in their own dtype, and `card` to `path` at once or not at all."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={_CARD_KEY: card.model_dump_json()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        sync([temporary])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync([path.parent])
 
 
 def read_card(path: Path) -> ModelFile:
@@ -59,7 +61,8 @@ def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, Fcn
             f"{model.sha256[:12]}…; put the old file back, or start again with --restart"
         )
     card = model.card
-    network = Fcn(card.architecture, len(card.input.bands), len(card.legend))
+    with torch.device("meta"):  # nothing is allocated until the weights are known to fit the card
+        network = Fcn(card.architecture, len(card.input.bands), len(card.legend))
     if (network.stride, network.halo) != (card.stride, card.halo):
         raise ModelError(
             f"{path}: the card says stride {card.stride} and halo {card.halo}, the layers give "
@@ -70,7 +73,7 @@ def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, Fcn
 
 
 def _fill(path: Path, network: Fcn, tensors: dict[str, torch.Tensor]) -> None:
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # torch's own memory
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ModelError(f"{path}: the weights of {broken[0]} hold NaN or infinity; get the file again")
@@ -78,7 +81,7 @@ def _fill(path: Path, network: Fcn, tensors: dict[str, torch.Tensor]) -> None:
     if dead:
         raise ModelError(f"{path}: all weights of {dead[0]} are zero: the model was never trained")
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{path}: the weights do not fit the card's architecture: {error}") from error
 
@@ -100,7 +103,7 @@ def _parse(path: Path, data: bytes) -> ModelFile:
     try:
         text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CARD_KEY)
         safetensors.deserialize(data)  # checks offsets against the file's length
-    except (ValueError, AttributeError, safetensors.SafetensorError) as error:
+    except (ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error
     if text is None:
         raise ModelError(f"{path}: holds weights but no fcn-batch model card; make it with `fcn-batch train`")

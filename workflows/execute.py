@@ -5,7 +5,9 @@ other way. The plan, the model and the pixels are read and written by the worker
 two threads and one lock on its device: while one thread computes, the other reads its block or writes.
 """
 
+import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,8 +62,13 @@ def _in_this_process(ticket: JobTicket, blocks: Sequence[int], on_receipt: OnRec
     from dask.callbacks import Callback
     from dask.delayed import delayed
 
-    # dask runs independent tasks in the order of their names: row by row, as striped files are read best
-    tasks = [delayed(run_block)(ticket, b, dask_key_name=f"block-{b:012d}") for b in blocks]
+    waiting = deque(blocks)
+
+    def run_next() -> Receipt:
+        # dask runs independent tasks in an order of its own; striped files are read best row by row
+        return run_block(ticket, waiting.popleft())
+
+    tasks = [delayed(run_next, pure=False)() for _ in blocks]
 
     def finished(_key: Any, result: Any, *_rest: Any) -> None:
         if isinstance(result, Receipt):
@@ -74,6 +81,17 @@ def _in_this_process(ticket: JobTicket, blocks: Sequence[int], on_receipt: OnRec
         close_job()
 
 
+def _run_block_afar(ticket: JobTicket, index: int) -> Receipt:
+    """`run_block` whose errors can travel: what libraries raised, kept as causes, may not unpickle."""
+    try:
+        return run_block(ticket, index)
+    except FcnBatchError as error:
+        failure: Exception = type(error)(str(error))
+    except OSError as error:
+        failure = OSError(error.errno, error.strerror or str(error), error.filename)
+    raise failure  # outside of the handlers, so that the first one is not carried along as its context
+
+
 def _on_cluster(client: "Client", ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
     """Keep as many blocks in flight as there are worker threads: the scheduler's memory stays flat."""
     from distributed import KilledWorker, as_completed
@@ -82,11 +100,12 @@ def _on_cluster(client: "Client", ticket: JobTicket, blocks: Sequence[int], on_r
 
     def submit() -> Iterator[Any]:
         for block in waiting:
-            yield client.submit(run_block, ticket, block, pure=False)
+            yield client.submit(_run_block_afar, ticket, block, pure=False)
             return
 
     in_flight = max(1, sum(client.nthreads().values()))
-    running = as_completed([future for _ in range(in_flight) for future in submit()])
+    # without a loop it looks for a default client, and there is none
+    running = as_completed([future for _ in range(in_flight) for future in submit()], loop=client.loop)
     try:
         for future in running:
             on_receipt(future.result())
@@ -125,7 +144,7 @@ def _client(workers: Workers) -> "Iterator[Client]":
             host=_LOOPBACK,
             dashboard_address=f"{_LOOPBACK}:0",
             memory_limit=0,
-            silence_logs=40,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

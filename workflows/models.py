@@ -30,3 +30,29 @@ def find_model(name_or_path: str) -> ModelFile:
 
 def _folder() -> Path:
     return Path(str(files("fcn_batch.configs"))) / "models"
+
+
+def describe_model(file: ModelFile) -> list[tuple[str, str]]:
+    """What `fcn-batch model info` prints: label and value, one pair a line."""
+    card, net, spec = file.card, file.card.architecture, file.card.input
+    bands = ", ".join(band.name for band in spec.bands)
+    pairs = [
+        ("model", f"{card.name} {card.version}: {card.summary}"),
+        ("file", str(file.path)),
+        ("sha256", file.sha256),
+        ("network", f"FCN-{net.stride}s, {net.trunk} x {net.width:g}, input enlarged {net.input_upsampling} times"),
+        ("stride", f"{card.stride} px, halo {card.halo} px"),
+        ("bands", f"{bands} ({spec.dtype}, white at {spec.full_scale:g})"),
+        ("resolution", f"{spec.gsd_m:g} m per pixel"),
+        *(("class", f"{c.id:3} {c.colour} {c.name}") for c in card.legend.classes),
+        *(("data", f"{d.name}; {d.source}; licence: {d.licence}") for d in card.training),
+    ]
+    if card.scores is not None:
+        scores = card.scores
+        numbers = f"pixel accuracy {scores.pixel_accuracy:.3f}, mean IU {scores.mean_iu:.3f}"
+        pairs += [
+            ("scores", f"{numbers} ({scores.split})"),
+            *(("IU", f"{iu:.3f} {name}") for name, iu in scores.class_iu.items()),
+            ("baseline", scores.baseline),
+        ]
+    return pairs

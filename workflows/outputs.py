@@ -68,7 +68,7 @@ class Outputs:
 
     def refuse_to_clobber(self) -> None:
         """OutputError when any output of another run is here."""
-        there = [path for path in self.paths if path.exists()]
+        there = [path for path in (*self.paths, self.folder / self.side_file) if path.exists()]
         if there:
             raise OutputError(
                 f"{there[0]}: exists already and was not made by this very run; give --overwrite to replace "
@@ -94,7 +94,9 @@ class Outputs:
         made, place = self.staging / name, self.folder / name
         if not made.exists():
             return  # moved before an interruption
-        if place.is_dir() and not place.is_symlink():
+        if made.is_dir() and (place.is_symlink() or place.is_file()):
+            place.unlink()  # a folder cannot be renamed over them
+        elif place.is_dir() and not place.is_symlink():
             old = self.staging / f"{name}.old"
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)

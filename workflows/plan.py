@@ -16,9 +16,10 @@ from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
 from fcn_batch.pipeline.predictor import choose_device, describe_device
 from fcn_batch.pipeline.raster import RasterInfo, inspect
-from fcn_batch.pipeline.tiling import exact_tiles
+from fcn_batch.pipeline.tiling import Axis, exact_tiles
 from fcn_batch.pipeline.weights import ModelFile, load_model
 from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.steps import cache_size_mb
 
 CHUNK = 2048
 _BLOCK_CHUNKS = 2
@@ -60,7 +61,7 @@ class Prepared:
         """Pixels the network sees for each pixel of the raster, in exact mode or blended."""
         plan, size = self.plan, self.info.size
         if not plan.cut.exact:
-            return (plan.cut.tile / (plan.cut.tile - plan.cut.overlap)) ** 2
+            return _seen_blended(size.height, plan.cut) * _seen_blended(size.width, plan.cut) / size.pixels
         stride = plan.cut.stride
         seen = sum(
             round_up(t.read.height, stride) * round_up(t.read.width, stride)
@@ -78,7 +79,8 @@ class Prepared:
         tile_side = cut.tile + (halo if cut.exact else 0)
         tile = min(tile_side, size.height) * min(tile_side, size.width)
         values = 4 if self.info.dtype == "float32" else 1 if self.info.dtype == "uint8" else 2
-        return 2 * block * (values * len(self.plan.bands) + 3) + tile * self.bytes_per_pixel
+        arrays = 2 * block * (values * len(self.plan.bands) + 3) + tile * self.bytes_per_pixel
+        return arrays + cache_size_mb(self.info, self.plan) * 2**20
 
 
 def prepare(path: Path, options: Options) -> Prepared:
@@ -208,6 +210,14 @@ def ground_sample_distance(info: RasterInfo) -> float | None:
     return None if areas is None else math.sqrt(areas[info.size.height // 2])
 
 
+def _seen_blended(length: int, cut: Cut) -> int:
+    """Pixels along an axis that the network sees in all blocks: a tile that touches two is seen twice."""
+    axis = Axis(length, cut.tile, cut.overlap)
+    blocks = ((start, min(start + cut.block, length)) for start in range(0, length, cut.block))
+    spans = (axis.span(tile) for start, stop in blocks for tile in axis.touching(start, stop))
+    return sum(round_up(stop - start, cut.stride) for start, stop in spans)
+
+
 def _georeference_notes(info: RasterInfo) -> list[str]:
     if info.has_gcps:
         return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
@@ -254,4 +264,5 @@ def describe(prepared: Prepared) -> list[tuple[str, str]]:
         ("output", f"{size.pixels / 1e6:,.1f} MB before compression, in zarr and in GeoTIFF"),
         ("device", f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}"),
         ("fingerprint", plan.fingerprint),
+        *(("note", note) for note in prepared.notes),
     ]

@@ -4,6 +4,7 @@ prepare -> complete already? -> journal.begin (new or resumed)
         -> execute the blocks without a receipt -> stitch -> journal.seal -> outputs.publish
 """
 
+import shutil
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.journal import Journal, Receipt
+from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.workflows.execute import Workers, execute
 from fcn_batch.workflows.outputs import Outputs, outputs_of
@@ -53,6 +55,8 @@ def _segment_one(path: Path, outputs: Outputs, request: Request, progress: RunPr
         progress.note(f"{path.name}: {note}")
     if not request.overwrite and _is_complete(outputs, prepared):
         progress.note(f"{path.name}: complete already, made {outputs.folder / outputs.report} earlier")
+        if journal.holds(plan):
+            journal.discard()  # left by a run that was killed in its very last step
         return
     if request.restart and outputs.staging.exists():
         journal.discard()
@@ -87,7 +91,9 @@ def _make(prepared: Prepared, outputs: Outputs, workers: Workers, progress: RunP
     journal = Journal(outputs.staging)
     store_path = outputs.staging / outputs.store
     if not store_path.exists():
+        journal.forget()  # receipts without their store tell of blocks that are gone
         unfinished = outputs.staging / f"{outputs.store}.new"
+        shutil.rmtree(unfinished, ignore_errors=True)  # half made by a run that was killed
         create_store(unfinished, plan, legend)
         unfinished.rename(store_path)
     receipts = {r.block: r for r in journal.receipts() if r.block < len(plan.grid)}
@@ -103,6 +109,7 @@ def _make(prepared: Prepared, outputs: Outputs, workers: Workers, progress: RunP
         execute(ticket, [b for b in range(len(plan.grid)) if b not in receipts], workers, finished)
     finally:
         progress.stop()
+    _refuse_changed_input(plan)
     computed = time.perf_counter() - started
     stitch(ClassStore(store_path), outputs.staging / outputs.cog, plan, legend)
     report = _report(prepared, outputs, list(receipts.values()))
@@ -115,6 +122,15 @@ def _make(prepared: Prepared, outputs: Outputs, workers: Workers, progress: RunP
     for line in _summary(report):
         progress.note(line)
     journal.seal(outputs.report, report)
+
+
+def _refuse_changed_input(plan: Plan) -> None:
+    """InputError when the raster was written to while it was read: the map would be of two images."""
+    status = Path(plan.input.path).stat()
+    if (status.st_size, status.st_mtime_ns) != (plan.input.bytes, plan.input.modified_ns):
+        raise InputError(
+            f"{plan.input.path}: the raster changed during the run; run again with --restart when it is complete"
+        )
 
 
 def _report(prepared: Prepared, outputs: Outputs, receipts: list[Receipt]) -> dict[str, Any]:

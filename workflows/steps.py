@@ -28,10 +28,13 @@ from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Predictor, TorchPredictor, set_threads
-from fcn_batch.pipeline.raster import Pixels, RasterioSource, RasterSource
+from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterioSource, RasterSource, cache_needed, gdal_cache
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.pipeline.tiling import Axis, exact_tiles
 from fcn_batch.pipeline.weights import load_model
+
+_SMALL_CACHE_MB = 128
+_LARGE_CACHE_MB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Job:
     store: ClassStore
     journal: Journal
     row_areas: NDArray[np.float64] | None
+    cache_mb: int
+    """Size of GDAL's block cache with which no strip of a striped file is decoded twice."""
     device_lock: threading.Lock
 
 
@@ -91,14 +96,16 @@ def _open_job(ticket: JobTicket) -> Job:
     if ticket.threads is not None:
         set_threads(ticket.threads)
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
+    source = RasterioSource(plan.input.path)
     return Job(
         plan=plan,
         card=model.card,
-        source=RasterioSource(Path(plan.input.path)),
+        source=source,
         predictor=TorchPredictor(network, ticket.device),
         store=ClassStore(journal.folder / ticket.store),
         journal=journal,
         row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
+        cache_mb=cache_size_mb(source.info, plan),
         device_lock=threading.Lock(),
     )
 
@@ -115,7 +122,8 @@ def run_block(ticket: JobTicket, index: int) -> Receipt:
     job = open_job(ticket)
     block = job.plan.grid[index]
     read = tiles_window(job.plan, block)
-    pixels = job.source.read(read, job.plan.bands)
+    with gdal_cache(job.cache_mb):
+        pixels = job.source.read(read, job.plan.bands)
     valid = pixels.valid[block.slices(read)]
     effort = Effort()
     classes = np.full((block.height, block.width), NODATA, dtype=np.uint8)
@@ -141,6 +149,18 @@ def tiles_window(plan: Plan, block: Window) -> Window:
     top, left = rows.span(touching_rows[0])[0], cols.span(touching_cols[0])[0]
     bottom, right = rows.span(touching_rows[-1])[1], cols.span(touching_cols[-1])[1]
     return Window(top, left, bottom - top, right - left)
+
+
+def cache_size_mb(info: RasterInfo, plan: Plan) -> int:
+    """Megabytes of block cache that reading block after block, row after row, needs.
+
+    A striped file is decoded over its whole width for every block, so a row of blocks has to fit; of a tiled one
+    only what neighbouring blocks share.
+    """
+    striped = info.storage_block[1] == info.size.width
+    rows = plan.cut.block + 2 * (plan.cut.overlap if plan.cut.exact else plan.cut.tile)
+    needed = cache_needed(info, min(rows, info.size.height), info.bands) if striped else 0
+    return min(max(needed // 2**20 + 1, _SMALL_CACHE_MB), _LARGE_CACHE_MB)
 
 
 def blend_axes(plan: Plan) -> tuple[Axis, Axis]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class LabelledRaster:
             )
         if labels.info.dtype != "uint8":
             raise TrainingError(f"{labels.info.path}: labels must be uint8, got {labels.info.dtype}")
+        if len(recipe.pair.bands) > image.info.bands:
+            raise TrainingError(
+                f"{image.info.path} has {image.info.bands} bands, [pair] names {', '.join(recipe.pair.bands)}"
+            )
         channel_of = np.full(256, NODATA, dtype=np.uint8)
         for channel, info in enumerate(recipe.classes):
             channel_of[info.id] = channel
@@ -86,9 +90,12 @@ def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite:
     """Train as `recipe` says on the data in `folder` and write the model to `output`."""
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; give --overwrite to replace it")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.absolute().parent}; create it first")
     torch.manual_seed(recipe.schedule.seed)
     data = LabelledRaster.open(folder, recipe)
     spec, counts = band_statistics(data, recipe)
+    _check_scored(data, recipe)
     network = Fcn(recipe.architecture, len(spec.bands), len(recipe.classes), batch_norm=recipe.schedule.batch_norm)
     weights = class_weights(counts, recipe.schedule.class_balance)
     trainer = Trainer(network, recipe.schedule, weights, choose_device(device))
@@ -115,6 +122,8 @@ def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, ND
             pixels += values.shape[1]
             labels = data.read_labels(tile.core)
             counts += np.bincount(labels[labels != NODATA], minlength=len(counts))
+    if not pixels:
+        raise TrainingError(f"{data.image.info.path}: no valid pixel in the training strips; check [split]")
     if not counts.sum():
         raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the training strips; check [split]")
     mean = total / pixels
@@ -122,9 +131,22 @@ def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, ND
     named = zip(recipe.pair.bands, mean.tolist(), std.tolist(), strict=True)
     return InputSpec(
         bands=tuple(Band(name=n, mean=m, std=s) for n, m, s in named),
+        dtype=cast("Any", data.image.info.dtype),
         full_scale=recipe.pair.full_scale,
         gsd_m=recipe.model.gsd_m,
     ), counts
+
+
+def _check_scored(data: LabelledRaster, recipe: Recipe) -> None:
+    """TrainingError, before any training, when no label could score it."""
+    for use in ("val", "test"):
+        tiles = (
+            tile.core
+            for region in recipe.split.regions(data.image.info.size, use)
+            for tile in exact_tiles(data.image.info.size, region, _EVALUATION_TILE, 0)
+        )
+        if not any((data.read_labels(core) != NODATA).any() for core in tiles):
+            raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the {use} strips; check [split]")
 
 
 def fit(trainer: Trainer, data: LabelledRaster, spec: InputSpec, recipe: Recipe, report: Report) -> Fcn:
@@ -221,10 +243,12 @@ def evaluate(
     """Confusion of the network over the val or test strips, each tile seen with its whole halo."""
     predictor = TorchPredictor(network, str(next(network.parameters()).device))
     size = data.image.info.size
-    step = round_up(_EVALUATION_TILE, network.stride)
+    stride, step = network.stride, round_up(_EVALUATION_TILE, network.stride)
     confusion = Confusion.empty(len(recipe.classes))
     for region in recipe.split.regions(size, use):
-        for tile in exact_tiles(size, region.aligned(network.stride), step, network.halo):
+        start = region.aligned(stride)
+        block = Window(start.row, start.col, round_up(start.height, stride), round_up(start.width, stride))
+        for tile in exact_tiles(size, start, step, network.halo):
             core = tile.core.intersection(region)
             channels = predictor.channels(data.read_image(tile.read, spec), core.slices(tile.read))
             confusion += Confusion.count(data.read_labels(core), channels, len(recipe.classes))

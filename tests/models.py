@@ -1,0 +1,96 @@
+"""Small networks with random weights, and model files of them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fcn_batch.pipeline.classes import ClassInfo, Legend
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard
+from fcn_batch.pipeline.weights import save_model
+
+
+def tiny_architecture(**changes: Any) -> Architecture:
+    """An FCN-8s with a sixteenth of VGG16's channels, and `changes` to it."""
+    return Architecture(**{"width": 0.0625, "fc_kernel": 3, "fc_channels": 16, **changes})
+
+
+def tiny_network(
+    architecture: Architecture | None = None,
+    *,
+    bands: int = 3,
+    classes: int = 6,
+    seed: int = 0,
+    batch_norm: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Fcn:
+    """A network whose every weight is random, score layers too; every class wins somewhere in an image of noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Fcn(architecture or tiny_architecture(), bands, classes, batch_norm=batch_norm)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.startswith("score") or name.endswith("bias"):
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
+                elif name.startswith("up_"):
+                    parameter.add_(0.03 * torch.randn_like(parameter))
+            _balance(network.eval(), bands)
+    return network.to(dtype)
+
+
+def _balance(network: Fcn, bands: int) -> None:
+    """Bring the scores of every class to mean 0 and deviation 1 over an image of noise, more or less.
+
+    Rounded, so that the last bits of a forward pass (they depend on the number of threads) do not show.
+    """
+    scores = network(torch.randn(1, bands, 160, 160))[0].flatten(1)
+    deviation = scores.std(dim=1).round(decimals=2).clamp(min=0.01)
+    layers = [m for name, m in network.named_modules() if name.startswith("score")]
+    for layer in layers:
+        assert isinstance(layer, torch.nn.Conv2d)
+        assert layer.bias is not None
+        layer.weight /= deviation[:, None, None, None]
+        layer.bias /= deviation
+    if network.architecture.upsampling == "bilinear":  # only then no class's scores move another's
+        scores = network(torch.randn(1, bands, 160, 160))[0].flatten(1)
+        assert network.score.bias is not None
+        network.score.bias -= scores.mean(dim=1).round(decimals=2)
+
+
+def tiny_card(
+    network: Fcn, *, bands: tuple[str, ...] = ("red", "green", "blue"), gsd_m: float = 7000.0, **changes: Any
+) -> ModelCard:
+    """The card of `network` for images like `tests.rasters.noise`; class ids are 0, 10, 20, …"""
+    classes = tuple(
+        ClassInfo(id=10 * k, name=f"class {k}", colour=f"#{20 * k % 256:02x}{255 - 9 * k % 256:02x}40")
+        for k in range(network.classes)
+    )
+    values = {
+        "name": "tiny",
+        "version": "1",
+        "summary": "Random weights, for tests",
+        "architecture": network.architecture,
+        "stride": network.stride,
+        "halo": network.halo,
+        "input": InputSpec(bands=tuple(Band(name=name, mean=0.392, std=0.225) for name in bands), gsd_m=gsd_m),
+        "legend": Legend(classes=classes),
+    }
+    return ModelCard(**{**values, **changes})
+
+
+def save_tiny_model(
+    path: Path,
+    *,
+    seed: int = 0,
+    classes: int = 6,
+    bands: tuple[str, ...] = ("red", "green", "blue"),
+    input_upsampling: Literal[1, 2, 4] = 1,
+    fc_kernel: int = 3,
+    gsd_m: float = 7000.0,
+) -> Path:
+    """Write a tiny model to `path`."""
+    architecture = tiny_architecture(input_upsampling=input_upsampling, fc_kernel=fc_kernel)
+    network = tiny_network(architecture, bands=len(bands), classes=classes, seed=seed)
+    save_model(path, network, tiny_card(network, bands=bands, gsd_m=gsd_m))
+    return path

@@ -1,0 +1,231 @@
+"""The command line: help that is true, data on stdout, all else on stderr, one line for each error."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from rasterio.transform import Affine
+
+import fcn_batch as package
+from fcn_batch.cli import main
+from fcn_batch.pipeline.errors import FcnBatchError
+from fcn_batch.pipeline.model_card import ModelCard
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.workflows.models import DEFAULT
+from fcn_batch.workflows.plan import Options, prepare
+from tests.models import save_tiny_model
+from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
+
+EMBEDDED = Path(str(package.__file__)).parent / "configs" / "models" / f"{DEFAULT}.safetensors"
+PROGRAM = [sys.executable, "-m", "fcn_batch.cli"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.fixture(scope="module")
+def raster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scene(tmp_path_factory.mktemp("raster") / "a.tif", 40, 50)
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that runs something, with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(commands())
+EXAMPLES = [
+    (path, line.strip())
+    for path, command in COMMANDS.items()
+    for line in (command.epilog or "").splitlines()
+    if line.strip().startswith("fcn-batch")
+]
+
+
+def test_the_commands_are_these() -> None:
+    assert set(COMMANDS) == {("segment",), ("plan",), ("model", "list"), ("model", "info"), ("train",)}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_says_what_it_does_with_an_example(path: tuple[str, ...]) -> None:
+    for flag in ("--help", "-h"):
+        result = fcn_batch(*path, flag)
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert result.stdout.startswith(f"Usage: main {' '.join(path)} ")
+        assert "Example" in result.stdout
+        assert f"  fcn-batch {' '.join(path)}" in result.stdout
+        assert "--debug" in result.stdout
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_option_is_explained(path: tuple[str, ...]) -> None:
+    options = [p for p in COMMANDS[path].params if isinstance(p, click.Option)]
+    assert [o.name for o in options if not o.help] == []
+    metavars = [o.make_metavar(click.Context(COMMANDS[path])) for o in options if not o.is_flag]
+    assert [m for m in metavars if "LAMBDA" in m.upper() or m.startswith("_")] == []
+
+
+@pytest.mark.parametrize(("path", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_the_examples_are_understood(path: tuple[str, ...], line: str) -> None:
+    words = shlex.split(line)[1:]
+    assert tuple(words[: len(path)]) == path
+    with COMMANDS[path].make_context("fcn-batch", words[len(path) :]) as context:  # raises for what is not there
+        assert set(context.params) == {p.name for p in COMMANDS[path].params if p.expose_value}
+
+
+def test_the_main_help_names_the_commands() -> None:
+    result = fcn_batch("--help")
+    assert result.exit_code == 0
+    assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
+        "model", "plan", "segment", "train",
+    ]  # fmt: skip
+
+
+def test_version() -> None:
+    assert fcn_batch("--version").stdout == f"fcn-batch, version {package.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["segmnet"], ["segment", "a.tif", "--tiel", "5"], ["model", "lst"], ["plan"]])
+def test_usage_errors_have_code_2(words: list[str]) -> None:
+    result = fcn_batch(*words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage: " in result.stderr
+    assert "Error: " in result.stderr
+
+
+# --- errors --------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_one_line_and_with_debug_a_traceback_too() -> None:
+    plain = run_program([*PROGRAM, "plan", "/nowhere/a.tif"])
+    debug = run_program([*PROGRAM, "plan", "/nowhere/a.tif", "--debug"])
+    assert plain.returncode == debug.returncode == 4
+    assert plain.stdout == debug.stdout == ""
+    assert plain.stderr == "fcn-batch: /nowhere/a.tif does not exist; check the name\n"
+    assert debug.stderr.startswith("Traceback (most recent call last)")
+    assert debug.stderr.endswith(plain.stderr)
+
+
+def test_debug_is_heard_however_the_program_is_called() -> None:
+    assert "Traceback" in fcn_batch("plan", "/nowhere/a.tif", "--debug").stderr
+    assert "Traceback" not in fcn_batch("plan", "/nowhere/a.tif").stderr
+
+
+def fail(_path: Path, _options: Options) -> Any:
+    raise ZeroDivisionError("by nothing")
+
+
+def test_an_unforeseen_error_has_code_1_and_a_hint(raster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.plan.prepare", fail)
+    result = fcn_batch("plan", raster)
+    assert result.exit_code == FcnBatchError.exit_code == 1
+    assert result.stderr == "fcn-batch: unforeseen error: ZeroDivisionError: by nothing; --debug shows where\n"
+    assert "in fail" in fcn_batch("plan", raster, "--debug").stderr
+
+
+def test_an_interrupt_says_how_to_go_on(raster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_path: Path, _options: Options) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcn_batch.workflows.plan.prepare", interrupt)
+    result = fcn_batch("plan", raster)
+    assert result.exit_code == 130
+    assert result.stderr == "fcn-batch: interrupted; run the same command again to go on\n"
+
+
+# --- what is printed -----------------------------------------------------------------------------------------
+
+
+def test_quiet_is_quiet(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 40, 50, crs="EPSG:32633", transform=Affine(10, 0, 5e5, 0, -10, 5e6))
+    for _ in range(2):  # a new run, and a complete one
+        result = segmented(path, "-m", model, "--quiet")
+        assert result.stderr == ""
+        assert len(result.stdout.splitlines()) == 3
+
+
+def test_progress_is_plain_lines_without_a_terminal(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    monkeypatch.setattr("fcn_batch.workflows.progress._LINE_EVERY_S", 0)
+    result = segmented(scene(tmp_path / "a.tif", 300, 330), "-m", model)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("a: ")]
+    assert len(lines) == 9
+    assert all(re.fullmatch(r"a: \d+ % of 0\.1 MPx, \d+\.\d\d MPx/s, \d+ s left", line) for line in lines)
+    assert lines[-1].startswith("a: 100 %")
+    assert lines[-1].endswith(" 0 s left")
+    assert "\x1b" not in result.stderr
+    assert "\r" not in result.stderr
+    summary = result.stderr.splitlines()[9:]
+    assert [line.split()[:2] for line in summary] == [*(["class", str(k)] for k in range(6)), ["no", "data"]]
+
+
+def test_a_plan_as_json_is_a_plan(raster: Path, model: Path) -> None:
+    result = fcn_batch("plan", raster, "-m", model, "--json", "--tile", "64")
+    plan = Plan.model_validate_json(result.stdout)
+    assert plan == prepare(raster, Options(model=str(model), tile=64)).plan
+    assert plan.cut.tile == 64
+
+
+def test_a_plan_for_people(raster: Path, model: Path) -> None:
+    result = fcn_batch("plan", raster, "-m", model, "--overlap", "32", "--tile", "100")
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if not line.startswith("note"))
+    assert lines["input"] == f"{raster}: 40 x 50 px, 3 bands of uint8"
+    assert lines["bands"] == "red = band 1, green = band 2, blue = band 3"
+    assert lines["result"] == "approximate, blended (hann)"
+    assert lines["tiles"] == "128 px, overlapping by 32 px"
+    assert "--tile 100 was rounded up to 128" in result.stdout
+
+
+# --- models --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_tells_of_itself(model: Path) -> None:
+    result = fcn_batch("model", "info", model)
+    assert result.exit_code == 0
+    assert str(model) in result.stdout
+    assert re.search(r"sha256 +[0-9a-f]{64}\n", result.stdout)
+    assert re.search(r"stride +32 px, halo 128 px", result.stdout)
+    assert [name for name in (f"class {k}" for k in range(6)) if name not in result.stdout] == []
+
+
+def test_a_card_as_json_is_a_card(model: Path) -> None:
+    card = ModelCard.model_validate_json(fcn_batch("model", "info", model, "--json").stdout)
+    assert (card.name, card.stride, card.halo) == ("tiny", 32, 128)
+
+
+def test_a_model_that_is_not_there() -> None:
+    result = fcn_batch("model", "info", "none.safetensors")
+    assert result.exit_code == 5
+    assert "none.safetensors: no such model file; `fcn-batch model list`" in result.stderr
+
+
+def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.safetensors").write_bytes(model.read_bytes())
+    monkeypatch.setattr("fcn_batch.workflows.models._folder", lambda: tmp_path)
+    result = fcn_batch("model", "list")
+    assert result.stdout.split() == ["tiny", "Random", "weights,", "for", "tests"]
+    assert fcn_batch("model", "info", "one").stdout.startswith("model")
+
+
+@pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not trained yet: make world-model")
+def test_the_default_model_ships() -> None:
+    assert fcn_batch("model", "list").stdout.startswith(f"{DEFAULT} ")
+    card = json.loads(fcn_batch("model", "info", DEFAULT, "--json").stdout)
+    assert card["name"] == DEFAULT
+    assert card["scores"]["mean_iu"] > 0

@@ -1,0 +1,240 @@
+"""The network is the paper's, and tiles of it equal the whole image: the promise the project rests on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.model_card import Architecture
+from fcn_batch.pipeline.predictor import TorchPredictor
+from fcn_batch.pipeline.tiling import exact_tiles
+from fcn_batch.pipeline.vgg import VggTrunk
+from tests.models import tiny_architecture, tiny_network
+
+Array = NDArray[np.floating]
+
+NETWORKS = [
+    {"stride": 8, "fc_kernel": 7},
+    {"stride": 16, "fc_kernel": 3},
+    {"stride": 32, "fc_kernel": 1},
+    {"stride": 8, "fc_kernel": 3, "upsampling": "learned"},
+    {"stride": 32, "fc_kernel": 3, "upsampling": "learned"},
+    {"stride": 8, "fc_kernel": 3, "input_upsampling": 2},
+    {"stride": 8, "fc_kernel": 3, "input_upsampling": 4},
+    {"stride": 16, "fc_kernel": 3, "input_upsampling": 4, "upsampling": "learned"},
+]
+
+
+def _name(architecture: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in architecture.values())
+
+
+def _image(rows: int, cols: int, dtype: Any = np.float64, seed: int = 0) -> Array:
+    out: Array = np.random.default_rng(seed).normal(size=(3, rows, cols)).astype(dtype)
+    return out
+
+
+def _whole(network: Fcn, image: Array) -> Array:
+    """One forward pass over the whole image, padded at right and bottom with 0."""
+    rows, cols = image.shape[1:]
+    x = functional.pad(torch.from_numpy(image), (0, -cols % network.stride, 0, -rows % network.stride))
+    with torch.no_grad():
+        scores: Array = network(x[None])[0, :, :rows, :cols].numpy()
+    return scores
+
+
+def _tiled(network: Fcn, image: Array, tile: int, halo: int, block: Window | None = None) -> Array:
+    """The same, tile by tile; NaN outside of `block`."""
+    size, predictor = Size(*image.shape[1:]), TorchPredictor(network)
+    scores = np.full((network.classes, size.height, size.width), np.nan, dtype=image.dtype)
+    for t in exact_tiles(size, block or Window(0, 0, size.height, size.width), tile, halo):
+        seen = predictor.scores(image[(slice(None), *t.read.slices())])
+        scores[(slice(None), *t.core.slices())] = seen[(slice(None), *t.core.slices(t.read))]
+    return scores
+
+
+def _difference(one: Array, other: Array) -> float:
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+@pytest.mark.parametrize("architecture", NETWORKS, ids=_name)
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_tiles_equal_the_whole_image(architecture: dict[str, Any], tall: bool) -> None:
+    network = tiny_network(tiny_architecture(**architecture), dtype=torch.float64)
+    stride = network.stride
+    image = _image(stride + 5, 2 * network.halo + 5 * stride + 3)
+    if tall:
+        image = np.ascontiguousarray(image.transpose(0, 2, 1))
+    whole = _whole(network, image)
+    assert _difference(_tiled(network, image, 2 * stride, network.halo), whole) <= 1e-12
+    less = _tiled(network, image, 2 * stride, network.halo - stride)
+    assert _difference(less, whole) > 1e-6, "the halo is not larger than it must be"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 50), (97, 201)], ids=str)
+@pytest.mark.parametrize("architecture", [NETWORKS[1], NETWORKS[6]], ids=_name)
+def test_odd_sizes_and_rasters_smaller_than_a_tile(size: tuple[int, int], architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture), dtype=torch.float64)
+    image = _image(*size)
+    for tile in (64, 256):
+        assert _difference(_tiled(network, image, tile, network.halo), _whole(network, image)) <= 1e-12
+
+
+def test_tiles_of_a_block_inside_the_raster() -> None:
+    network = tiny_network(tiny_architecture(input_upsampling=4), dtype=torch.float64)
+    image, block = _image(203, 197), Window(64, 56, 72, 80)
+    tiled = _tiled(network, image, 40, network.halo, block)[(slice(None), *block.slices())]
+    assert _difference(tiled, _whole(network, image)[(slice(None), *block.slices())]) <= 1e-12
+
+
+def test_a_larger_halo_off_the_grid_is_wrong() -> None:
+    network = tiny_network(dtype=torch.float64)
+    image = _image(32, 2 * network.halo + 160)
+    assert _difference(_tiled(network, image, 64, network.halo + 16), _whole(network, image)) > 1e-6
+
+
+@pytest.mark.parametrize("architecture", [NETWORKS[0], NETWORKS[6]], ids=_name)
+def test_single_precision_gives_the_same_class_but_at_ties(architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture))
+    image = _image(network.stride + 5, 2 * network.halo + 300, np.float32)
+    whole, tiled = _whole(network, image), _tiled(network, image, 4 * network.stride, network.halo)
+    low, high = np.partition(whole, -2, axis=0)[-2:]
+    clear = high - low >= 1e-4
+    assert clear.mean() > 0.99
+    assert (whole.argmax(axis=0) == tiled.argmax(axis=0))[clear].all()
+    assert len(np.unique(whole.argmax(axis=0))) == network.classes, "the image must not be too easy"
+
+
+@pytest.mark.parametrize("architecture", NETWORKS, ids=_name)
+def test_a_nan_reaches_as_far_as_the_layers_say(architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture), classes=2, dtype=torch.float64)
+    reach, period = network.reach, network.stride
+    cols = 2 * network.halo + 4 * period
+    turns, cell = np.divmod(np.arange(cols), period)
+    for offset in {0, 1, period // 2, period - 1}:
+        at = network.halo + 2 * period + offset
+        x = torch.zeros(1, 3, period, cols, dtype=torch.float64)
+        x[0, 1, period // 2, at] = torch.nan
+        with torch.no_grad():
+            poisoned = network(x)[0].isnan()
+        assert (poisoned.any(dim=0) == poisoned.all(dim=0)).all(), "every class looks equally far"
+        expected = (reach.first[cell] + turns * period <= at) & (at <= reach.last[cell] + turns * period)
+        assert np.array_equal(poisoned[0].any(dim=0).numpy(), expected)
+        assert not expected[0], "the picture must be wider than the reach"
+        assert not expected[-1], "the picture must be wider than the reach"
+
+
+@pytest.mark.parametrize("architecture", [NETWORKS[0], NETWORKS[3], NETWORKS[5]], ids=_name)
+def test_shifting_the_image_by_the_stride_shifts_the_scores(architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture), dtype=torch.float64)
+    stride, halo = network.stride, network.halo
+    cols = 2 * halo + 4 * stride
+    image = _image(stride, cols + stride)
+
+    def interior(shift: int) -> Array:
+        """Scores where neither end of a window that starts at `shift` is seen, from one raster pixel on."""
+        scores = _whole(network, np.ascontiguousarray(image[:, :, shift : shift + cols]))
+        start = halo + stride - shift
+        return scores[:, :, start : start + 2 * stride]
+
+    assert _difference(interior(0), interior(stride)) <= 1e-14  # BLAS may sum the last columns in another order
+    assert _difference(interior(stride // 2), interior(0)) > 1e-3, "half a stride is another grid"
+
+
+def test_sides_off_the_stride_are_refused() -> None:
+    network = tiny_network()
+    for rows, cols in ((33, 64), (64, 31)):
+        with pytest.raises(ValueError, match=rf"multiples of 32, got \({rows}, {cols}\)"):
+            network(torch.zeros(1, 3, rows, cols))
+    assert network(torch.zeros(2, 3, 64, 32)).shape == (2, 6, 64, 32)
+
+
+@pytest.mark.parametrize(("stride", "parameters"), [(8, 134_362_751), (16, 134_357_354), (32, 134_346_581)])
+def test_parameters_of_the_full_width_networks(stride: Any, parameters: int) -> None:
+    with torch.device("meta"):
+        network = Fcn(Architecture(stride=stride), 3, 21)
+    assert sum(p.numel() for p in network.parameters()) == parameters  # fcn.md section 1
+    assert sum(p.numel() for p in network.trunk.parameters()) == 14_714_688
+
+
+def test_only_score_layers_start_at_zero() -> None:
+    for batch_norm in (False, True):
+        network = Fcn(tiny_architecture(), 3, 4, batch_norm=batch_norm)
+        convolutions = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == 13 + 2 + 3
+        for name, layer in convolutions:
+            assert bool(layer.weight.any()) != name.startswith("score"), name
+
+
+def test_an_untrained_network_prefers_no_class() -> None:
+    network = Fcn(tiny_architecture(), 3, 4).eval()
+    assert not network(torch.randn(1, 3, 32, 32)).any()
+
+
+def test_the_trunk_is_torchvisions() -> None:
+    vgg16 = pytest.importorskip("torchvision.models").vgg16
+    with torch.device("meta"):
+        theirs = vgg16(weights=None, init_weights=False).features.state_dict()
+        ours = VggTrunk(3, 1.0).features.state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_the_trunk_computes_what_torchvisions_does() -> None:
+    vgg = pytest.importorskip("torchvision.models.vgg")
+    ours = VggTrunk(3, 0.125).eval()
+    stages = zip(ours.channels, (2, 2, 3, 3, 3), strict=True)
+    features = vgg.make_layers([v for channels, many in stages for v in (*[channels] * many, "M")]).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():  # torch's own start lets the signal fade
+            parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5 if parameter.ndim == 4 else 0.1)
+        features.load_state_dict(ours.features.state_dict())
+        x = torch.randn(1, 3, 64, 96)
+        pool3, pool4, pool5 = ours(x)
+        assert (pool3.shape, pool4.shape, pool5.shape) == ((1, 32, 8, 12), (1, 64, 4, 6), (1, 64, 2, 3))
+        assert pool5.any()
+        assert torch.equal(pool5, features(x))
+        assert torch.equal(pool4, features[:24](x))
+        assert torch.equal(pool3, features[:17](x))
+
+
+def test_folding_batch_norms_changes_nothing() -> None:
+    network = tiny_network(batch_norm=True, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                for tensor in (layer.running_mean, layer.running_var, layer.weight, layer.bias):
+                    assert tensor is not None
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        folded = network.folded()
+        x = torch.randn(1, 3, 64, 96, dtype=torch.float64, generator=generator)
+        expected = network.eval()(x)
+        assert folded(x).dtype == torch.float64
+        assert (folded(x) - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert not folded.training
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert folded.state_dict().keys() == Fcn(network.architecture, 3, 6).state_dict().keys()
+
+
+def test_folding_leaves_the_network_trainable() -> None:
+    network = tiny_network(batch_norm=True)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    folded = network.folded()
+    with torch.no_grad():
+        for parameter in folded.parameters():
+            parameter.zero_()
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_memory_counts_the_widest_layer() -> None:
+    with torch.device("meta"):
+        plain = Fcn(tiny_architecture(width=1.0), 3, 6)
+    assert plain.bytes_per_pixel == 4 * (64 + 64) + 4 * 3
+    many = tiny_network(classes=200)
+    assert many.bytes_per_pixel == 4 * 200 + 8 + 4 * 3

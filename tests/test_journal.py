@@ -1,0 +1,248 @@
+"""What is in the staging folder is believed only when it is whole and of the same plan."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fcn_batch.pipeline.durable import write_whole
+from fcn_batch.pipeline.errors import MismatchError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.journal import Journal, Receipt
+from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
+
+PLAN = Plan(
+    input=InputIdentity(
+        path="/data/a.tif",
+        bytes=1000,
+        modified_ns=12345,
+        height=300,
+        width=200,
+        bands=3,
+        dtype="uint8",
+        crs_wkt="LOCAL_CS[]",
+        transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
+    ),
+    model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="ab"),
+    bands=(1, 2, 3),
+    full_scale=255.0,
+    cut=Cut(chunk=64, block=128, tile=64, overlap=32, stride=32, blend=None),
+    kernel=Kernel(device="cpu", torch="2", fcn_batch="0", instructions="AVX2"),
+)
+
+
+def changed(*where: str, value: Any, plan: Plan = PLAN) -> Plan:
+    """The plan with another value at a place such as "cut", "tile"."""
+    tree = plan.model_dump()
+    node = tree
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = value
+    return Plan.model_validate(tree)
+
+
+def receipt(block: int, **other: Any) -> Receipt:
+    values: dict[str, Any] = {
+        "block": block,
+        "sha256": "00",
+        "shape": (128, 128),
+        "pixels": {0: 16000, 255: 384},
+        "area_m2": {0: 1.25, 255: 0.1},
+        "tiles": 4,
+        "forwarded": 40000,
+        "seconds": 0.5,
+    }
+    return Receipt(**{**values, **other})
+
+
+OTHERS = {
+    ("input", "bytes"): 1001,
+    ("input", "modified_ns"): 12346,
+    ("input", "height"): 301,
+    ("input", "width"): 201,
+    ("input", "bands"): 4,
+    ("input", "dtype"): "uint16",
+    ("input", "crs_wkt"): None,
+    ("input", "transform"): (1.0, 0.0, 0.0, 0.0, -1.0, 1e-9),
+    ("model", "name"): "n",
+    ("model", "version"): "2",
+    ("model", "sha256"): "ac",
+    ("bands",): (3, 2, 1),
+    ("full_scale",): 256.0,
+    ("cut", "chunk"): 32,
+    ("cut", "block"): 192,
+    ("cut", "tile"): 96,
+    ("cut", "overlap"): 64,
+    ("cut", "stride"): 16,
+    ("cut", "blend"): "hann",
+    ("kernel", "device"): "cuda",
+    ("kernel", "torch"): "3",
+    ("kernel", "fcn_batch"): "1",
+    ("kernel", "instructions"): "AVX512",
+}
+
+
+@pytest.mark.parametrize("where", OTHERS, ids=".".join)
+def test_each_field_counts(where: tuple[str, ...]) -> None:
+    other = changed(*where, value=OTHERS[where])
+    assert other.fingerprint != PLAN.fingerprint
+    (difference,) = PLAN.differences(other)
+    assert difference.startswith(f"{'.'.join(where)}: ")
+
+
+def test_every_field_is_tried_above() -> None:
+    tree = PLAN.model_dump()
+    fields = {(k, *rest) for k, v in tree.items() for rest in ([(i,) for i in v] if isinstance(v, dict) else [()])}
+    # one value each is possible for format and precision
+    assert fields - set(OTHERS) == {("input", "path"), ("model", "path"), ("format",), ("kernel", "precision")}
+
+
+def test_paths_do_not_count() -> None:
+    moved = changed("input", "path", value="/mnt/b.tif", plan=changed("model", "path", value="/mnt/m.safetensors"))
+    assert moved.fingerprint == PLAN.fingerprint
+    assert PLAN.differences(moved) == []
+
+
+def test_a_plan_off_the_grid_is_no_plan() -> None:
+    with pytest.raises(ValidationError, match="a block of 128 is not a whole number of chunks of 96"):
+        changed("cut", "chunk", value=96)
+    with pytest.raises(ValidationError, match="tile 65 is not a multiple of the stride 32"):
+        changed("cut", "tile", value=65)
+    assert [len(PLAN.grid), PLAN.grid[5]] == [6, Window(256, 128, 44, 72)]
+    assert PLAN.input.size == Size(300, 200)
+
+
+def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.partial")
+    assert journal.begin(PLAN) is False
+    assert list(journal.receipts()) == []
+    for block in (3, 0, 12):
+        journal.commit(receipt(block))
+    again = Journal(tmp_path / "a.partial")
+    assert again.begin(PLAN) is True
+    assert again.plan() == PLAN
+    assert list(again.receipts()) == [receipt(0), receipt(3), receipt(12)]
+    assert sorted(p.name for p in (tmp_path / "a.partial").rglob("*")) == [
+        "000000000.json", "000000003.json", "000000012.json", "plan.json", "receipts",
+    ]  # fmt: skip
+
+
+def test_a_run_taken_up_with_moved_paths_uses_the_new_ones(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    moved = changed("input", "path", value="/mnt/b.tif")
+    assert journal.begin(moved) is True
+    assert journal.plan().input.path == "/mnt/b.tif"
+
+
+def test_a_block_done_twice_is_one_receipt(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    journal.commit(receipt(1, seconds=1.0))
+    journal.commit(receipt(1, seconds=2.0))
+    assert list(journal.receipts()) == [receipt(1, seconds=2.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("000000001.json", ""),
+        ("000000001.json", receipt(1).model_dump_json()[:-20]),
+        ("000000001.json", "[]"),
+        ("000000001.json", "\0" * 300),
+        ("000000001.json", receipt(2).model_dump_json()),  # another block's
+        ("1.json", receipt(1).model_dump_json()),
+        ("000000001.json", json.dumps({**receipt(1).model_dump(mode="json"), "later": 1})),
+        (".000000001.json.0123.tmp", receipt(1).model_dump_json()),
+    ],
+    ids=["empty", "torn", "list", "zeros", "other block", "other name", "other format", "temporary"],
+)
+def test_what_is_no_receipt_is_not_there(tmp_path: Path, name: str, text: str) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    journal.commit(receipt(0))
+    (tmp_path / "receipts" / name).write_text(text)
+    assert list(journal.receipts()) == [receipt(0)]
+
+
+def test_another_plan_is_refused_with_all_differences(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    journal.commit(receipt(0))
+    other = changed("cut", "tile", value=128, plan=changed("bands", value=(3, 2, 1)))
+    with pytest.raises(MismatchError) as caught:
+        journal.begin(other)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "bands: [1, 2, 3], now [3, 2, 1]; cut.tile: 64, now 128" in message
+    assert "--restart" in message
+    assert journal.plan() == PLAN
+    assert list(journal.receipts()) == [receipt(0)]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not json", '{"format": 2}'])
+def test_an_unreadable_plan_is_refused(tmp_path: Path, text: str) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(MismatchError, match=r"plan\.json: cannot read the plan .*--restart"):
+        journal.begin(PLAN)
+
+
+def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
+    """Half a deletion, say, or a user's own folder of this name: whose receipts those are cannot be known."""
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    journal.commit(receipt(0))
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(MismatchError, match=r"holds receipts but no plan\.json.*--restart"):
+        journal.begin(PLAN)
+    assert list(journal.receipts()) == [receipt(0)]
+
+
+def test_an_interrupted_begin_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".plan.json.0123.tmp").write_text("{")
+    assert Journal(tmp_path).begin(PLAN) is False
+
+
+def test_a_folder_is_discarded_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a.partial"
+    journal = Journal(folder)
+    journal.begin(PLAN)
+    journal.commit(receipt(0))
+
+    def killed(*_args: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcn_batch.pipeline.journal.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            journal.discard()
+    assert not folder.exists()
+    assert journal.begin(PLAN) is False
+    assert list(tmp_path.iterdir()) == [folder]
+    journal.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seal_is_a_whole_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    journal.seal("a.run.json", {"complete": True, "blocks": 3})
+    assert json.loads((tmp_path / "a.run.json").read_text()) == {"complete": True, "blocks": 3}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def full(_paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fcn_batch.pipeline.durable.sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

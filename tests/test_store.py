@@ -1,0 +1,261 @@
+"""The store opens, at the right place and with the right names, in the libraries people read it with."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401 - gives xarray its `rio`
+import xarray
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from fcn_batch.pipeline import store as store_module
+from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.store import ClassStore, Layout
+
+UTM = CRS.from_epsg(32633).to_wkt()
+LAEA = CRS.from_proj4("+proj=laea +lat_0=12 +lon_0=34 +ellps=GRS80 +units=m").to_wkt()
+NORTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0))
+SOUTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, 10.0, 5000000.0))
+THIRDS = GeoReference(CRS.from_epsg(4326).to_wkt(), (1 / 3, 0.0, -180.0, 0.0, -1 / 3, 90.0))
+ROTATED = GeoReference(UTM, (3.0, 4.0, 5.0, 4.0, -3.0, 7.0))
+NOWHERE = GeoReference(None, IDENTITY)
+LEGEND = Legend(
+    classes=(ClassInfo(id=3, name="bare soil", colour="#aa8866"), ClassInfo(id=0, name="water", colour="#1f78b4"))
+)
+SIZE = Size(100, 130)
+GDAL_READS_ZARR_CRS = tuple(int(part) for part in rasterio.__gdal_version__.split(".")[:2]) >= (3, 12)
+
+# rioxarray 0.19 multiplies transforms the way that affine 3 will drop
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul instead of `\\*`:PendingDeprecationWarning")
+
+
+def layout(reference: GeoReference, size: Size = SIZE) -> Layout:
+    y, x = coordinate_attributes(reference)
+    return Layout(
+        size=size,
+        chunk=64,
+        legend=LEGEND,
+        georeference=reference,
+        grid_mapping=cf_grid_mapping(reference),
+        authority_code=authority_code(reference),
+        y_attributes=y,
+        x_attributes=x,
+        provenance={"fcn:model": "tiny"},
+    )
+
+
+def ids(size: Size = SIZE) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).choice(np.array([0, 3, NODATA], np.uint8), (size.height, size.width))
+
+
+def made(path: Path, reference: GeoReference = NORTH_UP, size: Size = SIZE) -> ClassStore:
+    """A finished store of `ids`."""
+    store = ClassStore.create(path, layout(reference, size))
+    values = ids(size)
+    for row, col in itertools.product(range(0, size.height, 64), range(0, size.width, 64)):
+        window = Window(row, col, 64, 64).clipped(size)
+        store.write(window, values[window.slices()])
+    store.consolidate()
+    return store
+
+
+def transform_of(array: Any) -> tuple[float, ...]:
+    return tuple(array.rio.transform())[:6]
+
+
+def test_xarray_sees_ids_names_and_provenance(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    with xarray.open_zarr(tmp_path / "a.zarr") as dataset:
+        classes = dataset.classes
+        assert classes.dtype == np.uint8  # with a CF _FillValue it would be float
+        assert classes.dims == ("y", "x")
+        assert (classes.values == ids()).all()
+        assert classes.attrs["flag_values"] == [3, 0]
+        assert classes.attrs["flag_meanings"] == "bare_soil water"
+        assert classes.attrs["flag_colors"] == "#aa8866 #1f78b4"
+        assert classes.attrs["class_names"] == ["bare soil", "water"]
+        assert classes.attrs["proj:code"] == "EPSG:32633"
+        assert dataset.attrs["fcn:model"] == "tiny"
+        assert dataset.attrs["Conventions"] == "CF-1.11"
+        assert list(dataset.data_vars) == ["classes"]
+        assert set(dataset.coords) == {"spatial_ref", "x", "y"}
+
+
+@pytest.mark.parametrize("reference", [NORTH_UP, SOUTH_UP, ROTATED, THIRDS], ids=["north", "south", "rotated", "3rds"])
+def test_rioxarray_sees_the_place(tmp_path: Path, reference: GeoReference) -> None:
+    made(tmp_path / "a.zarr", reference)
+    with xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset:
+        assert CRS.from_wkt(dataset.classes.rio.crs.to_wkt()) == CRS.from_wkt(str(reference.crs_wkt))
+        assert transform_of(dataset.classes) == reference.transform
+        assert dataset.classes.rio.nodata == NODATA
+        assert (dataset.classes.values == ids()).all()
+
+
+def test_a_window_cut_by_xarray_lies_where_it_was(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    with xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset:
+        part = dataset.classes.isel(y=slice(7, 30), x=slice(11, 40))
+        assert tuple(part.rio.transform(recalc=True))[:6] == (10.0, 0.0, 500110.0, 0.0, -10.0, 4999930.0)
+
+
+@pytest.mark.parametrize("reference", [NORTH_UP, SOUTH_UP, THIRDS, NOWHERE], ids=["north", "south", "3rds", "nowhere"])
+def test_coordinates_are_pixel_centres_to_the_last_bit(tmp_path: Path, reference: GeoReference) -> None:
+    a, _, c, _, e, f = reference.transform
+    made(tmp_path / "a.zarr", reference)
+    with xarray.open_zarr(tmp_path / "a.zarr") as dataset:
+        assert dataset.x.values.tolist() == [c + (col + 0.5) * a for col in range(SIZE.width)]
+        assert dataset.y.values.tolist() == [f + (row + 0.5) * e for row in range(SIZE.height)]
+        assert dataset.y.attrs == coordinate_attributes(reference)[0]
+        assert dataset.x.attrs == coordinate_attributes(reference)[1]
+
+
+def test_a_rotated_map_has_its_transform_and_no_coordinates(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr", ROTATED)
+    with xarray.open_zarr(tmp_path / "a.zarr") as dataset:
+        assert "x" not in dataset.coords
+        assert dataset.classes.attrs["spatial:transform"] == list(ROTATED.transform)
+        assert dataset.classes.attrs["spatial:shape"] == [100, 130]
+        names = [convention["name"] for convention in dataset.classes.attrs["zarr_conventions"]]
+        assert names == ["proj", "spatial"]
+
+
+def test_without_a_reference_system_none_is_claimed(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr", NOWHERE)
+    with xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset:
+        assert dataset.classes.rio.crs is None
+        assert [name for name in dataset.classes.attrs if name.startswith(("proj:", "spatial:", "zarr_"))] == []
+        assert set(dataset.spatial_ref.attrs) == {"GeoTransform"}
+
+
+def test_a_system_without_a_code_is_told_as_text_alone(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr", GeoReference(LAEA, NORTH_UP.transform))
+    with xarray.open_zarr(tmp_path / "a.zarr") as dataset:
+        assert "proj:code" not in dataset.classes.attrs
+        assert dataset.classes.attrs["proj:wkt2"] == LAEA
+
+
+def test_a_single_pixel(tmp_path: Path) -> None:
+    store = made(tmp_path / "a.zarr", size=Size(1, 1))
+    assert (store.size, store.chunk) == (Size(1, 1), 64)
+    with xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset:
+        assert dataset.classes.shape == (1, 1)
+        assert transform_of(dataset.classes) == NORTH_UP.transform
+
+
+@pytest.mark.skipif(not GDAL_READS_ZARR_CRS, reason="GDAL before 3.12 does not read CF metadata of Zarr v3")
+@pytest.mark.parametrize("reference", [NORTH_UP, SOUTH_UP, ROTATED], ids=["north", "south", "rotated"])
+def test_gdal_sees_the_place(tmp_path: Path, reference: GeoReference) -> None:
+    made(tmp_path / "a.zarr", reference)
+    with rasterio.open(tmp_path / "a.zarr") as dataset:
+        assert dataset.crs == rasterio.CRS.from_wkt(str(reference.crs_wkt))
+        assert tuple(dataset.transform)[:6] == reference.transform
+        assert dataset.nodata == NODATA
+        assert dataset.dtypes == ("uint8",)
+        assert (dataset.read(1) == ids()).all()
+
+
+def test_metadata_are_gathered_in_the_root(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    root = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    gathered = root["consolidated_metadata"]["metadata"]
+    assert set(gathered) == {"classes", "spatial_ref", "x", "y"}
+    for name, metadata in gathered.items():
+        alone = json.loads((tmp_path / "a.zarr" / name / "zarr.json").read_text())
+        assert metadata["shape"] == alone["shape"]
+        assert metadata["attributes"] == alone["attributes"]
+    assert gathered["spatial_ref"]["shape"] == []
+
+
+def test_chunks_carry_checksums_and_nodata_takes_no_room(tmp_path: Path) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP))
+    codecs = json.loads((tmp_path / "a.zarr" / "classes" / "zarr.json").read_text())["codecs"]
+    assert [c["name"] for c in codecs] == ["bytes", "zstd"]
+    assert codecs[1]["configuration"] == {"level": 3, "checksum": True}
+    store.write(Window(0, 0, 64, 64), np.full((64, 64), NODATA, np.uint8))
+    assert not (tmp_path / "a.zarr" / "classes" / "c").exists()
+    assert (store.read(Window(0, 0, 100, 130)) == NODATA).all()
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(0, 0, 32, 64),  # ends inside a chunk
+        Window(32, 0, 64, 64),  # starts inside one
+        Window(0, 64, 64, 65),  # ends inside the last, ragged one
+        Window(0, 1, 64, 129),
+        Window(64, 64, 30, 66),
+    ],
+)
+def test_parts_of_chunks_are_refused_and_nothing_is_written(tmp_path: Path, window: Window) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP))
+    with pytest.raises(ValueError, match=r"not whole chunks of 64 in a map of Size\(height=100, width=130\)"):
+        store.write(window, np.zeros((window.height, window.width), np.uint8))
+    assert (store.read(Window(0, 0, 100, 130)) == NODATA).all()
+
+
+@pytest.mark.parametrize("window", [Window(0, 0, 100, 130), Window(64, 128, 36, 2), Window(0, 64, 64, 64)])
+def test_whole_chunks_and_ragged_ends_are_written(tmp_path: Path, window: Window) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP))
+    store.write(window, ids()[window.slices()])
+    expected = np.full((100, 130), NODATA, np.uint8)
+    expected[window.slices()] = ids()[window.slices()]
+    assert (store.read(Window(0, 0, 100, 130)) == expected).all()
+
+
+def test_a_write_reaches_the_disk_with_all_folders_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+
+    def sync(paths: Iterable[Path]) -> None:
+        synced.extend(paths)
+
+    monkeypatch.setattr(store_module, "sync", sync)
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP))
+    synced.clear()
+    store.write(Window(0, 0, 64, 130), ids()[:64])
+    # a new name is durable only when the folder that holds it is
+    array = tmp_path / "a.zarr" / "classes"
+    assert set(synced) == {array, array / "c", *(array / "c").rglob("*")}
+    synced.clear()
+    store.consolidate()
+    assert {p for p in synced if p.is_file()} >= set((tmp_path / "a.zarr").rglob("zarr.json"))
+    assert tmp_path / "a.zarr" / "x" / "c" / "0" in synced
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.99])
+def test_a_flipped_bit_is_found(tmp_path: Path, where: float) -> None:
+    store = made(tmp_path / "a.zarr")
+    chunk = tmp_path / "a.zarr" / "classes" / "c" / "0" / "1"
+    data = bytearray(chunk.read_bytes())
+    data[int(len(data) * where)] ^= 4
+    chunk.write_bytes(data)
+    with pytest.raises(OutputError, match=r"a\.zarr: a chunk in Window\(row=0, col=64, .* cannot be read"):
+        store.read(Window(0, 64, 64, 64))
+    assert (store.read(Window(0, 0, 100, 64)) == ids()[:, :64]).all()
+
+
+def test_a_chunk_cut_off_is_found(tmp_path: Path) -> None:
+    store = made(tmp_path / "a.zarr")
+    chunk = tmp_path / "a.zarr" / "classes" / "c" / "0" / "0"
+    os.truncate(chunk, chunk.stat().st_size // 2)
+    with pytest.raises(OutputError, match="cannot be read"):
+        store.read(Window(0, 0, 64, 64))
+
+
+def test_no_store_and_half_a_store_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"nothing\.zarr: not a readable class map"):
+        ClassStore(tmp_path / "nothing.zarr")
+    made(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr" / "classes" / "zarr.json").write_text("{")
+    with pytest.raises(OutputError, match=r"a\.zarr: not a readable class map.*--restart"):
+        ClassStore(tmp_path / "a.zarr")

@@ -1,0 +1,265 @@
+"""Model files: whole, checked, and never executed."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.weights import load_model, read_card, save_model
+from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_network
+
+KEY = "fcn_batch.model_card"
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "good.safetensors")
+
+
+def _rewrite(path: Path, tensors: Tensors | None = None, **card_changes: Any) -> Path:
+    """Write the model file again with other tensors or other fields of the card."""
+    card = json.loads(read_card(path).card.model_dump_json())
+    for key, value in card_changes.items():
+        inner, names = card, key.split("__")
+        for name in names[:-1]:
+            inner = inner[name]
+        inner[names[-1]] = value
+    old = safetensors.torch.load(path.read_bytes())
+    path.write_bytes(safetensors.torch.save(tensors or old, metadata={KEY: json.dumps(card)}))
+    return path
+
+
+def _refused(path: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        load_model(path)
+    assert caught.value.exit_code == 5
+    assert str(path) in str(caught.value), "the message names the file"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [{}, {"stride": 32}, {"stride": 16, "upsampling": "learned"}, {"input_upsampling": 4}],
+    ids=str,
+)
+def test_a_saved_network_comes_back_with_the_same_scores(tmp_path: Path, architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture))
+    card, path = tiny_card(network), tmp_path / "model.safetensors"
+    save_model(path, network, card)
+    model, loaded = load_model(path)
+    assert model == read_card(path)
+    assert (model.card, model.path) == (card, path)
+    assert not loaded.training
+    assert (loaded.stride, loaded.halo) == (card.stride, card.halo)
+    x = torch.randn(1, 3, 64, 96)
+    assert torch.equal(loaded(x), network(x))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_load_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = tiny_network(dtype=dtype)
+    save_model(tmp_path / "model.safetensors", network, tiny_card(network))
+    _, loaded = load_model(tmp_path / "model.safetensors")
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, network.state_dict()[name].float()), name
+
+
+def test_a_network_in_channels_last_order_is_saved_as_any_other(tmp_path: Path, good: Path) -> None:
+    network = tiny_network().to(memory_format=torch.channels_last)
+    save_model(tmp_path / "last.safetensors", network, tiny_card(network))
+    assert (tmp_path / "last.safetensors").read_bytes() == good.read_bytes()
+
+
+def test_loading_draws_no_random_numbers(good: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    load_model(good)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_file_that_changed_during_the_run(good: Path) -> None:
+    before = read_card(good).sha256
+    assert load_model(good, sha256=before)[0].sha256 == before
+    save_tiny_model(good, seed=1)
+    with pytest.raises(ModelError, match=f"changed during the run.*{before[:12]}") as caught:
+        load_model(good, sha256=before)
+    assert caught.value.exit_code == 5
+
+
+def test_missing(tmp_path: Path) -> None:
+    _refused(tmp_path / "none.safetensors", "no such model file")
+    _refused(tmp_path, "Is a directory")
+
+
+def _nested(depth: int) -> bytes:
+    text = b"[" * depth
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", r"not a safetensors file \(0 bytes\)"),
+        (b"1234567", r"\(7 bytes\)"),
+        (b"These are not the weights you are looking for.\n", r"\(47 bytes\)"),
+        ((2**63).to_bytes(8, "little") + b"{}", r"\(10 bytes\)"),
+        ((17 * 2**20).to_bytes(8, "little") + b" " * (17 * 2**20), "not a safetensors file"),
+        ((100).to_bytes(8, "little") + b"{" * 99, "not a safetensors file"),
+        ((4).to_bytes(8, "little") + b"\xff\xfe{}", "not a whole safetensors file"),
+        ((2).to_bytes(8, "little") + b"[]", "not a whole safetensors file"),
+        (_nested(200_000), "not a whole safetensors file"),
+        ((2).to_bytes(8, "little") + b"{}", "no fcn-batch model card"),
+        ((21).to_bytes(8, "little") + b'{"__metadata__":null}', "not a whole safetensors file"),
+        ((24).to_bytes(8, "little") + b'{"__metadata__":{"a":1}}', "not a whole safetensors file"),
+    ],
+    ids=["empty", "short", "text", "huge", "over", "cut", "binary", "list", "deep", "bare", "null", "number"],
+)
+def test_files_of_other_kinds(tmp_path: Path, content: bytes, match: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    _refused(path, match)
+
+
+def test_truncated_anywhere(good: Path) -> None:
+    data = good.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for length in (0, 4, 8, 100, header - 1, header, header + 1, len(data) // 2, len(data) - 1):
+        good.write_bytes(data[:length])
+        _refused(good, "safetensors file")
+    good.write_bytes(data + b"\0")
+    _refused(good, "not a whole safetensors file")
+
+
+def test_weights_without_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "vgg.safetensors"
+    safetensors.torch.save_file({"features.0.weight": torch.ones(2)}, path)
+    _refused(path, "holds weights but no fcn-batch model card")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("architecture__stride", 12, r"architecture\.stride.*got 12"),
+        ("architecture__fc_kernel", 4, "must be odd.*got 4"),
+        ("architecture__trunk", "resnet50", r"architecture\.trunk.*'resnet50'"),
+        ("input__full_scale", 0, r"input\.full_scale"),
+        ("input__gsd_m", float("nan"), r"input\.gsd_m.*got nan"),
+        ("input__gsd_m", "far", r"input\.gsd_m.*'far'"),
+        ("name", "../../etc/passwd", "name:.*passwd"),
+        ("format", 2, "format:.*got 2"),
+        ("surprise", 1, "surprise"),
+    ],
+)
+def test_a_card_with_a_wrong_field_is_told_which(good: Path, field: str, value: Any, match: str) -> None:
+    _refused(_rewrite(good, None, **{field: value}), f"bad model card: .*{match}")
+
+
+def test_a_card_that_is_no_json(good: Path) -> None:
+    tensors = safetensors.torch.load(good.read_bytes())
+    good.write_bytes(safetensors.torch.save(tensors, metadata={KEY: "halo = 3"}))
+    _refused(good, "bad model card")
+
+
+@pytest.mark.parametrize(("field", "value"), [("stride", 16), ("halo", 32), ("halo", 0)])
+def test_an_edited_stride_or_halo_is_found(good: Path, field: str, value: int) -> None:
+    says = {"stride": 32, "halo": 160, field: value}
+    _refused(
+        _rewrite(good, None, **{field: value}),
+        f"says stride {says['stride']} and halo {says['halo']}, the layers give 32 and 160",
+    )
+
+
+def _broken(change: Callable[[Tensors], Any]) -> Callable[[Path], Path]:
+    def rewrite(path: Path) -> Path:
+        tensors = safetensors.torch.load(path.read_bytes())
+        change(tensors)
+        return _rewrite(path, tensors)
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "match"),
+    [
+        (_broken(lambda t: t["fc7.weight"].view(-1)[3:4].fill_(torch.nan)), r"fc7\.weight hold NaN"),
+        (_broken(lambda t: t["score.bias"].fill_(torch.inf)), r"score\.bias hold NaN or infinity"),
+        (_broken(lambda t: t["score_pool3.weight"].zero_()), r"score_pool3\.weight are zero: .* never trained"),
+        (_broken(lambda t: [v.zero_() for v in t.values()]), "are zero"),
+        (_broken(lambda t: t.pop("fc6.bias")), r"do not fit the card's architecture.*[\s\S]*fc6\.bias"),
+        (_broken(lambda t: t.update(extra=torch.ones(1))), r"do not fit[\s\S]*extra"),
+        (_broken(lambda t: t.update({"fc6.bias": torch.ones(17)})), r"do not fit[\s\S]*fc6\.bias"),
+    ],
+    ids=["nan", "infinity", "zero layer", "all zero", "missing", "extra", "shape"],
+)
+def test_weights_that_cannot_be(good: Path, rewrite: Callable[[Path], Path], match: str) -> None:
+    _refused(rewrite(good), match)
+
+
+def test_a_card_that_claims_a_huge_network_allocates_nothing(good: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    huge = {"architecture__width": 2, "architecture__fc_channels": 8192, "architecture__fc_kernel": 15}
+    _refused(_rewrite(good, None, **huge, halo=352), "do not fit the card's architecture")  # fc6 alone: 7.5 GB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: less than 1 GiB
+
+
+class _Burglar:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "pickle"])
+def test_pickles_are_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
+    target, path = tmp_path / "broken-in", tmp_path / "model.safetensors"
+    if zipped:
+        torch.save({"state": _Burglar(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps(_Burglar(target)))
+    _refused(path, "not a safetensors file")
+    assert not target.exists()
+    with path.open("rb") as file:  # the trap does work
+        torch.load(file, weights_only=False) if zipped else pickle.load(file)  # noqa: S301
+    assert target.exists()
+
+
+@pytest.mark.parametrize("method", ["write_bytes", "replace"])
+def test_a_failed_save_leaves_nothing_and_keeps_the_old(
+    good: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = good.read_bytes()
+    write = Path.write_bytes
+
+    def full(self: Path, *args: Any) -> None:
+        if method == "write_bytes":
+            write(self, args[0][:100])
+        raise OSError(28, "No space left on device")
+
+    network = tiny_network(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, method, full)
+        with pytest.raises(OSError, match="No space left"):
+            save_model(good, network, tiny_card(network))
+    assert [p.name for p in good.parent.iterdir()] == [good.name]
+    assert good.read_bytes() == before
+
+
+def test_a_folded_network_is_what_a_file_holds(tmp_path: Path) -> None:
+    network = tiny_network(batch_norm=True)
+    save_model(tmp_path / "model.safetensors", network.folded(), tiny_card(network))
+    assert isinstance(load_model(tmp_path / "model.safetensors")[1], Fcn)
