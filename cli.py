@@ -18,27 +18,14 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-_DEBUG = "fcn_batch.debug"
-
-
-def _remember_debug(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-    ctx.meta[_DEBUG] = value
-
-
-def _print_traceback(ctx: click.Context) -> None:
-    if ctx.meta[_DEBUG]:
-        traceback.print_exc()
-
-
 class _Command(click.Command):
     """A command with `--debug`, whose errors are one line and an exit code."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        help_text = "Show the traceback of an error."
-        self.params.append(
-            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_remember_debug, help=help_text)
-        )
+        show = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.", expose_value=False)
+        show.callback = lambda ctx, _, value: ctx.meta.update(debug=value)
+        self.params.append(show)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; turn errors into messages unless `--debug` was given."""
@@ -49,15 +36,14 @@ class _Command(click.Command):
         except KeyboardInterrupt:
             click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
             ctx.exit(_INTERRUPTED)
-        except FcnBatchError as error:
-            _print_traceback(ctx)
-            click.echo(f"fcn-batch: {error}", err=True)
-            ctx.exit(error.exit_code)
         except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
-            _print_traceback(ctx)
-            message = f"fcn-batch: unforeseen error: {type(error).__name__}: {error}; --debug shows where"
-            click.echo(message, err=True)
-            ctx.exit(FcnBatchError.exit_code)
+            if ctx.meta["debug"]:
+                traceback.print_exc()
+            message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
+            if isinstance(error, FcnBatchError):
+                message, code = str(error), error.exit_code
+            click.echo(f"fcn-batch: {message}", err=True)
+            ctx.exit(code)
 
 
 class _Group(click.Group):

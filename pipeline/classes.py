@@ -35,7 +35,7 @@ class Legend(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: tuple[ClassInfo, ...] = Field(min_length=1)
+    classes: tuple[ClassInfo, ...] = Field(min_length=1, max_length=NODATA)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Legend":

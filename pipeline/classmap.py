@@ -7,8 +7,9 @@ the most frequent class (MODE): any average of class ids would be a class that i
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -45,25 +46,36 @@ COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("B
 Windows = Iterable[tuple[Window, NDArray[np.uint8]]]
 
 
-def write_cog(path: Path, ref: GeoReference, size: Size, legend: Legend, windows: Windows, scratch: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class MapHead:
+    """Everything about a class map but its pixels."""
+
+    georeference: GeoReference
+    size: Size
+    legend: Legend
+    tags: Mapping[str, str | int] = field(default_factory=dict)
+    """How the map was made; becomes the file's metadata."""
+
+
+def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
     """Write the class map `path` and its side file; both appear complete or not at all.
 
     `windows` yields each pixel of the map once, in any order, as a window and its class ids, shape (rows,
-    cols), 255 where there is no data; windows that are whole blocks of 512x512 are fastest. `scratch` is the
-    name of the GeoTIFF on the way, as large as the result; it is removed in any case. An existing `path` is
-    replaced. The result is read back and compared, as a full disk does not always show while writing.
+    cols), 255 where there is no data; windows that are whole blocks of 512x512 are fastest. On the way there is
+    a GeoTIFF of the same size in the same folder; it is removed in any case. An existing `path` is replaced.
+    The result is read back and compared, as a full disk does not always show while writing.
 
     ValueError when the windows do not fit the map; OutputError when something cannot be written. Errors
     that `windows` raises pass through.
     """
-    partial = path.with_name(path.name + ".partial")
+    scratch, partial = path.with_name(path.name + ".tiled"), path.with_name(path.name + ".partial")
     try:
         with gdal_cache(CACHE_MB):
-            checksums = _write_tiles(scratch, ref, size, legend, windows)
+            checksums = _write_tiles(scratch, head, windows)
             with _writing(path), accept_pixel_space():
                 rasterio.shutil.copy(scratch, partial, driver="COG", **COG_OPTIONS)
             _compare(partial, checksums, path)
-        write_side_file(path, legend)
+        write_side_file(path, head.legend)
         with _writing(path):
             with partial.open("rb") as file:  # complete on the disk before it gets its name
                 os.fsync(file.fileno())
@@ -118,21 +130,19 @@ def _text(parent: ET.Element, tag: str, value: object) -> None:
     ET.SubElement(parent, tag).text = legal
 
 
-def _write_tiles(
-    scratch: Path, ref: GeoReference, size: Size, legend: Legend, windows: Windows
-) -> list[tuple[Window, int]]:
+def _write_tiles(scratch: Path, head: MapHead, windows: Windows) -> list[tuple[Window, int]]:
     """Write the plain GeoTIFF; return the windows with the checksums of their pixels."""
     checksums: list[tuple[Window, int]] = []
     with _writing(scratch), accept_pixel_space():
-        dataset = rasterio.open(scratch, "w", **_profile(ref, size))
+        dataset = rasterio.open(scratch, "w", **_profile(head.georeference, head.size))
     try:
         with _writing(scratch):
-            _describe(dataset, legend)
+            _describe(dataset, head)
         for window, values in windows:
             if values.shape != (window.height, window.width) or values.dtype != np.uint8:
                 raise ValueError(f"{window} came with {values.dtype} values of shape {values.shape}")
-            if window.row < 0 or window.col < 0 or window.clipped(size) != window:
-                raise ValueError(f"{window} is not inside the map of {size}")
+            if window.row < 0 or window.col < 0 or window.clipped(head.size) != window:
+                raise ValueError(f"{window} is not inside the map of {head.size}")
             with _writing(scratch):
                 dataset.write(values, 1, window=_rasterio_window(window))
             checksums.append((window, _checksum(values)))
@@ -140,8 +150,8 @@ def _write_tiles(
         with _writing(scratch):
             dataset.close()
     covered = sum(window.pixels for window, _ in checksums)
-    if covered != size.pixels:
-        raise ValueError(f"the windows hold {covered} pixels, but the map has {size.pixels}")
+    if covered != head.size.pixels:
+        raise ValueError(f"the windows hold {covered} pixels, but the map has {head.size.pixels}")
     return checksums
 
 
@@ -168,12 +178,15 @@ def _profile(ref: GeoReference, size: Size) -> dict[str, Any]:
     return profile
 
 
-def _describe(dataset: Any, legend: Legend) -> None:
-    """Set palette, band name and the CF flag attributes."""
+def _describe(dataset: Any, head: MapHead) -> None:
+    """Set palette, band name, the CF flag attributes and how the map was made."""
+    legend = head.legend
     palette = {c.id: (*c.rgb, 255) for c in legend.classes}
     dataset.write_colormap(1, {**palette, NODATA: (0, 0, 0, 0)})
     dataset.set_band_description(1, "classes")
     dataset.update_tags(1, flag_values=" ".join(str(i) for i in legend.ids), flag_meanings=legend.flag_meanings)
+    # GDAL ends a name at its first colon
+    dataset.update_tags(**{key.replace(":", "_"): str(value) for key, value in head.tags.items()})
 
 
 def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`: readers see the old file or the new one, never a part."""
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`: readers see the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         sync([temporary])
         temporary.replace(path)
     finally:

@@ -31,12 +31,11 @@ from fcn_batch.pipeline.vgg import VggTrunk
 class Fcn(nn.Module):
     """Scores (n, classes, rows, cols) of an image (n, bands, rows, cols) whose sides are multiples of `stride`."""
 
-    def __init__(self, architecture: Architecture, bands: int, classes: int, *, batch_norm: bool = False) -> None:
+    def __init__(self, architecture: Architecture, bands: int, classes: int) -> None:
         super().__init__()
         a = self.architecture = architecture
-        self.bands, self.classes = bands, classes
         self.enlarge = Upsample(a.input_upsampling)
-        self.trunk = VggTrunk(bands, a.width, batch_norm=batch_norm)
+        self.trunk = VggTrunk(bands, a.width)
         pool3, pool4, pool5 = self.trunk.channels[2:]
         self.fc6 = nn.Conv2d(pool5, a.fc_channels, a.fc_kernel, padding=a.fc_kernel // 2)
         self.fc7 = nn.Conv2d(a.fc_channels, a.fc_channels, 1)
@@ -73,15 +72,6 @@ class Fcn(nn.Module):
             score = self.up_pool4(score) + self.score_pool3(pool3)
         out: torch.Tensor = self.up_final(score)
         return out
-
-    def folded(self) -> "Fcn":
-        """The same function without batch norms: what a model file holds."""
-        plain = Fcn(self.architecture, self.bands, self.classes).to(self.score.weight)  # its device and dtype
-        plain.load_state_dict(
-            {k: v for k, v in self.state_dict().items() if not k.startswith("trunk.")}
-            | {f"trunk.features.{k}": v for k, v in self.trunk.fold().state_dict().items()}
-        )
-        return plain.eval()
 
     def _upsample(self, classes: int, factor: int) -> Upsample:
         learned = self.architecture.upsampling == "learned" and factor > 1

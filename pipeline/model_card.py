@@ -89,8 +89,8 @@ class ModelCard(_Frozen):
     """The raster's grid the network repeats on, in pixels; derived from the layers, checked on load."""
     halo: int = Field(ge=0)
     """Pixels to read beyond a core; derived from the layers, checked on load."""
-    phase: int = Field(default=0, ge=0)
-    """Where the grid starts, in pixels from the raster's origin."""
+    phase: Literal[0] = 0
+    """Where the grid starts, in pixels from the raster's origin; 0 in the translation-equivariant form."""
     input: InputSpec
     legend: Legend
     training: tuple[TrainingData, ...] = ()

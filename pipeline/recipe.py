@@ -101,8 +101,6 @@ class Schedule(_Frozen):
     """Weight of a class in the loss: its share of pixels to the power of minus this (0: none)."""
     one_class_at_most: float = Field(default=1.0, gt=0, le=1)
     """A window where one class holds more than this share of the labels is drawn again, three times at most."""
-    batch_norm: bool = False
-    """Train the trunk with batch norms; they are folded into the convolutions of the model file."""
     jitter: float = Field(default=0.0, ge=0, lt=1)
     """Largest relative change of brightness and of each band's gain."""
     precision: Literal["fp32", "bf16"] = "fp32"

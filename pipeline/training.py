@@ -52,8 +52,6 @@ def rate_factor(step: int, steps: int) -> float:
 
 def _running_average(average: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
     """Exponential average over the last steps; over all of them while they are few."""
-    if not average.is_floating_point():
-        return current
     decay = min(_AVERAGE_DECAY, (1 + float(steps)) / (10 + float(steps)))
     return torch.lerp(average, current, 1 - decay)
 
@@ -69,7 +67,6 @@ class Trainer:
         self.average = torch.optim.swa_utils.AveragedModel(
             self.network,
             avg_fn=_running_average,
-            use_buffers=True,
         )
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
@@ -78,10 +75,10 @@ class Trainer:
 
     @property
     def averaged(self) -> Fcn:
-        """The network with averaged weights, batch norms folded."""
+        """The network with averaged weights."""
         module = self.average.module
         assert isinstance(module, Fcn)
-        return module.folded()
+        return module
 
     def run(self, batches: Iterable[Batch], after_step: Callable[[int, float], None]) -> None:
         """Take one step for each batch; `after_step(step, loss)` is called after it, steps from 1."""

@@ -2,14 +2,12 @@
 
 Thirteen 3x3 convolutions with padding 1 in five stages, each stage closed by a 2x2 max pool of stride 2.
 Layers are numbered as torchvision numbers them (`features.0` … `features.30`), so its weights fit as they are.
-For training from random weights each convolution may be followed by a batch norm, which `fold` removes again.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fcn_batch.pipeline.reach import Reach
 
@@ -22,32 +20,17 @@ class VggTrunk(nn.Module):
 
     stride = 2 ** len(_STAGES)
 
-    def __init__(self, bands: int, width: float, *, batch_norm: bool = False) -> None:
+    def __init__(self, bands: int, width: float) -> None:
         super().__init__()
         self.channels = tuple(max(1, round(c * width)) for c, _ in _STAGES)
         layers: list[nn.Module] = []
         incoming = bands
         for outgoing, (_, convolutions) in zip(self.channels, _STAGES, strict=True):
             for _ in range(convolutions):
-                layers.append(nn.Conv2d(incoming, outgoing, 3, padding=1))
-                if batch_norm:
-                    layers.append(nn.BatchNorm2d(outgoing))
-                layers.append(nn.ReLU(inplace=True))
+                layers += [nn.Conv2d(incoming, outgoing, 3, padding=1), nn.ReLU(inplace=True)]
                 incoming = outgoing
             layers.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*layers)
-
-    def fold(self) -> nn.Sequential:
-        """The layers in evaluation mode without batch norms: each is folded into the convolution before it."""
-        layers: list[nn.Module] = []
-        for layer in self.features:
-            if isinstance(layer, nn.BatchNorm2d):
-                convolution = layers.pop()
-                assert isinstance(convolution, nn.Conv2d)
-                layers.append(fuse_conv_bn_eval(convolution.eval(), layer.eval()))
-            else:
-                layers.append(layer)
-        return nn.Sequential(*layers)
 
     def _stages(self) -> Iterator[list[nn.Module]]:
         stage: list[nn.Module] = []

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from fcn_batch.pipeline.durable import sync
+from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.model_card import ModelCard
@@ -32,14 +31,7 @@ def save_model(path: Path, network: Fcn, card: ModelCard) -> None:
     """Write `network`, its weights in their own dtype, and `card` to `path` at once or not at all."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={_CARD_KEY: card.model_dump_json()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        sync([temporary])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync([path.parent])
+    write_whole(path, data)
 
 
 def read_card(path: Path) -> ModelFile:

@@ -22,13 +22,12 @@ def tiny_network(
     bands: int = 3,
     classes: int = 6,
     seed: int = 0,
-    batch_norm: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Fcn:
     """A network whose every weight is random, score layers too; every class wins somewhere in an image of noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Fcn(architecture or tiny_architecture(), bands, classes, batch_norm=batch_norm)
+        network = Fcn(architecture or tiny_architecture(), bands, classes)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if name.startswith("score") or name.endswith("bias"):
@@ -64,7 +63,7 @@ def tiny_card(
     """The card of `network` for images like `tests.rasters.noise`; class ids are 0, 10, 20, …"""
     classes = tuple(
         ClassInfo(id=10 * k, name=f"class {k}", colour=f"#{20 * k % 256:02x}{255 - 9 * k % 256:02x}40")
-        for k in range(network.classes)
+        for k in range(network.score.out_channels)
     )
     values = {
         "name": "tiny",

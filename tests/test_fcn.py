@@ -52,7 +52,7 @@ def _whole(network: Fcn, image: Array) -> Array:
 def _tiled(network: Fcn, image: Array, tile: int, halo: int, block: Window | None = None) -> Array:
     """The same, tile by tile; NaN outside of `block`."""
     size, predictor = Size(*image.shape[1:]), TorchPredictor(network)
-    scores = np.full((network.classes, size.height, size.width), np.nan, dtype=image.dtype)
+    scores = np.full((network.score.out_channels, size.height, size.width), np.nan, dtype=image.dtype)
     for t in exact_tiles(size, block or Window(0, 0, size.height, size.width), tile, halo):
         seen = predictor.scores(image[(slice(None), *t.read.slices())])
         scores[(slice(None), *t.core.slices())] = seen[(slice(None), *t.core.slices(t.read))]
@@ -108,7 +108,7 @@ def test_single_precision_gives_the_same_class_but_at_ties(architecture: dict[st
     clear = high - low >= 1e-4
     assert clear.mean() > 0.99
     assert (whole.argmax(axis=0) == tiled.argmax(axis=0))[clear].all()
-    assert len(np.unique(whole.argmax(axis=0))) == network.classes, "the image must not be too easy"
+    assert len(np.unique(whole.argmax(axis=0))) == 6, "the image must not be too easy"
 
 
 @pytest.mark.parametrize("architecture", NETWORKS, ids=_name)
@@ -164,12 +164,11 @@ def test_parameters_of_the_full_width_networks(stride: Any, parameters: int) -> 
 
 
 def test_only_score_layers_start_at_zero() -> None:
-    for batch_norm in (False, True):
-        network = Fcn(tiny_architecture(), 3, 4, batch_norm=batch_norm)
-        convolutions = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]
-        assert len(convolutions) == 13 + 2 + 3
-        for name, layer in convolutions:
-            assert bool(layer.weight.any()) != name.startswith("score"), name
+    network = Fcn(tiny_architecture(), 3, 4)
+    convolutions = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 13 + 2 + 3
+    for name, layer in convolutions:
+        assert bool(layer.weight.any()) != name.startswith("score"), name
 
 
 def test_an_untrained_network_prefers_no_class() -> None:
@@ -201,35 +200,6 @@ def test_the_trunk_computes_what_torchvisions_does() -> None:
         assert torch.equal(pool5, features(x))
         assert torch.equal(pool4, features[:24](x))
         assert torch.equal(pool3, features[:17](x))
-
-
-def test_folding_batch_norms_changes_nothing() -> None:
-    network = tiny_network(batch_norm=True, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                for tensor in (layer.running_mean, layer.running_var, layer.weight, layer.bias):
-                    assert tensor is not None
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        folded = network.folded()
-        x = torch.randn(1, 3, 64, 96, dtype=torch.float64, generator=generator)
-        expected = network.eval()(x)
-        assert folded(x).dtype == torch.float64
-        assert (folded(x) - expected).abs().max() <= 1e-10 * expected.abs().max()
-    assert not folded.training
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert folded.state_dict().keys() == Fcn(network.architecture, 3, 6).state_dict().keys()
-
-
-def test_folding_leaves_the_network_trainable() -> None:
-    network = tiny_network(batch_norm=True)
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    folded = network.folded()
-    with torch.no_grad():
-        for parameter in folded.parameters():
-            parameter.zero_()
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_memory_counts_the_widest_layer() -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from math import floor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_batch.pipeline.fcn import Fcn
@@ -30,9 +31,11 @@ def _traced(layers: list[Layer]) -> Cone:
     below = _traced(layers[:-1])
     kind, size, stride, padding = layers[-1]
 
+    @cache
     def conv(cell: int) -> set[int]:
         return {pixel for tap in range(size) for pixel in below(cell * stride - padding + tap)}
 
+    @cache
     def upsample(cell: int) -> set[int]:
         position = (cell + Fraction(1, 2)) / size - Fraction(1, 2)
         weights = {k: 1 - abs(position - k) for k in (floor(position), floor(position) + 1)}
@@ -58,6 +61,7 @@ def _chains(draw: st.DrawFn) -> tuple[int, list[Layer]]:
     return period, layers
 
 
+@settings(deadline=None)  # long chains look at many pixels
 @given(_chains())
 def test_first_and_last_are_what_a_tracer_finds(chain: tuple[int, list[Layer]]) -> None:
     period, layers = chain

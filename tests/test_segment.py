@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,6 @@ from rasterio.transform import Affine
 from torch.nn import functional
 
 from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows import segment as segment_module
@@ -186,7 +186,7 @@ def window_of(blend: str, tile: int, overlap: int, *, first: bool, last: bool) -
     """Unnormalised weights of a tile along one axis."""
     place = np.arange(tile) + 0.5
     if blend == "gaussian":
-        return np.exp(-((place - tile / 2) ** 2) / (2 * (tile / 8) ** 2))
+        return np.asarray(np.exp(-((place - tile / 2) ** 2) / (2 * (tile / 8) ** 2)))
     rise = np.ones(tile) if first or not overlap else np.clip(place / overlap, 0, 1)
     fall = np.ones(tile) if last or not overlap else np.clip((tile - place) / overlap, 0, 1)
     weights: NDArray[np.float64] = rise * fall
@@ -266,10 +266,15 @@ def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
 
 
 def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
-    result = segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--workers", 2)
-    assert "100 % of 0.1 MPx" in result.stderr
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    assert report_of(tmp_path)["fingerprint"] == report_of(reference)["fingerprint"]
+    command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model]
+    result = run_program([*command, "-o", tmp_path / "out", "--workers", 2])
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 3
+    told = [line for line in result.stderr.splitlines() if not line.startswith("  ")]  # but the summary
+    assert [line for line in told if not re.match(r"a: \d+ % of 0\.1 MPx", line)] == []  # nothing of dask's own
+    assert told[-1].startswith("a: 100 %")
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
+    assert report_of(tmp_path / "out")["fingerprint"] == report_of(reference)["fingerprint"]
 
 
 def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
@@ -441,10 +446,10 @@ def test_foreign_outputs_are_left_alone_unless_overwritten(
     before = tree(tmp_path)
     result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
     assert result.exit_code == 6
-    assert result.stderr.splitlines() == [
+    assert result.stderr == (
         f"fcn-batch: {foreign}: exists already and was not made by this very run; give --overwrite to replace it, "
-        "or -o DIR for another folder"
-    ]
+        "or -o DIR for another folder\n"
+    )
     assert tree(tmp_path) == before
     segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--overwrite")
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
@@ -507,12 +512,13 @@ def stop_after(blocks: int) -> Callable[..., None]:
 
 def interrupted(path: Path, model: Path, folder: Path, patch: pytest.MonkeyPatch, *, blocks: int = 4) -> None:
     """Leave a run in `folder` that got so far."""
-    with patch.context() as inner, pytest.raises(Killed):
+    with patch.context() as inner:
         inner.setattr(segment_module, "execute", stop_after(blocks))
-        fcn_batch("segment", path, "-m", model, "-o", folder)
+        with pytest.raises(Killed):
+            fcn_batch("segment", path, "-m", model, "-o", folder)
 
 
-@pytest.mark.parametrize(("receipts", "workers"), [(1, 0), (11, 0), (6, 2)])
+@pytest.mark.parametrize(("receipts", "workers"), [(5, 0), (6, 2)])
 def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts: int, workers: int) -> None:
     path = scene(tmp_path / "a.tif", 600, 640)  # 25 blocks
     command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
@@ -585,9 +591,10 @@ def test_killed_at_any_step_the_run_is_completed_by_the_next(
     for name in parts[2:-1]:
         target = getattr(target, name)
     options = [reference / "a.tif", "-m", model, "-o", tmp_path]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(target, parts[-1], dying(getattr(target, parts[-1]), after=after))
-        fcn_batch("segment", *options)
+        with pytest.raises(Killed):
+            fcn_batch("segment", *options)
     assert not (tmp_path / "a.run.json").exists() or all((tmp_path / name).exists() for name in NAMES)
     segmented(*options)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
@@ -781,12 +788,3 @@ def test_two_inputs_of_one_name_are_refused_before_anything_is_done(tmp_path: Pa
     segmented(*inputs, "-m", model)  # each beside its own input
     assert (tmp_path / "one" / "a.run.json").exists()
     assert (tmp_path / "two" / "a.run.json").exists()
-
-
-def test_the_program_runs_on_its_own_with_workers(tmp_path: Path, model: Path, reference: Path) -> None:
-    command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model]
-    result = run_program([*command, "-o", tmp_path / "out", "-w", 1])
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 3
-    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
-    assert Journal(tmp_path / "out" / "a.partial").folder.exists() is False

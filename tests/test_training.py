@@ -28,7 +28,7 @@ from tests.models import tiny_architecture, tiny_network
 from tests.rasters import write_raster
 
 GRID: dict[str, Any] = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500000, 0, -10, 5000000)}
-STRIP, STRIPS, ROWS = 36, 7, 60  # strips that end off the network's grid of 8
+STRIP, STRIPS, ROWS = 37, 7, 60  # strips that end off the network's grid of 8
 COLS = STRIP * STRIPS - 11  # the last strip is cut off
 Labels = NDArray[np.uint8]
 
@@ -190,7 +190,7 @@ def test_strips_narrower_than_the_stride_are_refused(tmp_path: Path) -> None:
     _two_colours(tmp_path)
     recipe = _recipe()
     data, spec = _opened(tmp_path, recipe)
-    with pytest.raises(TrainingError, match="narrowest training strip has 36 pixels, the network needs 64"):
+    with pytest.raises(TrainingError, match="narrowest training strip has 37 pixels, the network needs 64"):
         next(batches(data, spec, recipe, 64))
 
 
@@ -214,7 +214,7 @@ def test_band_statistics_are_those_of_the_training_strips(tmp_path: Path) -> Non
 def _trainer(network: Fcn | None = None, **schedule: Any) -> Trainer:
     network = network or tiny_network(tiny_architecture(dropout=0.0), bands=2, classes=2)
     values = Schedule(**{"steps": 3, "learning_rate": 0.01, **schedule})
-    return Trainer(network, values, np.ones(network.classes, np.float32), "cpu")
+    return Trainer(network, values, np.ones(network.score.out_channels, np.float32), "cpu")
 
 
 def _batch(label: int = 1, value: float = 0.5) -> Batch:
@@ -252,13 +252,13 @@ def test_unlabelled_pixels_do_not_count() -> None:
 
 @pytest.mark.parametrize("steps", [1, 60])
 def test_the_average_follows_a_short_training(steps: int) -> None:
-    network = tiny_network(tiny_architecture(dropout=0.0), bands=2, classes=2, batch_norm=True)
-    start = {k: v.clone() for k, v in network.folded().state_dict().items()}
+    network = tiny_network(tiny_architecture(dropout=0.0), bands=2, classes=2)
+    start = {k: v.clone() for k, v in network.state_dict().items()}
     trainer = _trainer(network, steps=steps)
     rng = np.random.default_rng(0)
     noise = [Batch(rng.normal(size=(2, 2, 32, 32)).astype(np.float32), _batch().labels) for _ in range(steps)]
     trainer.run(noise, lambda *_: None)
-    end, average = trainer.network.folded().state_dict(), trainer.averaged.state_dict()
+    end, average = trainer.network.state_dict(), trainer.averaged.state_dict()
 
     def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
         return math.sqrt(sum(float((one[k] - other[k]).square().sum()) for k in one))
@@ -289,7 +289,7 @@ def _whole_image(network: Fcn, data: LabelledRaster, spec: InputSpec, recipe: Re
     truth = data.read_labels(everything)
     scored = np.isin(np.arange(COLS) // STRIP, strips)
     start, stop = recipe.split.score_rows or (0, size.height)
-    return Confusion.count(truth[start:stop, scored], channels[start:stop, scored], network.classes)
+    return Confusion.count(truth[start:stop, scored], channels[start:stop, scored], len(recipe.classes))
 
 
 @pytest.mark.parametrize("rows", [None, [5, 43]], ids=str)
@@ -342,7 +342,7 @@ def _sees_all(network: Fcn, read: Window, core: tuple[slice, slice]) -> None:
 
 def test_a_small_training(tmp_path: Path) -> None:
     _, labels = _two_colours(tmp_path)
-    recipe = _recipe(steps=60, learning_rate=0.01, batch_norm=True, evaluate_every=30, jitter=0.05)
+    recipe = _recipe(steps=60, learning_rate=0.01, evaluate_every=30, jitter=0.05)
     lines: list[str] = []
     output = tmp_path / "tiny.safetensors"
     assert train(recipe, tmp_path, output, device="cpu", overwrite=False, report=lines.append) == output

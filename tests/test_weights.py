@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 
 from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.weights import load_model, read_card, save_model
 from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_network
 
@@ -257,9 +256,3 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old(
             save_model(good, network, tiny_card(network))
     assert [p.name for p in good.parent.iterdir()] == [good.name]
     assert good.read_bytes() == before
-
-
-def test_a_folded_network_is_what_a_file_holds(tmp_path: Path) -> None:
-    network = tiny_network(batch_norm=True)
-    save_model(tmp_path / "model.safetensors", network.folded(), tiny_card(network))
-    assert isinstance(load_model(tmp_path / "model.safetensors")[1], Fcn)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import Legend
-from fcn_batch.pipeline.classmap import write_cog
+from fcn_batch.pipeline.classmap import MapHead, write_cog
 from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.plan import Plan
@@ -28,25 +28,29 @@ def create_store(path: Path, plan: Plan, legend: Legend) -> None:
         authority_code=authority_code(reference),
         y_attributes=y_attributes,
         x_attributes=x_attributes,
-        provenance={
-            "source": f"fcn-batch {plan.kernel.fcn_batch}, model {plan.model.name} {plan.model.version}",
-            "fcn:model": plan.model.name,
-            "fcn:model_sha256": plan.model.sha256,
-            "fcn:fingerprint": plan.fingerprint,
-            "fcn:exactness": "exact" if plan.cut.exact else "approximate",
-            "fcn:blend": plan.cut.blend or "none needed",
-            "fcn:tile": plan.cut.tile,
-            "fcn:overlap": plan.cut.overlap,
-        },
+        provenance=provenance(plan),
     )
     ClassStore.create(path, layout)
+
+
+def provenance(plan: Plan) -> dict[str, str | int]:
+    """How the map was made, for the attributes of every output."""
+    return {
+        "source": f"fcn-batch {plan.kernel.fcn_batch}, model {plan.model.name} {plan.model.version}",
+        "fcn:model": plan.model.name,
+        "fcn:model_sha256": plan.model.sha256,
+        "fcn:fingerprint": plan.fingerprint,
+        "fcn:exactness": "exact" if plan.cut.exact else "approximate",
+        "fcn:blend": plan.cut.blend or "none needed",
+        "fcn:tile": plan.cut.tile,
+        "fcn:overlap": plan.cut.overlap,
+    }
 
 
 def stitch(store: ClassStore, cog: Path, plan: Plan, legend: Legend) -> None:
     """Consolidate `store` and copy it to the COG `cog` with its side file."""
     store.consolidate()
-    scratch = cog.with_name(f"{cog.name}.tiled")
-    write_cog(cog, plan.input.georeference, plan.input.size, legend, chunks(store), scratch)
+    write_cog(cog, MapHead(plan.input.georeference, plan.input.size, legend, provenance(plan)), chunks(store))
 
 
 def chunks(store: ClassStore) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
