@@ -151,6 +151,15 @@ def test_windows_are_flipped_and_turned(tmp_path: Path) -> None:
     assert turns == {(1, 0), (-1, 0), (0, 1), (0, -1)}
 
 
+def test_image_and_labels_are_turned_alike(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (1, ROWS, COLS), dtype=np.uint8)
+    write_raster(tmp_path / "image.tif", labels.repeat(2, axis=0) * 100, **GRID)
+    write_raster(tmp_path / "labels.tif", labels, **GRID)
+    for batch in _drawn(tmp_path, _recipe(steps=10)):
+        for band in (0, 1):
+            assert np.array_equal(batch.images[:, band] > 0, batch.labels == 1)
+
+
 def test_one_seed_gives_one_sequence(tmp_path: Path) -> None:
     _two_colours(tmp_path)
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,9 @@ def _in_this_process(ticket: JobTicket, blocks: Sequence[int], on_receipt: OnRec
             on_receipt(result)
 
     try:
-        with Callback(posttask=finished):
-            compute(*tasks, scheduler="threads", num_workers=_THREADS_PER_PROCESS, optimize_graph=False)
+        # a pool of its own: leaving it waits for the blocks that are under way when another one fails
+        with Callback(posttask=finished), ThreadPoolExecutor(_THREADS_PER_PROCESS) as pool:
+            compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
     finally:
         close_job()
 
