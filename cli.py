@@ -118,6 +118,12 @@ _MODEL_OPTIONS = (
         show_default=True,
         help="Weights of overlapping tiles, when --overlap is a number.",
     ),
+    click.option(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads of the network in each process; default: all CPUs, shared among --workers.",
+    ),
     click.option("--device", default="auto", show_default=True, metavar=_DEVICES, help="Where the network runs."),
 )
 """What decides the plan, beside the input: the same for `segment` and `plan`."""
@@ -138,11 +144,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fcn_batch.__version__, prog_name="fcn-batch")
 def main() -> None:
-    """Turn rasters of any size into georeferenced class maps.
-
-    The map is exactly that of the network seeing the whole image at once; runs can be interrupted and go
-    on where they stopped. Exit codes: docs/exit-codes.md.
-    """
+    """Turn rasters of any size into georeferenced class maps, exactly and restartably."""
 
 
 @main.command(

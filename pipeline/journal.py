@@ -85,12 +85,12 @@ class Journal:
         self._receipts.mkdir(exist_ok=True)
         return resumed
 
-    def holds(self, plan: Plan) -> bool:
-        """True when the folder is of that very plan."""
+    def earlier_plan(self) -> Plan | None:
+        """The plan of an interrupted run that lies here, or None when there is none that can be read."""
         try:
-            return not self.plan().differences(plan)
+            return self.plan()
         except MismatchError:
-            return False
+            return None
 
     def plan(self) -> Plan:
         """The stored plan; MismatchError when it cannot be read."""

@@ -93,6 +93,8 @@ class Kernel(_Frozen):
     precision: Literal["fp32"] = "fp32"
     torch: str
     fcn_batch: str
+    threads: int = Field(ge=1)
+    """CPU threads of the network in each process: sums are split among them, so another number rounds otherwise."""
     instructions: str
     """Instruction set of the CPU, or name of the GPU."""
 
@@ -120,6 +122,12 @@ class Plan(_Frozen):
         """SHA-256 of everything but the paths."""
         identity = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def settled_by(self, stored: "Plan") -> "Plan":
+        """This plan with the threads of an earlier run's, when it differs from that in nothing else."""
+        kernel = self.kernel.model_copy(update={"threads": stored.kernel.threads})
+        settled = self.model_copy(update={"kernel": kernel})
+        return settled if settled.fingerprint == stored.fingerprint else self
 
     def differences(self, other: "Plan") -> list[str]:
         """What sets `other` apart from this plan, one line each: ``cut.tile: 512, now 1024``."""

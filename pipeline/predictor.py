@@ -1,5 +1,6 @@
 """Run a network on arrays: numpy in, numpy out. No rasters, no stores."""
 
+import os
 import re
 from typing import Protocol
 
@@ -78,6 +79,11 @@ def choose_device(wanted: str) -> str:
     if device.type not in ("cpu", "mps"):
         raise OptionError(f"--device {wanted}: not supported; give auto, cpu, cuda, cuda:N or mps")
     return device.type
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(count: int) -> None:

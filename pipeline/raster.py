@@ -40,6 +40,9 @@ DTYPES = ("uint8", "uint16", "int16", "float32")
 MAX_BLOCK_BYTES = 2**30
 """Largest storage block to decode: a TIFF of 292 bytes can claim a block of any size."""
 
+NO_MEASUREMENT = 1e30
+"""From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
+
 _filters = threading.Lock()  # Python keeps its warning filters once for all threads
 
 
@@ -133,7 +136,7 @@ class RasterioSource:
         """Values and mask of `window`; `bands` counts from 1, in the order wanted.
 
         A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band
-        with data is enough, as in rasterio's `dataset_mask`) and all `bands` are finite. ValueError when the
+        with data is enough, as in rasterio's `dataset_mask`) and all `bands` are numbers below NO_MEASUREMENT. ValueError when the
         window leaves the raster or a band does not exist; InputError when the file cannot be decoded there.
         """
         info = self.info
@@ -154,7 +157,7 @@ class RasterioSource:
             message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
             raise InputError(f"{message}; get an undamaged copy, or mask such blocks") from error
         if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
+            valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
         return Pixels(values, valid)
 
     def close(self) -> None:

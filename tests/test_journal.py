@@ -29,7 +29,7 @@ PLAN = Plan(
     bands=(1, 2, 3),
     full_scale=255.0,
     cut=Cut(chunk=64, block=128, tile=64, overlap=32, stride=32, blend=None),
-    kernel=Kernel(device="cpu", torch="2", fcn_batch="0", instructions="AVX2"),
+    kernel=Kernel(device="cpu", torch="2", fcn_batch="0", threads=2, instructions="AVX2"),
 )
 
 
@@ -80,6 +80,7 @@ OTHERS = {
     ("kernel", "device"): "cuda",
     ("kernel", "torch"): "3",
     ("kernel", "fcn_batch"): "1",
+    ("kernel", "threads"): 3,
     ("kernel", "instructions"): "AVX512",
 }
 

@@ -22,6 +22,8 @@ from rasterio.transform import Affine
 from torch.nn import functional
 
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.predictor import available_cpus
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows import segment as segment_module
@@ -245,7 +247,8 @@ def test_blended_maps_do_not_depend_on_the_blocks(
         small_blocks(monkeypatch, chunk)
         folder = tmp_path / str(chunk)
         segmented(path, "-m", model, "-o", folder, "--tile", 96, "--overlap", 32, "--blend", blend)
-        made[chunk] = (class_map(folder, "a").tobytes(), (folder / "a.classes.tif").read_bytes())
+        made[chunk] = class_map(folder, "a").tobytes()
+        assert made[chunk] == class_map_of_cog(folder, "a").tobytes()
     assert made[32] == made[64] == made[256]
 
 
@@ -267,7 +270,7 @@ def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
 
 def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
     command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model]
-    result = run_program([*command, "-o", tmp_path / "out", "--workers", 2])
+    result = run_program([*command, "-o", tmp_path / "out", "--workers", 2, "--threads", available_cpus()])
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 3
     told = [line for line in result.stderr.splitlines() if not line.startswith("  ")]  # but the summary
@@ -275,6 +278,25 @@ def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, refer
     assert told[-1].startswith("a: 100 %")
     assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
     assert report_of(tmp_path / "out")["fingerprint"] == report_of(reference)["fingerprint"]
+
+
+def test_an_earlier_run_settles_the_threads(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide the last bits, so a run goes on with those it began with, whatever the workers are now."""
+    small_blocks(monkeypatch)
+    path = scene(tmp_path / "a.tif")
+    other = available_cpus() + 1
+    segmented(path, "-m", model, "--threads", other)
+    complete = segmented(path, "-m", model)
+    assert "complete already" in complete.stderr
+    assert report_of(tmp_path)["plan"]["kernel"]["threads"] == other
+    asked = fcn_batch("segment", path, "-m", model, "--threads", other + 1)
+    assert asked.exit_code == 6
+    interrupted(path, model, tmp_path / "b", monkeypatch)
+    plan = Journal(tmp_path / "b" / "a.partial").plan()
+    stored = plan.model_copy(update={"kernel": plan.kernel.model_copy(update={"threads": other})})
+    (tmp_path / "b" / "a.partial" / "plan.json").write_text(stored.model_dump_json())
+    segmented(path, "-m", model, "-o", tmp_path / "b")
+    assert report_of(tmp_path / "b")["plan"]["kernel"]["threads"] == other
 
 
 def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
@@ -524,7 +546,9 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts
     command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
     done = tmp_path / "out" / "a.partial" / "receipts"
     victim = subprocess.Popen(
-        [str(part) for part in (*command, "--workers", workers)], stderr=subprocess.DEVNULL, start_new_session=True
+        [str(part) for part in (*command, "--workers", workers, "--threads", available_cpus())],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 100
@@ -551,7 +575,8 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts
     assert len([name for name in seen if name.endswith(".json")]) == 25
     earlier = len([name for name in finished if name.endswith(".json")])
     assert report_of(tmp_path / "out")["timing"]["blocks_done_by_earlier_runs"] == earlier
-    segmented(path, "-m", model, "-o", tmp_path / "undisturbed")
+    threads = report_of(tmp_path / "out")["plan"]["kernel"]["threads"]  # settled by the run that was killed
+    segmented(path, "-m", model, "-o", tmp_path / "undisturbed", "--threads", threads)
     assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "undisturbed", "a")
     assert report_of(tmp_path / "out")["classes"] == report_of(tmp_path / "undisturbed")["classes"]
 

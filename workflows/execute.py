@@ -6,12 +6,11 @@ two threads and one lock on its device: while one thread computes, the other rea
 """
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fcn_batch.pipeline.errors import FcnBatchError, OptionError, OutputError
@@ -53,8 +52,6 @@ def execute(ticket: JobTicket, blocks: Sequence[int], workers: Workers, on_recei
         _in_this_process(ticket, blocks, on_receipt)
         return
     with _client(workers) as client:
-        if workers.count:
-            ticket = replace(ticket, threads=max(1, (os.cpu_count() or 1) // workers.count))
         _on_cluster(client, ticket, blocks, on_receipt)
 
 

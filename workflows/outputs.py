@@ -4,11 +4,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,12 @@ class Outputs:
         """What a user is told of, in the order they appear."""
         return [self.folder / name for name in (self.store, self.cog, self.report)]
 
-    def read_report(self) -> dict[str, Any] | None:
-        """The report of a complete run that lies here, or None."""
+    def reported_plan(self) -> Plan | None:
+        """The plan of the complete run that lies here, or None when there is none that can be read."""
         try:
-            report = json.loads((self.folder / self.report).read_text())
-        except (OSError, ValueError):
+            return Plan.model_validate(json.loads((self.folder / self.report).read_bytes())["plan"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return report if isinstance(report, dict) else None
 
     def make_folder(self, *, chosen: bool) -> None:
         """Make the folder and the staging folder; OutputError when that is not allowed."""

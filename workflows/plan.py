@@ -14,7 +14,7 @@ from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.predictor import choose_device, describe_device
+from fcn_batch.pipeline.predictor import available_cpus, choose_device, describe_device
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.tiling import Axis, exact_tiles
 from fcn_batch.pipeline.weights import ModelFile, load_model
@@ -41,6 +41,8 @@ class Options:
     """None: the model's halo, exact."""
     blend: Blend = "hann"
     device: str = "auto"
+    threads: int | None = None
+    """CPU threads of the network in each process; None: all CPUs, shared among the processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,11 @@ class Prepared:
         return arrays + cache_size_mb(self.info, self.plan) * 2**20
 
 
-def prepare(path: Path, options: Options) -> Prepared:
-    """Decide everything about a run of `path`; InputError, ModelError or OptionError with the reason."""
+def prepare(path: Path, options: Options, *, processes: int = 1) -> Prepared:
+    """Decide everything about a run of `path` on so many processes of this machine.
+
+    InputError, ModelError or OptionError with the reason.
+    """
     info = inspect(path)
     model = find_model(options.model)
     _, network = load_model(model.path, sha256=model.sha256)
@@ -117,11 +122,21 @@ def prepare(path: Path, options: Options) -> Prepared:
             device="cuda" if device.startswith("cuda") else "mps" if device == "mps" else "cpu",
             torch=torch.__version__,
             fcn_batch=fcn_batch.__version__,
+            threads=choose_threads(options.threads, device, processes),
             instructions=describe_device(device),
         ),
     )
     notes += _georeference_notes(info) + _resolution_notes(info, model)
     return Prepared(plan, info, model, device, network.bytes_per_pixel, notes)
+
+
+def choose_threads(wanted: int | None, device: str, processes: int) -> int:
+    """CPU threads of the network in each process; 1 where a GPU computes."""
+    if wanted is not None and wanted < 1:
+        raise OptionError(f"--threads {wanted}: give a positive number")
+    if device != "cpu":
+        return 1
+    return wanted or max(1, available_cpus() // processes)
 
 
 def choose_bands(info: RasterInfo, spec: InputSpec, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -262,7 +277,10 @@ def describe(prepared: Prepared) -> list[tuple[str, str]]:
         ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
         ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
         ("output", f"{size.pixels / 1e6:,.1f} MB before compression, in zarr and in GeoTIFF"),
-        ("device", f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}"),
+        (
+            "device",
+            f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}, {plan.kernel.threads} threads",
+        ),
         ("fingerprint", plan.fingerprint),
         *(("note", note) for note in prepared.notes),
     ]

@@ -7,7 +7,7 @@ prepare -> complete already? -> journal.begin (new or resumed)
 import shutil
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,18 @@ def segment(request: Request, progress: RunProgress) -> list[Path]:
 
 
 def _segment_one(path: Path, outputs: Outputs, request: Request, progress: RunProgress) -> None:
-    prepared = prepare(path, request.options)
-    plan, journal = prepared.plan, Journal(outputs.staging)
+    journal = Journal(outputs.staging)
+    prepared = prepare(path, request.options, processes=max(1, request.workers.count))
+    if request.options.threads is None:
+        prepared = _settled(prepared, outputs)
+    plan = prepared.plan
     for note in prepared.notes:
         progress.note(f"{path.name}: {note}")
     if not request.overwrite and _is_complete(outputs, prepared):
         progress.note(f"{path.name}: complete already, made {outputs.folder / outputs.report} earlier")
-        if journal.holds(plan):
-            journal.discard()  # left by a run that was killed in its very last step
+        left = journal.earlier_plan()
+        if left is not None and left.fingerprint == plan.fingerprint:
+            journal.discard()  # of a run that was killed in its very last step
         return
     if request.restart and outputs.staging.exists():
         journal.discard()
@@ -77,9 +81,17 @@ def _segment_one(path: Path, outputs: Outputs, request: Request, progress: RunPr
         ) from error
 
 
+def _settled(prepared: Prepared, outputs: Outputs) -> Prepared:
+    """Keep the number of threads that an earlier run of the same plan chose: it decides the last bits."""
+    for earlier in (outputs.reported_plan(), Journal(outputs.staging).earlier_plan()):
+        if earlier is not None:
+            prepared = replace(prepared, plan=prepared.plan.settled_by(earlier))
+    return prepared
+
+
 def _is_complete(outputs: Outputs, prepared: Prepared) -> bool:
-    report = outputs.read_report()
-    if report is None or report.get("fingerprint") != prepared.plan.fingerprint:
+    made = outputs.reported_plan()
+    if made is None or made.fingerprint != prepared.plan.fingerprint:
         return False
     return all(path.exists() for path in outputs.paths)
 
@@ -104,7 +116,7 @@ def _make(prepared: Prepared, outputs: Outputs, workers: Workers, progress: RunP
         receipts[receipt.block] = receipt
         progress.advance(receipt.shape[0] * receipt.shape[1])
 
-    ticket = JobTicket(str(outputs.staging), outputs.store, plan.fingerprint, prepared.device, None)
+    ticket = JobTicket(str(outputs.staging), outputs.store, plan.fingerprint, prepared.device)
     try:
         execute(ticket, [b for b in range(len(plan.grid)) if b not in receipts], workers, finished)
     finally:

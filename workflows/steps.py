@@ -47,8 +47,6 @@ class JobTicket:
     """Name of the store in it."""
     fingerprint: str
     device: str
-    threads: int | None
-    """CPU threads of the network in one process; None leaves the library's own choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +91,7 @@ def open_job(ticket: JobTicket) -> Job:
 def _open_job(ticket: JobTicket) -> Job:
     journal = Journal(Path(ticket.staging))
     plan = journal.plan()
-    if ticket.threads is not None:
-        set_threads(ticket.threads)
+    set_threads(plan.kernel.threads)
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
     source = RasterioSource(plan.input.path)
     return Job(
