@@ -135,9 +135,9 @@ class RasterioSource:
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
         """Values and mask of `window`; `bands` counts from 1, in the order wanted.
 
-        A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band
-        with data is enough, as in rasterio's `dataset_mask`) and all `bands` are numbers below NO_MEASUREMENT. ValueError when the
-        window leaves the raster or a band does not exist; InputError when the file cannot be decoded there.
+        A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band with
+        data is enough, as in rasterio's `dataset_mask`) and all `bands` are below NO_MEASUREMENT. ValueError when
+        the window leaves the raster or a band does not exist; InputError when it cannot be decoded there.
         """
         info = self.info
         if window.row < 0 or window.col < 0 or window.clipped(info.size) != window:

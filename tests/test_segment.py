@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rasterio.transform import Affine
 from torch.nn import functional
 
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.predictor import available_cpus
 from fcn_batch.pipeline.store import ClassStore
@@ -92,9 +94,14 @@ def normalised(values: NDArray[Any], valid: NDArray[np.bool_], full_scale: float
     return np.where(valid, image, 0).astype(np.float32)
 
 
+@cache
+def network_of(model: Path) -> Fcn:
+    return load_model(model)[1]
+
+
 def scores_of(model: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """One pass over all of an image."""
-    _, network = load_model(model)
+    network = network_of(model)
     rows, cols = image.shape[1:]
     padded = functional.pad(torch.from_numpy(image), (0, -cols % network.stride, 0, -rows % network.stride))
     with torch.inference_mode():
