@@ -27,16 +27,17 @@ _DRIVER = """
 import fcn_batch.workflows.plan as plan
 from fcn_batch.cli import main
 
-plan.CHUNK, plan._HALOS_PER_BLOCK = {chunk}, 1
+plan.CHUNK, plan._HALOS_PER_BLOCK, plan.available_cpus = {chunk}, 1, lambda: 1
 if __name__ == "__main__":
     main()
 """
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch, chunk: int = 64) -> None:
-    """Chunks of `chunk` pixels and blocks of two, in this process and in the workers that it starts."""
+    """Chunks of `chunk` pixels, blocks of two, one thread, in this process and in the workers that it starts."""
     monkeypatch.setattr("fcn_batch.workflows.plan.CHUNK", chunk)
     monkeypatch.setattr("fcn_batch.workflows.plan._HALOS_PER_BLOCK", 1)
+    monkeypatch.setattr("fcn_batch.workflows.plan.available_cpus", lambda: 1)  # more only wait for each other here
 
 
 def small_block_program(folder: Path, chunk: int = 64) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from affine import Affine
 
+from fcn_batch.workflows.models import find_model
 from tests.rasters import noise, write_raster
 
 README = Path(__file__).parent.parent / "README.md"
@@ -55,3 +56,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_embedded_models_page_says_what_its_card_says() -> None:
+    model = find_model("landcover-world")
+    scores = model.card.scores
+    assert scores is not None
+    row = next(line for line in model.path.with_suffix(".md").read_text().splitlines() if "| landcover-world |" in line)
+    expected = [scores.pixel_accuracy, scores.mean_iu, *scores.class_iu.values()]
+    assert [float(cell) for cell in row.split("|")[2:-1]] == pytest.approx(expected, abs=5e-4)
+    assert f"{model.card.halo} px" in model.path.with_suffix(".md").read_text()
