@@ -114,9 +114,7 @@ _MODEL_OPTIONS = (
     click.option(
         "--blend",
         type=click.Choice(["hann", "linear", "gaussian", "none"]),
-        default="hann",
-        show_default=True,
-        help="Weights of overlapping tiles, when --overlap is a number.",
+        help="Weights of overlapping tiles, when --overlap is a number; default: hann.",
     ),
     click.option(
         "--threads",

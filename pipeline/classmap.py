@@ -25,9 +25,9 @@ from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.gdal import accept_pixel_space, gdal_cache
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.raster import accept_pixel_space, gdal_cache
 
 BLOCK = 512
 """Rows and columns of a storage block."""

@@ -1,8 +1,7 @@
 """Every error a user can meet: one root, one exit code for each kind.
 
-The code is what the shell sees; `docs/exit-codes.md` is the table for people, and a test keeps the two
-the same. 1 is left to unforeseen errors (a bug), 2 to click's own usage errors, 3 to runs that finished
-with masked blocks, 75 to runs that stopped early and can be resumed.
+The code is what the shell sees; `docs/exit-codes.md` is the table for people, and a test keeps the two the same.
+1 is left to unforeseen errors (a bug), 2 is also click's own for usage errors, 130 is an interrupt from the keyboard.
 """
 
 from typing import ClassVar

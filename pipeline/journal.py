@@ -29,6 +29,8 @@ class Receipt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    plan: str
+    """Fingerprint of the plan it belongs to."""
     block: int
     """Index in the plan's grid."""
     sha256: str
@@ -107,13 +109,14 @@ class Journal:
         write_whole(self._receipts / f"{receipt.block:09d}.json", receipt.model_dump_json())
 
     def receipts(self) -> Iterator[Receipt]:
-        """Receipts of the finished blocks, in order; a file that is no receipt counts as not there."""
+        """Receipts of the stored plan's finished blocks, in order; any other file counts as not there."""
+        fingerprint = self.plan().fingerprint
         for path in sorted(self._receipts.glob("*.json")):
             try:
                 receipt = Receipt.model_validate_json(path.read_bytes())
             except ValidationError:
                 continue
-            if path.stem == f"{receipt.block:09d}":
+            if receipt.plan == fingerprint and path.stem == f"{receipt.block:09d}":
                 yield receipt
 
     def forget(self) -> None:

@@ -47,7 +47,7 @@ class Confusion:
         known = (truth >= 0) & (truth < classes) & (truth != ignore)
         true, given = truth[known].astype(np.int64), predicted[known]
         is_class = (given >= 0) & (given < classes)
-        column = np.where(is_class, given, classes).astype(np.int64)
+        column = np.where(is_class, given.astype(np.int64), classes)
         cells = classes * (classes + 1)
         flat = np.bincount(true * (classes + 1) + column, minlength=cells)
         return cls(flat.reshape(classes, classes + 1).astype(np.int64))

@@ -1,6 +1,6 @@
 """Reading rasters: what a file holds, and the pixels and mask of a window of it.
 
-Only this module and classmap.py import rasterio. Three facts shape it:
+Only this module, gdal.py and classmap.py import rasterio. Three facts shape it:
 
 * GDAL looks into a file to choose its driver, and would open a VRT (a text that names other files or
   URLs) called `x.tif` too. So few drivers are tried, VRT only for names ending in `.vrt`; such a file is
@@ -13,23 +13,20 @@ Only this module and classmap.py import rasterio. Three facts shape it:
 import math
 import re
 import threading
-import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Interleaving, MaskFlags, WktVersion
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 
@@ -42,8 +39,6 @@ MAX_BLOCK_BYTES = 2**30
 
 NO_MEASUREMENT = 1e30
 """From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
-
-_filters = threading.Lock()  # Python keeps its warning filters once for all threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +141,7 @@ class RasterioSource:
             raise ValueError(f"bands {bands} were asked for, but {info.path} has bands 1 to {info.bands}")
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         try:
-            with _local_only():
+            with local_only():
                 dataset = self._dataset()
                 values: NDArray[Any] = dataset.read(list(bands), window=area)
                 valid = np.ones(values.shape[1:], np.bool_)
@@ -183,7 +178,7 @@ def inspect(path: str | Path) -> RasterInfo:
     not in DTYPES, or is stored in blocks larger than MAX_BLOCK_BYTES.
     """
     local = _local_path(path)
-    with _local_only(), _open(local) as dataset:
+    with local_only(), _open(local) as dataset:
         _check_bands(dataset, local)
         _check_blocks(dataset, local)
         has_gcps = bool(dataset.gcps[0])
@@ -218,43 +213,12 @@ def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
     return (rows + info.storage_block[0]) * info.size.width * np.dtype(info.dtype).itemsize * bands
 
 
-@contextmanager
-def gdal_cache(mb: int) -> Iterator[None]:
-    """Give GDAL's block cache `mb` MiB, for all threads of the process, while the context is open.
-
-    rasterio wants bytes where GDAL itself takes megabytes too, and restores the former size only when the
-    outermost Env ends; so both is done here. ValueError below 1.
-    """
-    if mb < 1:
-        raise ValueError(f"the block cache needs at least 1 MiB, got {mb}")
-    with rasterio.Env():
-        before = rasterio.env.get_gdal_config("GDAL_CACHEMAX")
-        rasterio.env.setenv(GDAL_CACHEMAX=mb * 2**20)
-        try:
-            yield
-        finally:
-            rasterio.env.setenv(GDAL_CACHEMAX=before)
-
-
-@contextmanager
-def accept_pixel_space() -> Iterator[None]:
-    """Silence rasterio's warning that a raster has no georeference: here that is allowed."""
-    with _filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
 def _local_path(path: str | Path) -> Path:
     """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
     text = str(path)
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
         raise InputError(f"remote inputs are not supported yet, got {text}; copy it to a local file")
     return Path(path).absolute()
-
-
-def _local_only() -> Any:
-    """GDAL settings under which a VRT cannot reach http or cloud storage: only this URL is allowed."""
-    return rasterio.Env(CPL_VSIL_CURL_ALLOWED_FILENAME="none")
 
 
 def _open(path: Path) -> DatasetReader:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from fcn_batch.cli import main
+from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import accept_pixel_space
 from fcn_batch.pipeline.store import ClassStore
 from tests.rasters import noise, write_raster
 

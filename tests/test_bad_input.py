@@ -15,7 +15,7 @@ from click.testing import Result
 from rasterio.transform import Affine
 
 from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.raster import accept_pixel_space
+from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.stitch import create_store

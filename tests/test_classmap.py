@@ -19,9 +19,10 @@ from fcn_batch.pipeline import classmap
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.classmap import MapHead, write_cog, write_side_file
 from fcn_batch.pipeline.errors import InputError, OutputError
+from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.raster import accept_pixel_space, inspect
+from fcn_batch.pipeline.raster import inspect
 
 UTM = CRS.from_epsg(32633).to_wkt()
 NORTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0))

@@ -7,7 +7,7 @@ from fcn_batch.pipeline.errors import FcnBatchError
 
 TABLE = Path(__file__).parents[1] / "docs" / "exit-codes.md"
 # codes without an exception: done, done with masked blocks, stopped and resumable
-WITHOUT_ERROR = {0, 3, 75}
+WITHOUT_ERROR = {0, 130}
 
 
 def _documented() -> list[tuple[int, str]]:

@@ -45,6 +45,7 @@ def changed(*where: str, value: Any, plan: Plan = PLAN) -> Plan:
 
 def receipt(block: int, **other: Any) -> Receipt:
     values: dict[str, Any] = {
+        "plan": PLAN.fingerprint,
         "block": block,
         "sha256": "00",
         "shape": (128, 128),
@@ -154,11 +155,12 @@ def test_a_block_done_twice_is_one_receipt(tmp_path: Path) -> None:
         ("000000001.json", "[]"),
         ("000000001.json", "\0" * 300),
         ("000000001.json", receipt(2).model_dump_json()),  # another block's
+        ("000000001.json", receipt(1, plan="ab").model_dump_json()),  # of a worker of another run
         ("1.json", receipt(1).model_dump_json()),
         ("000000001.json", json.dumps({**receipt(1).model_dump(mode="json"), "later": 1})),
         (".000000001.json.0123.tmp", receipt(1).model_dump_json()),
     ],
-    ids=["empty", "torn", "list", "zeros", "other block", "other name", "other format", "temporary"],
+    ids=["empty", "torn", "list", "zeros", "other block", "other plan", "other name", "other format", "temporary"],
 )
 def test_what_is_no_receipt_is_not_there(tmp_path: Path, name: str, text: str) -> None:
     journal = Journal(tmp_path)
@@ -200,7 +202,7 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").unlink()
     with pytest.raises(MismatchError, match=r"holds receipts but no plan\.json.*--restart"):
         journal.begin(PLAN)
-    assert list(journal.receipts()) == [receipt(0)]
+    assert [p.name for p in (tmp_path / "receipts").iterdir()] == ["000000000.json"]
 
 
 def test_an_interrupted_begin_is_no_obstacle(tmp_path: Path) -> None:

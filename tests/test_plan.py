@@ -192,6 +192,11 @@ def test_cuts_that_do_not_fit_are_refused(network: Fcn, tile: int | None, overla
         choose_cut(network, Options(model="m", tile=tile, overlap=overlap), [])
 
 
+def test_a_blend_needs_an_overlap(network: Fcn) -> None:
+    with pytest.raises(OptionError, match="--blend linear: the exact result has nothing to blend; give --overlap"):
+        choose_cut(network, Options(model="m", blend="linear"), [])
+
+
 def test_no_overlap_and_half_a_tile_are_the_ends(network: Fcn) -> None:
     assert choose_cut(network, Options(model="m", tile=512, overlap=0), []).overlap == 0
     assert choose_cut(network, Options(model="m", tile=512, overlap=256), []).overlap == 256
@@ -225,7 +230,7 @@ def seen_by_the_network(prepared: Prepared) -> int:
 
 @pytest.mark.parametrize(
     ("tile", "overlap", "blend"),
-    [(None, None, "hann"), (64, None, "hann"), (96, 32, "hann"), (128, 64, "none"), (64, 0, "linear")],
+    [(None, None, None), (64, None, None), (96, 32, "hann"), (128, 64, "none"), (64, 0, "linear")],
 )
 @pytest.mark.parametrize("size", [(300, 330), (128, 129), (1, 1), (7, 500)])
 def test_the_stated_cost_is_that_of_counting(
@@ -235,7 +240,7 @@ def test_the_stated_cost_is_that_of_counting(
     size: tuple[int, int],
     tile: int | None,
     overlap: int | None,
-    blend: Blend,
+    blend: Blend | None,
 ) -> None:
     small_blocks(monkeypatch)
     path = write_raster(tmp_path / "a.tif", noise(3, *size), photometric="RGB")

@@ -17,9 +17,10 @@ from rasterio.transform import Affine
 
 from fcn_batch.pipeline import raster
 from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.gdal import accept_pixel_space, gdal_cache
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY
-from fcn_batch.pipeline.raster import Pixels, RasterioSource, RasterSource, cache_needed, gdal_cache, inspect
+from fcn_batch.pipeline.raster import Pixels, RasterioSource, RasterSource, cache_needed, inspect
 from tests.rasters import noise, write_raster
 
 NORTH_UP = Affine(10, 0, 500000, 0, -10, 5000000)
@@ -145,7 +146,7 @@ def test_mask_band(tmp_path: Path) -> None:
     mask[7, 1] = 0
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        raster.accept_pixel_space(),
+        accept_pixel_space(),
         rasterio.open(path, "r+") as dataset,
     ):
         dataset.write_mask(mask)
@@ -240,7 +241,7 @@ def test_remote_inputs_are_refused(path: str) -> None:
 def test_a_vrt_in_disguise_is_refused(tmp_path: Path) -> None:
     secret = write_raster(tmp_path / "secret.tif", noise(1, 20, 20))
     (tmp_path / "a.tif").write_text(VRT.format(secret))
-    with rasterio.Env(), raster.accept_pixel_space(), rasterio.open(tmp_path / "a.tif") as dataset:
+    with rasterio.Env(), accept_pixel_space(), rasterio.open(tmp_path / "a.tif") as dataset:
         assert dataset.driver == "VRT"  # what happens without the list of drivers
     with pytest.raises(InputError, match="cannot be opened"):
         inspect(tmp_path / "a.tif")
@@ -296,7 +297,7 @@ def test_a_file_cut_off_is_refused(tmp_path: Path) -> None:
 
 def test_damage_names_the_window(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", noise(1, 512, 512), compress="deflate", tiled=True)
-    with rasterio.Env(), raster.accept_pixel_space(), rasterio.open(path) as dataset:
+    with rasterio.Env(), accept_pixel_space(), rasterio.open(path) as dataset:
         start = int(dataset.get_tag_item("BLOCK_OFFSET_1_0", "TIFF", bidx=1))
     data = bytearray(path.read_bytes())
     data[start : start + 200] = bytes(200)
@@ -335,10 +336,25 @@ def test_the_cache_size_counts_in_mebibytes_and_is_restored() -> None:
         before = get_gdal_config("GDAL_CACHEMAX")
     with gdal_cache(64):
         assert get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20
-        with gdal_cache(100):
-            assert get_gdal_config("GDAL_CACHEMAX") == 100 * 2**20
-        assert get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20
+        with gdal_cache(100):  # the process has one cache: the first to come decides
+            assert get_gdal_config("GDAL_CACHEMAX") == 64 * 2**20
     assert get_gdal_config("GDAL_CACHEMAX") == before
+
+
+def test_the_cache_size_holds_until_the_last_thread_leaves() -> None:
+    with rasterio.Env():
+        before = get_gdal_config("GDAL_CACHEMAX")
+    first, second = gdal_cache(64), gdal_cache(64)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert other.submit(get_gdal_config, "GDAL_CACHEMAX").result() == 64 * 2**20
+        other.submit(second.__exit__, None, None, None).result()
+    assert get_gdal_config("GDAL_CACHEMAX") == before
+
+
+def test_a_cache_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="got 0"), gdal_cache(0):
         pass
 

@@ -39,7 +39,8 @@ class Options:
     tile: int | None = None
     overlap: int | None = None
     """None: the model's halo, exact."""
-    blend: Blend = "hann"
+    blend: Blend | None = None
+    """None: hann, where tiles overlap."""
     device: str = "auto"
     threads: int | None = None
     """CPU threads of the network in each process; None: all CPUs, shared among the processes."""
@@ -186,18 +187,20 @@ def choose_cut(network: Fcn, options: Options, notes: list[str]) -> Cut:
     block = chunk * max(_BLOCK_CHUNKS, -(-_HALOS_PER_BLOCK * halo // chunk))
     tile = _on_grid("--tile", options.tile, stride, notes)
     if options.overlap is None:
+        if options.blend is not None:
+            raise OptionError(f"--blend {options.blend}: the exact result has nothing to blend; give --overlap PIXELS")
         if tile is not None and tile > block:
             raise OptionError(f"--tile {tile}: at most the block of {block} pixels")
         tile = tile or _largest_tile(block, halo, stride, network.bytes_per_pixel)
         return Cut(chunk=chunk, block=block, tile=tile, overlap=halo, stride=stride, blend=None)
-    tile = tile or _BLENDED_TILE
+    tile, blend = tile or _BLENDED_TILE, options.blend or "hann"
     overlap = _on_grid("--overlap", options.overlap, stride, notes) or 0
     if 2 * overlap > tile:
         raise OptionError(f"--overlap {overlap}: at most half of the tile of {tile}; give a larger --tile")
     notes.append(
-        f"approximate: tiles of {tile} overlap by {overlap} and are blended ({options.blend}); --overlap auto is exact"
+        f"approximate: tiles of {tile} overlap by {overlap} and are blended ({blend}); --overlap auto is exact"
     )
-    return Cut(chunk=chunk, block=block, tile=tile, overlap=overlap, stride=stride, blend=options.blend)
+    return Cut(chunk=chunk, block=block, tile=tile, overlap=overlap, stride=stride, blend=blend)
 
 
 def _on_grid(option: str, value: int | None, stride: int, notes: list[str]) -> int | None:
@@ -237,7 +240,7 @@ def _georeference_notes(info: RasterInfo) -> list[str]:
     if info.has_gcps:
         return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
     if info.georeference.crs_wkt is None:
-        return ["the raster has no coordinate reference system: neither has the map, and areas are in pixels"]
+        return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
     return []
 
 

@@ -7,6 +7,7 @@ prepare -> complete already? -> journal.begin (new or resumed)
 import shutil
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,14 +39,12 @@ class Request:
     restart: bool = False
 
 
-def segment(request: Request, progress: RunProgress) -> list[Path]:
-    """Make the class map of every input; the paths of all outputs, in order."""
-    made: list[Path] = []
+def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
+    """Make the class map of one input after the other, and name the outputs of each when they are complete."""
     places = outputs_of(list(request.inputs), request.folder)
     for path, outputs in zip(request.inputs, places, strict=True):
         _segment_one(path, outputs, request, progress)
-        made += outputs.paths
-    return made
+        yield from outputs.paths
 
 
 def _segment_one(path: Path, outputs: Outputs, request: Request, progress: RunProgress) -> None:

@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.blending import Blend, axis_weights
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.errors import MismatchError
+from fcn_batch.pipeline.gdal import gdal_cache
 from fcn_batch.pipeline.geometry import Window, round_up
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Predictor, TorchPredictor, set_threads
-from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterioSource, RasterSource, cache_needed, gdal_cache
+from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterioSource, RasterSource, cache_needed
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.pipeline.tiling import Axis, exact_tiles
 from fcn_batch.pipeline.weights import load_model
@@ -91,6 +93,10 @@ def open_job(ticket: JobTicket) -> Job:
 def _open_job(ticket: JobTicket) -> Job:
     journal = Journal(Path(ticket.staging))
     plan = journal.plan()
+    if plan.fingerprint != ticket.fingerprint:
+        raise MismatchError(
+            f"{ticket.staging}: another run took this folder over; this worker's part of the old one is dropped"
+        )
     set_threads(plan.kernel.threads)
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
     source = RasterioSource(plan.input.path)
@@ -240,6 +246,7 @@ def _receipt(
         area = job.row_areas[block.row : block.stop_row] @ by_row
         areas = {i: float(area[i]) for i in present}
     return Receipt(
+        plan=job.plan.fingerprint,
         block=index,
         sha256=hashlib.sha256(classes.tobytes()).hexdigest(),
         shape=(block.height, block.width),

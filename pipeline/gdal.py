@@ -1,0 +1,50 @@
+"""Settings of GDAL that hold for the whole process: size of the block cache, what may be opened, what is silenced."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+
+_filters = threading.Lock()  # Python keeps its warning filters once for all threads
+_cache = threading.Lock()
+_cache_before: list[int] = []  # one entry for each context that is open; the first is the size to restore
+
+
+@contextmanager
+def gdal_cache(mb: int) -> Iterator[None]:
+    """Give GDAL's block cache `mb` MiB while the context is open; threads that open it together share one size.
+
+    The cache is the process's, so the first to come sets its size and the last to leave restores what was before.
+    rasterio wants bytes where GDAL itself takes megabytes too, and does not restore the size by itself.
+    ValueError below 1.
+    """
+    if mb < 1:
+        raise ValueError(f"the block cache needs at least 1 MiB, got {mb}")
+    with _cache, rasterio.Env():
+        _cache_before.append(rasterio.env.get_gdal_config("GDAL_CACHEMAX"))
+        if len(_cache_before) == 1:
+            rasterio.env.setenv(GDAL_CACHEMAX=mb * 2**20)
+    try:
+        yield
+    finally:
+        with _cache, rasterio.Env():
+            if len(_cache_before) == 1:
+                rasterio.env.setenv(GDAL_CACHEMAX=_cache_before[0])
+            _cache_before.pop()
+
+
+@contextmanager
+def accept_pixel_space() -> Iterator[None]:
+    """Silence rasterio's warning that a raster has no georeference: here that is allowed."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def local_only() -> Any:
+    """GDAL settings under which a VRT cannot reach http or cloud storage: only this URL is allowed."""
+    return rasterio.Env(CPL_VSIL_CURL_ALLOWED_FILENAME="none")
