@@ -42,7 +42,8 @@ def test_a_multiple_of_a_smaller_stride_needs_no_padding() -> None:
     image = _image(40, 24)
     with torch.no_grad():
         expected = network(torch.from_numpy(image)[None])[0].numpy()
-    assert np.array_equal(TorchPredictor(network).scores(image), expected)
+    scores = TorchPredictor(network).scores(image)
+    np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())  # another memory layout
 
 
 @pytest.mark.parametrize("core", [WHOLE, (slice(32, 64), slice(0, 32)), (slice(3, 4), slice(50, 77))], ids=str)
