@@ -31,8 +31,8 @@ class _Command(click.Command):
         """Run; turn errors into messages unless `--debug` was given."""
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
-            raise
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+            raise  # click's own; of a closed pipe it makes a quiet end
         except KeyboardInterrupt:
             click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
             ctx.exit(_INTERRUPTED)

@@ -21,6 +21,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what rasterio.shutil.copy raises; public under no other name
 from rasterio.crs import CRS
+from rasterio.enums import WktVersion
 from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
@@ -63,38 +64,50 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
     `windows` yields each pixel of the map once, in any order, as a window and its class ids, shape (rows,
     cols), 255 where there is no data; windows that are whole blocks of 512x512 are fastest. On the way there is
     a GeoTIFF of the same size in the same folder; it is removed in any case. An existing `path` is replaced.
-    The result is read back and compared, as a full disk does not always show while writing.
+    The result is read back and compared, as a full disk does not always show while writing, and GeoTIFF has no
+    keys for some reference systems (a rotated pole): these stand in the side file.
 
     ValueError when the windows do not fit the map; OutputError when something cannot be written. Errors
     that `windows` raises pass through.
     """
     scratch, partial = path.with_name(path.name + ".tiled"), path.with_name(path.name + ".partial")
+    side = Path(f"{partial}.aux.xml")
     try:
         with gdal_cache(CACHE_MB):
             checksums = _write_tiles(scratch, head, windows)
             with _writing(path), accept_pixel_space():
                 rasterio.shutil.copy(scratch, partial, driver="COG", **COG_OPTIONS)
+                side.unlink(missing_ok=True)  # GDAL's: ours holds the same and takes its place
             _compare(partial, checksums, path)
-        write_side_file(path, head.legend)
+        missing = None if _place_differs(partial, head.georeference, path) is None else head.georeference.crs_wkt
+        write_side_file(partial, head.legend, missing)
+        if (differs := _place_differs(partial, head.georeference, path)) is not None:
+            raise OutputError(
+                f"{path} does not keep the raster's place on the Earth: {differs}; "
+                "give the raster a reference system that GeoTIFF knows (gdal_edit.py -a_srs)"
+            )
         with _writing(path):
             with partial.open("rb") as file:  # complete on the disk before it gets its name
                 os.fsync(file.fileno())
+            side.replace(f"{path}.aux.xml")
             partial.replace(path)
     finally:
         # The COG driver keeps its overviews in a file beside the output, which a failure may leave there.
-        for leftover in (scratch, partial, *(Path(f"{partial}{end}") for end in (".ovr.tmp", ".aux.xml"))):
+        for leftover in (scratch, partial, side, Path(f"{scratch}.aux.xml"), Path(f"{partial}.ovr.tmp")):
             leftover.unlink(missing_ok=True)
 
 
-def write_side_file(path: Path, legend: Legend) -> Path:
+def write_side_file(path: Path, legend: Legend, crs_wkt: str | None = None) -> Path:
     """Write `NAME.tif.aux.xml` with the class names of the map `path`, and return its path.
 
     Two forms, because no reader takes both in all versions: category names (GDAL, QGIS layer info) and a
-    thematic attribute table with colours (QGIS shows exactly these classes). OutputError when it cannot be
-    written.
+    thematic attribute table with colours (QGIS shows exactly these classes). With `crs_wkt`, it also holds the
+    reference system, which GDAL then takes instead of the GeoTIFF's own. OutputError when it cannot be written.
     """
     by_id = {c.id: c for c in legend.classes}
     root = ET.Element("PAMDataset")
+    if crs_wkt is not None:
+        _text(root, "SRS", crs_wkt)
     band = ET.SubElement(root, "PAMRasterBand", band="1")
     names = ET.SubElement(band, "CategoryNames")
     for class_id in range(max(by_id) + 1):
@@ -198,6 +211,20 @@ def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None
                 raise OutputError(
                     f"{path} does not read back as it was written in {where}; check the disk, then run again"
                 )
+
+
+def _place_differs(map_file: Path, ref: GeoReference, path: Path) -> str | None:
+    """How reference system or transform of the file (with its side file) differ from `ref`; None: they agree."""
+    with _writing(path), accept_pixel_space(), rasterio.open(map_file, driver="GTiff") as dataset:
+        crs, transform = dataset.crs, tuple(dataset.transform)[:6]
+    wanted = CRS.from_wkt(ref.crs_wkt) if ref.crs_wkt is not None else CRS()
+    # rasterio reads systems by way of WKT1 where that exists, so some come back in other words
+    if crs not in (wanted, CRS.from_wkt(wanted.to_wkt()) if wanted else None):
+        read = crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+        return f"its reference system reads as {read} instead of {ref.crs_wkt}"
+    if not np.allclose(transform, ref.transform, rtol=1e-12, atol=0):
+        return f"its transform reads as {transform} instead of {ref.transform}"
+    return None
 
 
 @contextmanager

@@ -45,6 +45,11 @@ def accept_pixel_space() -> Iterator[None]:
         yield
 
 
+def gdal_version() -> str:
+    """The version of GDAL, such as 3.10.3."""
+    return str(rasterio.__gdal_version__)
+
+
 def local_only() -> Any:
     """GDAL settings under which a VRT cannot reach http or cloud storage: only this URL is allowed."""
     return rasterio.Env(CPL_VSIL_CURL_ALLOWED_FILENAME="none")

@@ -22,12 +22,20 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class FileIdentity(_Frozen):
+    """One file of a raster, as it was when the plan was made."""
+
+    name: str
+    bytes: int
+    modified_ns: int
+
+
 class InputIdentity(_Frozen):
     """Which raster."""
 
     path: str
-    bytes: int
-    modified_ns: int
+    files: tuple[FileIdentity, ...]
+    """The file itself, and those beside it that decide pixels too: masks, side files, the sources of a VRT."""
     height: int
     width: int
     bands: int
@@ -92,6 +100,8 @@ class Kernel(_Frozen):
     device: Literal["cpu", "cuda", "mps"]
     precision: Literal["fp32"] = "fp32"
     torch: str
+    gdal: str
+    """Decoders of lossy formats differ."""
     fcn_batch: str
     threads: int = Field(ge=1)
     """CPU threads of the network in each process: sums are split among them, so another number rounds otherwise."""
@@ -133,11 +143,18 @@ class Plan(_Frozen):
         """What sets `other` apart from this plan, one line each: ``cut.tile: 512, now 1024``."""
         mine = _flat(self.model_dump(mode="json", exclude=_NOT_IDENTITY))
         theirs = _flat(other.model_dump(mode="json", exclude=_NOT_IDENTITY))
-        return [f"{key}: {mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        return [f"{key}: {mine.get(key)}, now {theirs.get(key)}" for key in keys]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted place; what stands in lists of files is counted from 0."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            flat.update(_flat(dict(enumerate(value)), f"{prefix}{key}."))
+        elif isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat

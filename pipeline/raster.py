@@ -47,6 +47,8 @@ class RasterInfo:
 
     path: str
     """Absolute path of the file."""
+    files: tuple[str, ...]
+    """Paths of all files it consists of: itself, masks, side files, the sources of a VRT."""
     size: Size
     """Height and width."""
     bands: int
@@ -59,8 +61,6 @@ class RasterInfo:
     """Name of each band, None where it has none."""
     colour_roles: tuple[str, ...]
     """What each band shows, in rasterio's words: "red", "alpha", "gray", "undefined", ..."""
-    nodata: tuple[float | None, ...]
-    """Nodata value of each band, None where it has none."""
     storage_block: tuple[int, int]
     """Rows and columns of the first band's storage block: (1, width) and the like mean strips."""
     has_mask: bool
@@ -71,7 +71,7 @@ class RasterInfo:
     def __post_init__(self) -> None:
         if self.bands < 1 or self.dtype not in DTYPES:
             raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
-        for name in ("descriptions", "colour_roles", "nodata"):
+        for name in ("descriptions", "colour_roles"):
             if len(getattr(self, name)) != self.bands:
                 raise ValueError(f"{name} needs {self.bands} entries, one a band: {getattr(self, name)}")
 
@@ -150,7 +150,7 @@ class RasterioSource:
         except RasterioIOError as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
-            raise InputError(f"{message}; get an undamaged copy, or mask such blocks") from error
+            raise InputError(f"{message}; get an undamaged copy") from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
         return Pixels(values, valid)
@@ -191,13 +191,13 @@ def inspect(path: str | Path) -> RasterInfo:
             raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
         return RasterInfo(
             path=str(local),
+            files=tuple(dataset.files),
             size=Size(dataset.height, dataset.width),
             bands=dataset.count,
             dtype=dataset.dtypes[0],
             georeference=georeference,
             descriptions=tuple(dataset.descriptions),
             colour_roles=tuple(role.name for role in dataset.colorinterp),
-            nodata=tuple(dataset.nodatavals),
             storage_block=tuple(dataset.block_shapes[0]),
             has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
             has_gcps=has_gcps,
@@ -216,6 +216,8 @@ def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
 def _local_path(path: str | Path) -> Path:
     """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
     text = str(path)
+    if text != text.encode(errors="replace").decode():
+        raise InputError(f"{text!a}: the name is not UTF-8, so no report could name it; rename the file")
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
         raise InputError(f"remote inputs are not supported yet, got {text}; copy it to a local file")
     return Path(path).absolute()

@@ -145,6 +145,13 @@ def test_bands_that_do_not_fit(tmp_path: Path, model: Path, bands: int) -> None:
     refuses(tmp_path, 4, *needles, arguments=[path, "-m", model])
 
 
+def test_a_palette(tmp_path: Path, model: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(1, 40, 50), photometric="PALETTE")
+    with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {7: (10, 20, 30, 255)})
+    refuses(tmp_path, 4, path, "palette", "gdal_translate -expand rgb IN OUT", arguments=[path, "-m", model])
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "float64", "uint32", "int8"])
 def test_pixels_of_unsupported_types(tmp_path: Path, model: Path, dtype: str) -> None:
     path = write_raster(tmp_path / "a.tif", noise(3, 40, 50, dtype), photometric="MINISBLACK")
@@ -353,10 +360,13 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
         (["--bands", "1,2,9"], ["has bands 1 to 3, not 9"]),
         (["--tile", "big"], ["'big' is neither auto nor a number of pixels"]),
         (["--tile", "-5"], ["--tile -5: give a positive number"]),
-        (["--tile", "99999"], ["--tile 100000: at most the block of 128"]),
-        (["--overlap", "600"], ["--overlap 608: at most half of the tile of 1024"]),
+        (["--tile", "99999"], ["--tile 99999 (rounded up to 100000): at most the block of 128"]),
+        (["--tile", "160", "--overlap", "32"], ["--tile 160: at most the block of 128"]),
+        (["--overlap", "600"], ["--overlap 600 (rounded up to 608): at most half of the tile of 1024"]),
+        (["--overlap", "-1"], ["--overlap -1: give 0 or more pixels"]),
         (["--blend", "magic"], ["'magic' is not one of"]),
         (["--full-scale", "0"], ["--full-scale 0.0: give a positive number"]),
+        (["--full-scale", "1e-320"], ["--full-scale 1e-320: too small", "give the pixel value that is white"]),
         (["--device", "gpu"], ["--device gpu: not a device"]),
         (["--workers", "-1"], ["--workers -1: give 0"]),
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:8786"], ["--workers and --scheduler exclude each other"]),

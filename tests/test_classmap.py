@@ -1,4 +1,5 @@
 import itertools
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, WktVersion
 from rio_cogeo.cogeo import cog_validate
 
 from fcn_batch.pipeline import classmap
@@ -146,6 +147,52 @@ def test_every_georeference_survives(tmp_path: Path, ref: GeoReference) -> None:
     with opened(path) as dataset:
         assert (dataset.read(1) == values).all()
         assert ref.crs_wkt is None or dataset.crs == CRS.from_epsg(32633)
+
+
+# The first two have no GeoTIFF keys; rasterio reads the third in other words than it is written in.
+@pytest.mark.parametrize(
+    ("proj", "beside"),
+    [
+        ("+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +R=6371000", True),
+        ("+proj=vandg4", True),
+        ("+proj=geos +h=35785831 +lon_0=-75 +sweep=x +ellps=GRS80", False),
+        ("EPSG:4326", False),
+    ],
+    ids=["rotated pole", "vandg4", "geostationary", "degrees"],
+)
+def test_reference_systems_that_geotiff_cannot_say_stand_beside_it(tmp_path: Path, proj: str, beside: bool) -> None:
+    crs, transform = CRS.from_string(proj), (0.1, 0.0, 1 / 3, 0.0, -0.1, 7.7)
+    wkt = crs.to_wkt(version=WktVersion.WKT2_2019)
+    path = write(tmp_path, ids(700, 600), GeoReference(wkt, transform))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]
+    with rasterio.open(path) as dataset:
+        assert dataset.crs in (crs, CRS.from_wkt(crs.to_wkt()))
+        assert tuple(dataset.transform)[:6] == transform
+    assert inspect(path).georeference.transform == transform
+    root = ET.parse(tmp_path / "map.tif.aux.xml").getroot()  # noqa: S314  (written by us)
+    assert root.findtext("SRS") == (wkt if beside else None)
+    assert cog_validate(path, strict=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        (GeoReference(CRS.from_epsg(32634).to_wkt(), NORTH_UP.transform), "reference system reads as .*zone 33N"),
+        (GeoReference(None, NORTH_UP.transform), "instead of None"),
+        (GeoReference(UTM, (10.0, 0.0, 500001.0, 0.0, -10.0, 5000000.0)), "transform reads as .*500001"),
+    ],
+)
+def test_differences_of_place_are_found(tmp_path: Path, ref: GeoReference, message: str) -> None:
+    path = write(tmp_path, ids(9, 9))
+    assert classmap._place_differs(path, NORTH_UP, path) is None
+    assert re.search(message, classmap._place_differs(path, ref, path) or "")
+
+
+def test_a_map_that_loses_its_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classmap, "_place_differs", lambda *_: "it is elsewhere")
+    with pytest.raises(OutputError, match=r"map\.tif does not keep the raster's place on the Earth: it is elsewhere"):
+        write(tmp_path, ids(9, 9))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])

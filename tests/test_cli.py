@@ -17,12 +17,11 @@ from fcn_batch.cli import main
 from fcn_batch.pipeline.errors import FcnBatchError
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Plan
-from fcn_batch.workflows.models import DEFAULT
 from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
 
-EMBEDDED = Path(str(package.__file__)).parent / "configs" / "models" / f"{DEFAULT}.safetensors"
+EMBEDDED = Path(str(package.__file__)).parent / "configs" / "models" / "landcover-world.safetensors"
 PROGRAM = [sys.executable, "-m", "fcn_batch.cli"]
 
 
@@ -225,7 +224,7 @@ def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkey
 
 @pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not trained yet: make world-model")
 def test_the_default_model_ships() -> None:
-    assert fcn_batch("model", "list").stdout.startswith(f"{DEFAULT} ")
-    card = json.loads(fcn_batch("model", "info", DEFAULT, "--json").stdout)
-    assert card["name"] == DEFAULT
+    assert fcn_batch("model", "list").stdout.startswith("landcover-world ")
+    card = json.loads(fcn_batch("model", "info", "landcover-world", "--json").stdout)
+    assert card["name"] == "landcover-world"
     assert card["scores"]["mean_iu"] > 0

@@ -15,22 +15,23 @@ from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
+from fcn_batch.pipeline.plan import FileIdentity
 from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.plan import (
     Options,
     Prepared,
-    choose_bands,
     choose_cut,
-    choose_full_scale,
     describe,
     ground_sample_distance,
     prepare,
 )
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
-from tests.runs import fcn_batch, scene, small_blocks, tree
+from tests.runs import DEGREES, fcn_batch, scene, small_blocks, tree
 
 RGB = InputSpec(bands=tuple(Band(name=n, mean=0.4, std=0.2) for n in ("red", "green", "blue")), gsd_m=10)
+GRAY = InputSpec(bands=(Band(name="gray", mean=0.4, std=0.2),), gsd_m=10)
 SENTINEL = InputSpec(
     bands=tuple(Band(name=n, mean=0.1, std=0.1) for n in ("nir", "red")), gsd_m=10, dtype="uint16", full_scale=10000
 )
@@ -50,13 +51,13 @@ def network() -> Fcn:
 def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None, dtype: str = "uint8") -> RasterInfo:
     return RasterInfo(
         path="/data/a.tif",
+        files=("/data/a.tif",),
         size=Size(100, 100),
         bands=len(roles),
         dtype=dtype,
         georeference=GeoReference(None, IDENTITY),
         descriptions=tuple(descriptions or [None] * len(roles)),
         colour_roles=tuple(roles),
-        nodata=(None,) * len(roles),
         storage_block=(1, 100),
         has_mask=False,
         has_gcps=False,
@@ -101,6 +102,39 @@ def test_the_proposed_bands_are_accepted() -> None:
     assert choose_bands(raster, RGB, (1, 1, 1)) == (1, 1, 1)
 
 
+def test_proposed_bands_are_never_alpha() -> None:
+    for roles, proposed in ((["alpha", "gray"], "2,2,2"), (["gray", "alpha", "undefined"], "1,3,3")):
+        with pytest.raises(InputError, match=f"say it with --bands, e.g. --bands {proposed}$"):
+            choose_bands(info(roles), RGB, None)
+    with pytest.raises(InputError, match=r"say it with --bands$"):
+        choose_bands(info(["alpha"]), RGB, None)
+
+
+@pytest.mark.parametrize("roles", [["palette"], ["palette", "alpha"], ["palette", "undefined", "undefined"]])
+def test_a_palette_is_to_be_expanded(roles: list[str]) -> None:
+    with pytest.raises(InputError, match=r"numbers of colours in a palette.* gdal_translate -expand rgb IN OUT$"):
+        choose_bands(info(roles), RGB, None)
+    assert choose_bands(info(["palette"]), GRAY, None) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("raster", "spec", "wanted", "note"),
+    [
+        (info(["red", "green", "blue"]), RGB, None, None),
+        (info(["gray"] + ["undefined"] * 2, ["blue", "green", "red"]), RGB, None, None),
+        (info(["gray"] + ["undefined"] * 2), RGB, (1, 2, 3), None),
+        (info(["gray", "alpha", "undefined", "undefined"]), RGB, None, "bands 1,3,4 are taken as red, green, blue"),
+        (info(["undefined", "undefined"], ["NIR", None]), SENTINEL, None, "bands 1,2 are taken as nir, red"),
+        (info(["alpha", "undefined"]), GRAY, None, "band 2 is taken as gray"),
+    ],
+)
+def test_bands_taken_in_order_are_noted(
+    raster: RasterInfo, spec: InputSpec, wanted: tuple[int, ...] | None, note: str | None
+) -> None:
+    said = [f"{note}: nothing in the file says so; --bands chooses others"] if note else []
+    assert band_notes(raster, spec, wanted) == said
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -137,6 +171,13 @@ def test_white_is_asked_for_when_the_types_differ(dtype: str) -> None:
 def test_white_is_a_positive_number(wanted: float) -> None:
     with pytest.raises(OptionError, match=f"--full-scale {wanted}: give a positive number"):
         choose_full_scale(info(["gray"]), RGB, wanted)
+
+
+@pytest.mark.parametrize("wanted", [1e-320, 5e-324, 1e-38])
+def test_a_white_that_32_bits_cannot_divide_by_is_refused(wanted: float) -> None:
+    with pytest.raises(OptionError, match=f"--full-scale {wanted}: too small to divide 32-bit numbers by; give the"):
+        choose_full_scale(info(["gray"]), RGB, wanted)
+    assert choose_full_scale(info(["gray"]), RGB, 1e-37) == 1e-37
 
 
 def test_an_exact_cut_has_the_halo_and_whole_chunks(network: Fcn) -> None:
@@ -179,12 +220,15 @@ def test_what_is_rounded_is_said(network: Fcn) -> None:
     ("tile", "overlap", "message"),
     [
         (8192, None, "--tile 8192: at most the block of 4096 pixels"),
-        (4097, None, "--tile 4128: at most the block"),
+        (4097, None, r"--tile 4097 \(rounded up to 4128\): at most the block"),
+        (8192, 32, "--tile 8192: at most the block of 4096 pixels"),
+        (4097, 0, r"--tile 4097 \(rounded up to 4128\): at most the block of 4096 pixels"),
         (0, None, "--tile 0: give a positive number"),
         (-32, None, "--tile -32: give a positive number"),
         (512, 288, "--overlap 288: at most half of the tile of 512"),
         (None, 544, "--overlap 544: at most half of the tile of 1024; give a larger --tile"),
-        (512, -1, "--overlap -1: give a positive number"),
+        (512, 257, r"--overlap 257 \(rounded up to 288\): at most half of the tile of 512"),
+        (512, -1, "--overlap -1: give 0 or more pixels"),
     ],
 )
 def test_cuts_that_do_not_fit_are_refused(network: Fcn, tile: int | None, overlap: int | None, message: str) -> None:
@@ -250,6 +294,22 @@ def test_the_stated_cost_is_that_of_counting(
     assert prepared.memory > 0
 
 
+@pytest.mark.parametrize(("tile", "rows"), [(128, 128), (64, 64)])
+def test_blended_sums_are_in_the_memory(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tile: int, rows: int
+) -> None:
+    small_blocks(monkeypatch)
+    path = write_raster(tmp_path / "a.tif", noise(3, 300, 100), photometric="RGB")
+    more = save_tiny_model(tmp_path / "more.safetensors", fc_kernel=1, classes=16)
+
+    def memory(file: Path, overlap: int | None) -> int:
+        prepared = prepare(path, Options(model=str(file), tile=tile, overlap=overlap))
+        return replace(prepared, bytes_per_pixel=0).memory
+
+    assert memory(more, None) == memory(model, None)
+    assert memory(more, 32) - memory(model, 32) == 2 * 4 * (16 - 6) * rows * 100  # two rows of tiles, all columns
+
+
 def notes_of(path: Path, model: Path, **options: Any) -> list[str]:
     return prepare(path, Options(model=str(model), **options)).notes
 
@@ -259,6 +319,9 @@ def test_notes_say_what_is_missing(tmp_path: Path, model: Path) -> None:
     (note,) = notes_of(write_raster(tmp_path / "b.tif", noise(3, 5, 6)), model)
     assert "no coordinate reference system" in note
     points = [GroundControlPoint(row=r, col=c, x=c, y=-r, z=0) for r, c in ((0, 0), (5, 0), (0, 6))]
+    gray = {"crs": "EPSG:4326", "transform": DEGREES, "photometric": "MINISBLACK"}
+    (note,) = notes_of(write_raster(tmp_path / "d.tif", noise(3, 5, 6), **gray), model)
+    assert note == "bands 1,2,3 are taken as red, green, blue: nothing in the file says so; --bands chooses others"
     (note,) = notes_of(write_raster(tmp_path / "c.tif", noise(3, 5, 6), gcps=points, crs="EPSG:4326"), model)
     assert "ground control points" in note
 
@@ -287,9 +350,8 @@ def test_a_plan_knows_its_input_and_its_model(tmp_path: Path, model: Path) -> No
     path = scene(tmp_path / "a.tif", 50, 60)
     prepared = prepare(path, Options(model=str(model)))
     plan, status = prepared.plan, path.stat()
-    assert (plan.input.path, plan.input.bytes, plan.input.modified_ns) == (
-        str(path), status.st_size, status.st_mtime_ns,
-    )  # fmt: skip
+    assert plan.input.path == str(path)
+    assert plan.input.files == (FileIdentity(name="a.tif", bytes=status.st_size, modified_ns=status.st_mtime_ns),)
     assert (plan.input.height, plan.input.width, plan.input.bands, plan.input.dtype) == (50, 60, 3, "uint8")
     assert plan.model.path == str(model)
     assert plan.bands == (1, 2, 3)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -14,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import xarray
 from distributed import LocalCluster
 from numpy.typing import NDArray
 from pyproj import Geod
+from rasterio.shutil import copy
 from rasterio.transform import Affine
 from torch.nn import functional
 
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.store import ClassStore
@@ -230,7 +234,7 @@ def blended(model: Path, image: NDArray[np.float32], tile: int, overlap: int, bl
         (96, 32, "gaussian"),
         (64, 32, "none"),
         (64, 0, "hann"),
-        (352, 160, "hann"),
+        (128, 64, "hann"),
     ],
 )
 def test_blended_maps_are_weighted_means_of_tiles(
@@ -281,6 +285,7 @@ def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, refer
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 3
     told = [line for line in result.stderr.splitlines() if not line.startswith("  ")]  # but the summary
+    assert told.pop() == "a: writing the GeoTIFF"
     assert [line for line in told if not re.match(r"a: \d+ % of 0\.1 MPx", line)] == []  # nothing of dask's own
     assert told[-1].startswith("a: 100 %")
     assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
@@ -566,7 +571,7 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts
     finally:
         os.killpg(victim.pid, signal.SIGKILL)
         victim.wait()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.partial"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".a.lock", "a.partial"]
     finished = tree(done)
     assert receipts <= len(finished) < 25
 
@@ -744,7 +749,7 @@ def test_a_changed_input_is_refused_until_restart(tmp_path: Path, model: Path, m
     os.utime(path, ns=(1, 1))
     result = fcn_batch("segment", path, "-m", model)
     assert result.exit_code == 7
-    assert "input.modified_ns: " in result.stderr
+    assert "input.files.0.modified_ns: " in result.stderr
     segmented(path, "-m", model, "--restart")
 
 
@@ -778,23 +783,119 @@ def test_a_torn_receipt_means_that_its_block_is_done_again(
     interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
     for name in ("000000003.json", "000000007.json"):
         os.truncate(tmp_path / "a.partial" / "receipts" / name, 50)
-    shutil.rmtree(tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "2")  # of block 3, and others
     segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 7
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
-def test_a_damaged_chunk_stops_the_run_before_anything_is_published(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loss", ["flipped bit", "lost row of chunks", "empty file"])
+def test_blocks_that_the_disk_lost_are_done_again(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
-    chunk = tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "0" / "0"
-    data = bytearray(chunk.read_bytes())
-    data[len(data) // 2] ^= 1
-    chunk.write_bytes(data)
-    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
+    chunks = tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c"
+    if loss == "lost row of chunks":
+        shutil.rmtree(chunks / "2")  # of blocks 3, 4 and 5
+    else:
+        data = bytearray((chunks / "0" / "0").read_bytes())
+        data[len(data) // 2] ^= 1
+        (chunks / "0" / "0").write_bytes(data if loss == "flipped bit" else b"")
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    earlier = 6 if loss == "lost row of chunks" else 8
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == earlier
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+
+
+def test_a_vrt_whose_source_changed_is_not_complete(tmp_path: Path, model: Path) -> None:
+    source = scene(tmp_path / "source.tif", 60, 70)
+    vrt = tmp_path / "a.vrt"
+    copy(source, vrt, driver="VRT")
+    segmented(vrt, "-m", model)
+    assert "complete already" in segmented(vrt, "-m", model).stderr
+    os.utime(source, ns=(1, 1))
+    assert fcn_batch("segment", vrt, "-m", model).exit_code == 6
+
+
+def test_a_mask_beside_the_raster_belongs_to_it(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 60, 70)
+    segmented(path, "-m", model)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(np.zeros((60, 70), np.uint8))
+    os.utime(path, ns=(path.stat().st_atime_ns, 5))
+    result = fcn_batch("segment", path, "-m", model)
     assert result.exit_code == 6
-    assert "a chunk in Window(row=0, col=0, height=64, width=64) cannot be read" in result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["a.partial"]
+    assert (tmp_path / "a.tif.msk").exists()
+
+
+def test_two_runs_of_one_input_do_not_meet(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 60, 70)
+    with only_one(tmp_path / ".a.lock"):
+        # flock counts per opened file: this process too is another run
+        result = fcn_batch("segment", path, "-m", model)
+    assert result.exit_code == 6
+    assert f"another run of this input is under way (process {os.getpid()} on " in result.stderr
+    segmented(path, "-m", model)
+    assert not (tmp_path / ".a.lock").exists()
+
+
+def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, reference: Path) -> None:
+    command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model, "-o", tmp_path / "out"]
+    words = [str(word) for word in (*command, "--threads", 1)]
+    both = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=100)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) in ([0, 0], [0, 6]), told
+    assert all("another run of this input" in text for text, code in zip(told, codes, strict=True) if code)
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == sorted(NAMES)
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path, model: Path) -> None:
+    first, second = scene(tmp_path / "a.tif", 60, 70), scene(tmp_path / "a.classes.tif", 60, 70)
+    before = second.read_bytes()
+    result = fcn_batch("segment", first, second, "-m", model, "--overwrite")
+    assert result.exit_code == 2
+    assert f"{second}: an input that the outputs of {first} would replace" in result.stderr
+    assert second.read_bytes() == before
+
+
+def test_two_ways_to_one_folder_are_one_folder(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    one = scene(tmp_path / "real" / "a.tif", 60, 70)
+    other = scene(tmp_path / "real" / "a.jp2.tif", 60, 70).rename(tmp_path / "real" / "a.jpg")
+    result = fcn_batch("segment", one, tmp_path / "link" / other.name, "-m", model)
+    assert result.exit_code == 2
+    assert "would both be written as a.*" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_staging_name_that_is_no_folder_is_refused(tmp_path: Path, model: Path, kind: str) -> None:
+    path = scene(tmp_path / "a.tif", 60, 70)
+    staging = tmp_path / "a.partial"
+    if kind == "file":
+        staging.write_text("mine")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        staging.symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    for options in ([], ["--restart"]):
+        result = fcn_batch("segment", path, "-m", model, *options)
+        assert result.exit_code == 6
+        assert f"{staging}: not a folder" in result.stderr
+        assert tree(tmp_path) == before
+
+
+def test_names_that_cannot_be_used_are_refused(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 60, 70)
+    long = path.rename(tmp_path / f"{'x' * 220}.tif")
+    result = fcn_batch("segment", long, "-m", model)
+    assert result.exit_code == 2
+    assert "the name is too long for those of its outputs" in result.stderr
+    odd = long.rename(tmp_path / os.fsdecode(b"bad\xff.tif"))
+    program = run_program([Path(sys.executable).with_name("fcn-batch"), "segment", odd, "-m", model])
+    assert program.returncode == 4
+    assert "not UTF-8" in program.stderr
 
 
 # --- several inputs ------------------------------------------------------------------------------------------

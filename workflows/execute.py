@@ -6,22 +6,30 @@ two threads and one lock on its device: while one thread computes, the other rea
 """
 
 import logging
+import pydoc
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import fcn_batch
 from fcn_batch.pipeline.errors import FcnBatchError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.workflows.steps import JobTicket, close_job, run_block
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _THREADS_PER_PROCESS = 2  # one computes, one reads ahead or writes
 _CONNECT_TIMEOUT_S = 30
+_WITHOUT_WORKERS_S = 60.0  # long enough for a batch system to start a lost worker again
+_LOOKS_MEANWHILE = 12  # how often it is looked for workers in that time
+_LAST_PORT = 65535
+_RUN_AGAIN = "finished blocks are kept: run the same command again"
 _LOOPBACK = "127.0.0.1"
 
 OnReceipt = Callable[[Receipt], None]
@@ -37,8 +45,11 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise OptionError(f"--workers {self.count}: give 0 (this process) or a number of processes")
-        if self.count and self.address:
+        if self.address is None:
+            return
+        if self.count:
             raise OptionError("--workers and --scheduler exclude each other: the scheduler has its own workers")
+        _check_address(self.address)
 
 
 def execute(ticket: JobTicket, blocks: Sequence[int], workers: Workers, on_receipt: OnReceipt) -> None:
@@ -51,8 +62,8 @@ def execute(ticket: JobTicket, blocks: Sequence[int], workers: Workers, on_recei
     if not workers.count and workers.address is None:
         _in_this_process(ticket, blocks, on_receipt)
         return
-    with _client(workers) as client:
-        _on_cluster(client, ticket, blocks, on_receipt)
+    with _silent(), _client(workers) as client:
+        _on_cluster(_Run(client, workers.address or "of this run's workers"), ticket, blocks, on_receipt)
 
 
 def _in_this_process(ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
@@ -91,33 +102,148 @@ def _run_block_afar(ticket: JobTicket, index: int) -> Receipt:
     raise failure  # outside of the handlers, so that the first one is not carried along as its context
 
 
-def _on_cluster(client: "Client", ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
+@dataclass(slots=True)
+class _Run:
+    """The blocks in flight on a cluster, and whether it is still there to finish them."""
+
+    client: "Client"
+    address: str
+    running: "set[Future[Any]]" = field(default_factory=set)
+    _done: "SimpleQueue[Future[Any]]" = field(default_factory=SimpleQueue)
+    _workers_seen: float = 0.0
+
+    def submit(self, ticket: JobTicket, block: int) -> None:
+        """Put one more block in flight."""
+        future = self.client.submit(_run_block_afar, ticket, block, pure=False)
+        self.running.add(future)
+        future.add_done_callback(self._done.put)
+
+    def next_receipt(self) -> Receipt:
+        """Wait for one block; its error is raised here. Gives up when there are no workers for too long."""
+        future: Future[Any] | None = None
+        look_every = _WITHOUT_WORKERS_S / _LOOKS_MEANWHILE
+        self._workers_seen = time.monotonic()
+        while True:
+            try:
+                future = future or self._done.get(timeout=look_every)
+                receipt: Receipt = future.result(timeout=look_every)  # computed again if its worker dies just now
+            except (Empty, TimeoutError):
+                if future is not None and future.status == "error":
+                    raise  # the block's own: a share that does not answer, say
+                self._look_for_workers()
+            else:
+                self.running.discard(future)
+                return receipt
+
+    def _look_for_workers(self) -> None:
+        from distributed.comm.core import CommClosedError
+
+        if self.client.status != "running":
+            raise CommClosedError
+        now = time.monotonic()
+        if self.client.nthreads():
+            self._workers_seen = now
+        elif now - self._workers_seen >= _WITHOUT_WORKERS_S:
+            raise OutputError(
+                f"no workers at the scheduler {self.address} for {_WITHOUT_WORKERS_S:g} s: start some; {_RUN_AGAIN}"
+            )
+
+
+def _on_cluster(run: _Run, ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
     """Keep as many blocks in flight as there are worker threads: the scheduler's memory stays flat."""
-    from distributed import KilledWorker, as_completed
+    from distributed import KilledWorker
+    from distributed.client import ClosedClientError
+    from distributed.comm.core import CommClosedError
 
-    waiting = iter(blocks)
-
-    def submit() -> Iterator[Any]:
-        for block in waiting:
-            yield client.submit(_run_block_afar, ticket, block, pure=False)
-            return
-
-    in_flight = max(1, sum(client.nthreads().values()))
-    # without a loop it looks for a default client, and there is none
-    running = as_completed([future for _ in range(in_flight) for future in submit()], loop=client.loop)
+    waiting = deque(blocks)
     try:
-        for future in running:
-            on_receipt(future.result())
-            for new in submit():
-                running.add(new)
+        for _ in range(min(len(waiting), max(1, sum(run.client.nthreads().values())))):
+            run.submit(ticket, waiting.popleft())
+        while run.running:
+            on_receipt(run.next_receipt())
+            if waiting:
+                run.submit(ticket, waiting.popleft())
     except KilledWorker as error:
         raise OutputError(
-            f"a worker process died ({error}), killed for its memory perhaps; finished blocks are kept: "
-            "run the same command again, with fewer --workers or a smaller --tile"
+            f"a worker process died ({error}), killed for its memory perhaps; {_RUN_AGAIN}, "
+            "with fewer --workers or a smaller --tile"
         ) from error
-    except FcnBatchError:
-        client.cancel(list(running.futures))
+    except (CancelledError, CommClosedError, ClosedClientError) as error:
+        raise OutputError(f"lost the scheduler {run.address}; {_RUN_AGAIN} when it is up") from error
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ImportError | AttributeError):  # the scheduler unpickles what it passes on
+            raise _not_installed(f"the scheduler {run.address}", f"({error.__cause__})") from error
         raise
+    except FcnBatchError:
+        run.client.cancel(list(run.running))
+        raise
+
+
+def _check_address(address: str) -> None:
+    """Refuse what a client cannot dial: distributed notices only after it has begun to connect."""
+    from distributed.comm.addressing import get_address_host_port
+
+    try:
+        host, port = get_address_host_port(address, strict=True)
+    except (ValueError, ImportError) as error:
+        problem = str(error)
+    else:
+        if host and 0 < port <= _LAST_PORT:
+            return
+        problem = f"host {host!r}, port {port}"
+    raise OptionError(f"--scheduler {address}: not the address of a scheduler ({problem}); give tcp://HOST:PORT")
+
+
+def _not_installed(where: str, found: str) -> OptionError:
+    return OptionError(
+        f"--scheduler: {where} cannot run fcn-batch {fcn_batch.__version__} {found}; "
+        "install the same version there and here"
+    )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep distributed's log off standard error: what matters of it is raised and told in one line."""
+    import distributed
+
+    # each of these may have a handler of its own, from dask's configuration
+    names = (distributed.__name__, "distributed.client", "distributed.gc", "tornado", "tornado.application")
+    with ExitStack() as restore:
+        for handler in {handler for name in names for handler in logging.getLogger(name).handlers}:
+            restore.callback(handler.setLevel, handler.level)
+            handler.setLevel(logging.CRITICAL + 1)
+        yield
+
+
+def _connect(address: str) -> "Client":
+    from distributed import Client
+
+    class Closing(Client):
+        """Closed at once when it cannot connect; left to the end of the process, that waits for a minute."""
+
+        def start(self, **kwargs: Any) -> None:
+            try:
+                Client.start(self, **kwargs)
+            except BaseException:
+                Client.close(self)
+                raise
+
+    connect: Callable[..., Client] = Closing
+    try:
+        return connect(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise OptionError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+
+
+def _check_workers(client: "Client", address: str) -> None:
+    """OptionError unless there are workers, all of them with this version of the program."""
+    # a function that every Python has: one of ours could not even be unpickled, and the worker would just die
+    versions = client.run(pydoc.locate, "fcn_batch.__version__", on_error="ignore")
+    if not versions:
+        raise OptionError(f"--scheduler {address}: the scheduler has no workers; start some")
+    for worker, version in versions.items():
+        if version != fcn_batch.__version__:
+            raise _not_installed(f"the worker {worker} of {address}", f"(it has {version or 'none'})")
 
 
 @contextmanager
@@ -126,13 +252,8 @@ def _client(workers: Workers) -> "Iterator[Client]":
     from distributed import Client, LocalCluster
 
     if workers.address is not None:
-        try:
-            client = Client(workers.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise OptionError(f"--scheduler {workers.address}: no Dask scheduler answers there ({error})") from error
-        with client:
-            if not client.nthreads():
-                raise OptionError(f"--scheduler {workers.address}: the scheduler has no workers; start some")
+        with _connect(workers.address) as client:
+            _check_workers(client, workers.address)
             yield client
         return
     with (

@@ -5,9 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.weights import ModelFile, read_card
-
-DEFAULT = "landcover-world"
+from fcn_batch.pipeline.weights import ModelFile, load_model, read_card
 
 
 def embedded() -> Iterator[ModelFile]:
@@ -35,13 +33,14 @@ def _folder() -> Path:
 def describe_model(file: ModelFile) -> list[tuple[str, str]]:
     """What `fcn-batch model info` prints: label and value, one pair a line."""
     card, net, spec = file.card, file.card.architecture, file.card.input
+    reach = load_model(file.path)[1].reach
     bands = ", ".join(band.name for band in spec.bands)
     pairs = [
         ("model", f"{card.name} {card.version}: {card.summary}"),
         ("file", str(file.path)),
         ("sha256", file.sha256),
         ("network", f"FCN-{net.stride}s, {net.trunk} x {net.width:g}, input enlarged {net.input_upsampling} times"),
-        ("stride", f"{card.stride} px, halo {card.halo} px"),
+        ("stride", f"{card.stride} px, halo {card.halo} px, receptive field {reach.field} px"),
         ("bands", f"{bands} ({spec.dtype}, white at {spec.full_scale:g})"),
         ("resolution", f"{spec.gsd_m:g} m per pixel"),
         *(("class", f"{c.id:3} {c.colour} {c.name}") for c in card.legend.classes),

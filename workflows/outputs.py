@@ -1,7 +1,9 @@
 """Where the outputs of an input go, and how they appear: all of them whole, the run's report last."""
 
 import json
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.plan import Plan
+
+_LONGEST_STEM = 255 - len(f"..run.json.{'0' * 32}.tmp")
+"""File names have 255 bytes; the longest we make is that of the report while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,11 @@ class Outputs:
     def staging(self) -> Path:
         """Where everything is made before it is renamed into place."""
         return self.folder / f"{self.stem}.partial"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes here."""
+        return self.folder / f".{self.stem}.lock"
 
     @property
     def store(self) -> str:
@@ -56,14 +66,26 @@ class Outputs:
             return None
 
     def make_folder(self, *, chosen: bool) -> None:
-        """Make the folder and the staging folder; OutputError when that is not allowed."""
+        """Make the folder and see that it can be written to; OutputError when not."""
+        if self.staging.is_symlink() or (self.staging.exists() and not self.staging.is_dir()):
+            raise OutputError(f"{self.staging}: not a folder, and one is needed here; move it away or give -o DIR")
         try:
-            self.staging.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
         except OSError as error:
             remedy = "choose another folder" if chosen else "choose a folder for the outputs"
             raise OutputError(
                 f"{self.folder}: cannot write outputs here ({error.strerror}); {remedy} with -o DIR"
             ) from error
+
+    def published(self) -> bool:
+        """True when the staging folder is what a complete run was killed before it could delete."""
+        made, left = self.reported_plan(), Journal(self.staging).earlier_plan()
+        return made is not None and left is not None and made.fingerprint == left.fingerprint and not self._staged()
+
+    def _staged(self) -> bool:
+        return any((self.staging / name).exists() for name in (self.store, self.cog, self.report))
 
     def refuse_to_clobber(self) -> None:
         """OutputError when any output of another run is here."""
@@ -103,8 +125,12 @@ class Outputs:
 
 
 def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
-    """Outputs of each input, in `folder` or beside it; OptionError when two would have the same names."""
-    places = [Outputs((folder or path.absolute().parent).absolute(), path.stem) for path in inputs]
+    """Outputs of each input, in `folder` or beside it.
+
+    OptionError when two would have the same names, when one is an input itself, or when a name is too long.
+    """
+    places = [Outputs((folder or path.absolute().parent).resolve(), path.stem) for path in inputs]
+    real = {path.resolve(): path for path in inputs}
     for index, place in enumerate(places):
         first = places.index(place)
         if first != index:
@@ -112,4 +138,12 @@ def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
                 f"{inputs[first]} and {inputs[index]} would both be written as {place.stem}.* in {place.folder}; "
                 "run them with different -o folders"
             )
+        for output in (*place.paths, place.folder / place.side_file, place.staging):
+            if output.resolve() in real:
+                raise OptionError(
+                    f"{real[output.resolve()]}: an input that the outputs of {inputs[index]} would replace; "
+                    "give another folder with -o DIR"
+                )
+        if len(os.fsencode(place.stem)) > _LONGEST_STEM:
+            raise OptionError(f"{inputs[index]}: the name is too long for those of its outputs; rename the file")
     return places

@@ -9,15 +9,16 @@ import torch
 import fcn_batch
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.gdal import gdal_version
 from fcn_batch.pipeline.geometry import round_up
-from fcn_batch.pipeline.model_card import InputSpec
-from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
 from fcn_batch.pipeline.predictor import available_cpus, choose_device, describe_device
 from fcn_batch.pipeline.raster import RasterInfo, inspect
-from fcn_batch.pipeline.tiling import Axis, exact_tiles
+from fcn_batch.pipeline.tiling import Axis
 from fcn_batch.pipeline.weights import ModelFile, load_model
+from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.models import find_model
 from fcn_batch.workflows.steps import cache_size_mb
 
@@ -27,6 +28,7 @@ _HALOS_PER_BLOCK = 8  # a block is at least this many halos long: reading costs 
 _TILE_BYTES = 3 * 2**29
 _BLENDED_TILE = 1024
 _GSD_TOLERANCE = 2.0
+_THREADS_PER_CPU = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +64,23 @@ class Prepared:
     @property
     def forward_share(self) -> float:
         """Pixels the network sees for each pixel of the raster, in exact mode or blended."""
-        plan, size = self.plan, self.info.size
-        if not plan.cut.exact:
-            return _seen_blended(size.height, plan.cut) * _seen_blended(size.width, plan.cut) / size.pixels
-        stride = plan.cut.stride
-        seen = sum(
-            round_up(t.read.height, stride) * round_up(t.read.width, stride)
-            for index in range(len(plan.grid))
-            for t in exact_tiles(size, plan.grid[index], plan.cut.tile, plan.cut.overlap)
-        )
-        return seen / size.pixels
+        cut, size = self.plan.cut, self.info.size
+        seen = _seen_exact if cut.exact else _seen_blended
+        return seen(size.height, cut) * seen(size.width, cut) / size.pixels  # every row of tiles is cut alike
 
     @property
     def memory(self) -> int:
-        """Bytes that one process needs beside the libraries: two blocks, one tile, the read cache."""
+        """Bytes that one process needs beside the libraries: two blocks, one tile, blended sums, the read cache."""
         cut, size = self.plan.cut, self.info.size
         halo = 2 * cut.overlap if cut.exact else 2 * cut.tile
         block = min(cut.block + halo, size.height) * min(cut.block + halo, size.width)
         tile_side = cut.tile + (halo if cut.exact else 0)
         tile = min(tile_side, size.height) * min(tile_side, size.width)
         values = 4 if self.info.dtype == "float32" else 1 if self.info.dtype == "uint8" else 2
-        arrays = 2 * block * (values * len(self.plan.bands) + 3) + tile * self.bytes_per_pixel
+        # the rows carried to the next row of tiles keep the sums of the whole row before it alive
+        rows, classes = min(cut.tile, cut.block, size.height), len(self.model.card.legend)
+        sums = 0 if cut.exact else 2 * 4 * classes * rows * min(cut.block, size.width)
+        arrays = 2 * block * (values * len(self.plan.bands) + 3) + tile * self.bytes_per_pixel + sums
         return arrays + cache_size_mb(self.info, self.plan) * 2**20
 
 
@@ -100,19 +98,8 @@ def prepare(path: Path, options: Options, *, processes: int = 1) -> Prepared:
     bands = choose_bands(info, spec, options.bands)
     full_scale = choose_full_scale(info, spec, options.full_scale)
     cut = choose_cut(network, options, notes)
-    status = path.stat()
     plan = Plan(
-        input=InputIdentity(
-            path=info.path,
-            bytes=status.st_size,
-            modified_ns=status.st_mtime_ns,
-            height=info.size.height,
-            width=info.size.width,
-            bands=info.bands,
-            dtype=info.dtype,
-            crs_wkt=info.georeference.crs_wkt,
-            transform=info.georeference.transform,
-        ),
+        input=identify(info),
         model=ModelIdentity(
             path=str(model.path), name=model.card.name, version=model.card.version, sha256=model.sha256
         ),
@@ -122,62 +109,42 @@ def prepare(path: Path, options: Options, *, processes: int = 1) -> Prepared:
         kernel=Kernel(
             device="cuda" if device.startswith("cuda") else "mps" if device == "mps" else "cpu",
             torch=torch.__version__,
+            gdal=gdal_version(),
             fcn_batch=fcn_batch.__version__,
             threads=choose_threads(options.threads, device, processes),
             instructions=describe_device(device),
         ),
     )
-    notes += _georeference_notes(info) + _resolution_notes(info, model)
+    notes += band_notes(info, spec, options.bands) + _georeference_notes(info) + _resolution_notes(info, model)
     return Prepared(plan, info, model, device, network.bytes_per_pixel, notes)
+
+
+def identify(info: RasterInfo) -> InputIdentity:
+    """The raster's identity: its files by size and time, and its grid."""
+    files = []
+    for path in map(Path, info.files):
+        status = path.stat()
+        files.append(FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns))
+    return InputIdentity(
+        path=info.path,
+        files=tuple(files),
+        height=info.size.height,
+        width=info.size.width,
+        bands=info.bands,
+        dtype=info.dtype,
+        crs_wkt=info.georeference.crs_wkt,
+        transform=info.georeference.transform,
+    )
 
 
 def choose_threads(wanted: int | None, device: str, processes: int) -> int:
     """CPU threads of the network in each process; 1 where a GPU computes."""
-    if wanted is not None and wanted < 1:
-        raise OptionError(f"--threads {wanted}: give a positive number")
+    cpus = available_cpus()
+    if wanted is not None and not 1 <= wanted <= _THREADS_PER_CPU * cpus:
+        raise OptionError(f"--threads {wanted}: give 1 to {_THREADS_PER_CPU * cpus} on this machine of {cpus} CPUs")
     if device != "cpu":
         return 1
-    return wanted or max(1, available_cpus() // processes)
-
-
-def choose_bands(info: RasterInfo, spec: InputSpec, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Raster bands, from 1, in the model's order: as asked, by name, or in order when the numbers agree."""
-    names = [band.name for band in spec.bands]
-    if wanted is not None:
-        if len(wanted) != len(names):
-            raise OptionError(
-                f"--bands {_commas(wanted)}: the model wants {len(names)} bands ({', '.join(names)}), got {len(wanted)}"
-            )
-        for band in wanted:
-            if not 1 <= band <= info.bands:
-                raise OptionError(f"--bands {_commas(wanted)}: {info.path} has bands 1 to {info.bands}, not {band}")
-        return wanted
-    for labels in (info.colour_roles, [(d or "").lower() for d in info.descriptions]):
-        found = [list(labels).index(name) + 1 for name in names if name in labels]
-        if len(found) == len(names):
-            return tuple(found)
-    data = [i for i, role in enumerate(info.colour_roles, start=1) if role != "alpha"]
-    if len(data) == len(names):
-        return tuple(data)
-    raise InputError(
-        f"{info.path}: cannot tell which of its {info.bands} bands are {', '.join(names)}; "
-        f"say it with --bands, e.g. --bands {_commas([min(i, info.bands) for i in range(1, len(names) + 1)])}"
-    )
-
-
-def choose_full_scale(info: RasterInfo, spec: InputSpec, wanted: float | None) -> float:
-    """The raster value that stands for what was 1 in training; asked for when the data types differ."""
-    if wanted is not None:
-        if not (math.isfinite(wanted) and wanted > 0):
-            raise OptionError(f"--full-scale {wanted}: give a positive number")
-        return wanted
-    if info.dtype == spec.dtype:
-        return spec.full_scale
-    raise InputError(
-        f"{info.path}: pixels are {info.dtype}, the model was trained on {spec.dtype} up to "
-        f"{spec.full_scale:g}; say which value is white with --full-scale (10000 for Sentinel-2 reflectance, "
-        "65535 for full 16 bit, 1 for 0..1)"
-    )
+    return wanted or max(1, cpus // processes)
 
 
 def choose_cut(network: Fcn, options: Options, notes: list[str]) -> Cut:
@@ -186,17 +153,18 @@ def choose_cut(network: Fcn, options: Options, notes: list[str]) -> Cut:
     chunk = round_up(CHUNK, stride)
     block = chunk * max(_BLOCK_CHUNKS, -(-_HALOS_PER_BLOCK * halo // chunk))
     tile = _on_grid("--tile", options.tile, stride, notes)
+    if tile is not None and tile > block:
+        raise OptionError(f"{_as_given('--tile', options.tile, tile)}: at most the block of {block} pixels")
     if options.overlap is None:
         if options.blend is not None:
             raise OptionError(f"--blend {options.blend}: the exact result has nothing to blend; give --overlap PIXELS")
-        if tile is not None and tile > block:
-            raise OptionError(f"--tile {tile}: at most the block of {block} pixels")
         tile = tile or _largest_tile(block, halo, stride, network.bytes_per_pixel)
         return Cut(chunk=chunk, block=block, tile=tile, overlap=halo, stride=stride, blend=None)
     tile, blend = tile or _BLENDED_TILE, options.blend or "hann"
     overlap = _on_grid("--overlap", options.overlap, stride, notes) or 0
     if 2 * overlap > tile:
-        raise OptionError(f"--overlap {overlap}: at most half of the tile of {tile}; give a larger --tile")
+        given = _as_given("--overlap", options.overlap, overlap)
+        raise OptionError(f"{given}: at most half of the tile of {tile}; give a larger --tile")
     notes.append(
         f"approximate: tiles of {tile} overlap by {overlap} and are blended ({blend}); --overlap auto is exact"
     )
@@ -207,11 +175,17 @@ def _on_grid(option: str, value: int | None, stride: int, notes: list[str]) -> i
     if value is None:
         return None
     if value < 0 or (option == "--tile" and value < 1):
-        raise OptionError(f"{option} {value}: give a positive number of pixels")
+        least = "a positive number of" if option == "--tile" else "0 or more"
+        raise OptionError(f"{option} {value}: give {least} pixels")
     rounded = round_up(value, stride)
     if rounded != value:
         notes.append(f"{option} {value} was rounded up to {rounded}, a multiple of the model's stride {stride}")
     return rounded
+
+
+def _as_given(option: str, value: int | None, rounded: int) -> str:
+    """The option as the user wrote it, and what became of its value."""
+    return f"{option} {value}" + (f" (rounded up to {rounded})" if rounded != value else "")
 
 
 def _largest_tile(block: int, halo: int, stride: int, bytes_per_pixel: int) -> int:
@@ -226,6 +200,14 @@ def ground_sample_distance(info: RasterInfo) -> float | None:
     """Metres per pixel in the raster's middle row; None when its place on the Earth is not known."""
     areas = row_areas_m2(info.georeference, info.size)
     return None if areas is None else math.sqrt(areas[info.size.height // 2])
+
+
+def _seen_exact(length: int, cut: Cut) -> int:
+    """Pixels along an axis that the network sees in all blocks: cores with their halos, padded to the stride."""
+    blocks = ((start, min(start + cut.block, length)) for start in range(0, length, cut.block))
+    cores = ((core, min(core + cut.tile, stop)) for start, stop in blocks for core in range(start, stop, cut.tile))
+    spans = ((max(core - cut.overlap, 0), min(stop + cut.overlap, length)) for core, stop in cores)
+    return sum(round_up(stop - start, cut.stride) for start, stop in spans)
 
 
 def _seen_blended(length: int, cut: Cut) -> int:
@@ -250,10 +232,6 @@ def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
         return []
     name = model.card.name
     return [f"{name} was trained at {trained:g} m per pixel, this raster has {gsd:.3g} m: expect poor classes"]
-
-
-def _commas(values: "tuple[int, ...] | list[int]") -> str:
-    return ",".join(str(v) for v in values)
 
 
 def describe(prepared: Prepared) -> list[tuple[str, str]]:

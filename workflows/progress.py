@@ -82,7 +82,7 @@ class Bar:
     """A live bar with speed and time left, for terminals."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)  # file names may look like :one:
         self._bar: Progress | None = None
         self._done = self._first = 0
         self._started = 0.0
@@ -90,7 +90,7 @@ class Bar:
     def start(self, what: str, total: int, done: int) -> None:
         """Draw the bar."""
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a file name, not rich's markup
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %  {task.fields[rate]}"),
             TimeElapsedColumn(),

@@ -12,8 +12,8 @@ A block is redone from its index alone; everything else is in the staging folder
 import hashlib
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,8 @@ class Job:
     store: ClassStore
     journal: Journal
     row_areas: NDArray[np.float64] | None
-    cache_mb: int
-    """Size of GDAL's block cache with which no strip of a striped file is decoded twice."""
+    settings: ExitStack
+    """Holds GDAL's block cache at the size this job needs, from its first block to its last."""
     device_lock: threading.Lock
 
 
@@ -81,25 +81,40 @@ class Effort:
 
 
 _opening = threading.Lock()
+_open: dict[JobTicket, Job] = {}
 
 
 def open_job(ticket: JobTicket) -> Job:
-    """The job of `ticket`, opened once per process however many threads ask."""
+    """The job of `ticket`, opened once per process however many threads ask; the one before it is dropped."""
     with _opening:
-        return _open_job(ticket)
+        if ticket not in _open:
+            _drop()
+            _open[ticket] = _opened(ticket)
+        return _open[ticket]
 
 
-@lru_cache(maxsize=1)
-def _open_job(ticket: JobTicket) -> Job:
+def close_job() -> None:
+    """Drop what this process has open; files close when the last thread that reads them is done."""
+    with _opening:
+        _drop()
+
+
+def _drop() -> None:
+    while _open:
+        _open.popitem()[1].settings.close()
+
+
+def _opened(ticket: JobTicket) -> Job:
     journal = Journal(Path(ticket.staging))
     plan = journal.plan()
     if plan.fingerprint != ticket.fingerprint:
         raise MismatchError(
             f"{ticket.staging}: another run took this folder over; this worker's part of the old one is dropped"
         )
-    set_threads(plan.kernel.threads)
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
     source = RasterioSource(plan.input.path)
+    settings = ExitStack()
+    settings.enter_context(gdal_cache(cache_size_mb(source.info, plan)))
     return Job(
         plan=plan,
         card=model.card,
@@ -108,15 +123,9 @@ def _open_job(ticket: JobTicket) -> Job:
         store=ClassStore(journal.folder / ticket.store),
         journal=journal,
         row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
-        cache_mb=cache_size_mb(source.info, plan),
+        settings=settings,
         device_lock=threading.Lock(),
     )
-
-
-def close_job() -> None:
-    """Close what this process has open."""
-    with _opening:
-        _open_job.cache_clear()
 
 
 def run_block(ticket: JobTicket, index: int) -> Receipt:
@@ -125,13 +134,13 @@ def run_block(ticket: JobTicket, index: int) -> Receipt:
     job = open_job(ticket)
     block = job.plan.grid[index]
     read = tiles_window(job.plan, block)
-    with gdal_cache(job.cache_mb):
-        pixels = job.source.read(read, job.plan.bands)
+    pixels = job.source.read(read, job.plan.bands)
     valid = pixels.valid[block.slices(read)]
     effort = Effort()
     classes = np.full((block.height, block.width), NODATA, dtype=np.uint8)
     if valid.any():
         with job.device_lock:
+            set_threads(job.plan.kernel.threads)  # torch keeps the number for each thread of ours
             channels = classify(job, block, read, pixels, effort)
         ids = np.array(job.card.legend.ids, dtype=np.uint8)
         np.copyto(classes, ids[channels], where=valid)

@@ -16,7 +16,7 @@ from fcn_batch.pipeline.tiling import BlockGrid
 
 
 def create_store(path: Path, plan: Plan, legend: Legend) -> None:
-    """An empty store for the map at `path`, made under another name first, so that it is whole or not there."""
+    """An empty store for the map at `path`."""
     reference = plan.input.georeference
     y_attributes, x_attributes = coordinate_attributes(reference)
     layout = Layout(
