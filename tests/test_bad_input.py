@@ -370,8 +370,10 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
         (["--device", "gpu"], ["--device gpu: not a device"]),
         (["--workers", "-1"], ["--workers -1: give 0"]),
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:8786"], ["--workers and --scheduler exclude each other"]),
-        (["--scheduler", "nonsense"], ["--scheduler nonsense: no Dask scheduler answers there"]),
-        (["--scheduler", "ftp://127.0.0.1:1"], ["--scheduler ftp://127.0.0.1:1: no Dask scheduler answers there"]),
+        (["--scheduler", "nonsense"], ["--scheduler nonsense: not the address of a scheduler", "tcp://HOST:PORT"]),
+        (["--scheduler", "ftp://127.0.0.1:1"], ["--scheduler ftp://127.0.0.1:1: not the address of a scheduler"]),
+        (["--scheduler", ""], ["--scheduler : not the address of a scheduler"]),
+        (["--workers", "2", "--scheduler", ""], ["--workers and --scheduler exclude each other"]),
     ],
 )
 def test_options_that_do_not_fit(

@@ -164,13 +164,14 @@ def test_progress_is_plain_lines_without_a_terminal(
     monkeypatch.setattr("fcn_batch.workflows.progress._LINE_EVERY_S", 0)
     result = segmented(scene(tmp_path / "a.tif", 300, 330), "-m", model)
     lines = [line for line in result.stderr.splitlines() if line.startswith("a: ")]
+    assert lines.pop() == "a: writing the GeoTIFF"
     assert len(lines) == 9
     assert all(re.fullmatch(r"a: \d+ % of 0\.1 MPx, \d+\.\d\d MPx/s, \d+ s left", line) for line in lines)
     assert lines[-1].startswith("a: 100 %")
     assert lines[-1].endswith(" 0 s left")
     assert "\x1b" not in result.stderr
     assert "\r" not in result.stderr
-    summary = result.stderr.splitlines()[9:]
+    summary = result.stderr.splitlines()[10:]
     assert [line.split()[:2] for line in summary] == [*(["class", str(k)] for k in range(6)), ["no", "data"]]
 
 

@@ -1,42 +1,52 @@
 """Clusters that are not there, go away, or lack the program: one line, the right exit code, and no waiting."""
 
+import json
+import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
+from rich.console import Console
 
-from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.workflows import execute as execute_module
-from fcn_batch.workflows.steps import JobTicket
+from fcn_batch.workflows.execute import Workers, execute
+from fcn_batch.workflows.progress import Bar
+from tests.models import save_tiny_model
+from tests.runs import scene, segmented, small_block_program, small_blocks
 
-BEFORE_THE_HANG = 45
-"""A client that could not connect used to hold the process for 60 s."""
-TICKET: Any = "a ticket"
+BEFORE_THE_HANG_ENDS = 45
+"""Seconds; a client that could not connect used to hold the process for 60."""
+TICKET: Any = "easy blocks want none"
+BLOCKS = range(1000)
 _CLUSTER = """
 import sys
-{prelude}
 from distributed import LocalCluster
 
 if __name__ == "__main__":
+    {prelude}
     with LocalCluster(
         n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50, {options}
     ) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
 """
-WITHOUT_PROGRAM = 'sys.modules["fcn_batch"] = None'
-ONE_PROCESS = 'processes=False, protocol="tcp://"'
+NOT_INSTALLED = "import sys; sys.modules['fcn_batch'] = None"
+"""As good as not installed, for the process that runs this."""
 
 
 @contextmanager
 def cluster_program(
-    folder: Path, prelude: str = "", options: str = ONE_PROCESS
+    folder: Path, prelude: str = "", options: str = 'processes=False, protocol="tcp://"'
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A scheduler with one worker in a process of its own, and its address."""
+    """A scheduler with one worker outside of this process, and its address."""
     script = folder / "cluster.py"
     script.write_text(_CLUSTER.format(prelude=prelude, options=options))
     with subprocess.Popen(
@@ -46,38 +56,201 @@ def cluster_program(
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip(), process
         finally:
-            process.kill()
-
-
-def receipt_of(block: int) -> Receipt:
-    return Receipt(
-        plan="p", block=block, sha256="", shape=(1, 1), pixels={}, area_m2=None, tiles=0, forwarded=0, seconds=0.0
-    )
+            process.stdin.close()  # it ends by itself, with its workers
 
 
 @pytest.fixture
 def _easy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks without pixels, of a function that workers get by value: a test's module is not there to import."""
+    """Blocks without pixels; a local function goes to the workers by value, so they need not import this module."""
 
-    def easy(_ticket: JobTicket, block: int) -> Any:
-        import time
+    def easy(_ticket: Any, block: int) -> int:
+        time.sleep(0.05)
+        return block
 
-        time.sleep(0.1)
-        return receipt(block)
-
-    receipt: Callable[[int], Any] = local_receipt()
     monkeypatch.setattr(execute_module, "_run_block_afar", easy)
 
 
-def local_receipt() -> Callable[[int], Any]:
-    def receipt(block: int) -> Any:
-        from fcn_batch.pipeline.journal import Receipt
+def levels() -> list[int]:
+    return [h.level for name in ("distributed", "distributed.client") for h in logging.getLogger(name).handlers]
 
-        values: dict[str, Any] = {"plan": "p", "block": block, "sha256": "", "shape": (1, 1), "pixels": {}}
-        return Receipt(**values, area_m2=None, tiles=0, forwarded=0, seconds=0.0)
 
-    return receipt
+# --- addresses -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("", "abc", "127.0.0.1:8786", "tcp://", "tcp://127.0.0.1", "tcp://:8786", "tcp://127.0.0.1:0"),
+        *("tcp://a:99999", "tcp://a:b", "tcp://[::1", "tcp://a://b:1", "ftp://127.0.0.1:1", "inproc://127.0.0.1/1/1"),
+    ],
+)
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(
+        OptionError, match=r"^--scheduler .*: not the address of a scheduler \(.*; give tcp://HOST:PORT$"
+    ):
+        Workers(address=address)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tcp://a.example:1", "tls://[::1]:65535"])
+def test_addresses(address: str) -> None:
+    assert Workers(address=address).address == address
+
+
+@pytest.mark.parametrize("address", ["abc", "", "tls://127.0.0.1:9"])
+def test_a_wrong_address_does_not_hold_the_program(tmp_path: Path, address: str) -> None:
+    path = scene(tmp_path / "a.tif", 40, 50)
+    model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)
+    command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-q", "--scheduler", address]
+    ended = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=BEFORE_THE_HANG_ENDS
+    )
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"fcn-batch: --scheduler {address}: no")
+
+
+# --- clusters that go away -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_easy_blocks")
+def test_a_scheduler_that_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    received: list[Any] = []
+    before = levels()
+    with cluster_program(tmp_path) as (address, process):
+
+        def first(receipt: Any) -> None:
+            received.append(receipt)
+            process.kill()
+
+        with pytest.raises(OutputError, match=f"^lost the scheduler {address}; finished blocks are kept: run the same"):
+            execute(TICKET, BLOCKS, Workers(address=address), first)
+    assert received
+    assert capfd.readouterr() == ("", "")
+    assert levels() == before
+
+
+def test_a_scheduler_that_dies_under_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scene(tmp_path / "a.tif", 1000, 1000)
+    model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)
+    program = small_block_program(tmp_path)
+    with cluster_program(tmp_path) as (address, cluster):
+        command = [*program, "segment", str(path), "-m", str(model), "-q", "--scheduler", address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            while not list(tmp_path.glob("a.partial/receipts/*.json")):
+                assert run.poll() is None
+                time.sleep(0.02)
+            cluster.kill()
+            out, err = run.communicate(timeout=100)
+    assert (run.returncode, out) == (6, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"fcn-batch: lost the scheduler {address}; finished blocks are kept")
+    small_blocks(monkeypatch)
+    segmented(path, "-m", model)
+    assert json.loads((tmp_path / "a.run.json").read_text())["timing"]["blocks_done_by_earlier_runs"] >= 1
+
+
+@pytest.mark.usefixtures("_easy_blocks")
+def test_a_cluster_that_has_lost_its_workers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(execute_module, "_WITHOUT_WORKERS_S", 1.0)
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=50,
+        processes=False,
+        protocol="tcp://",
+    ) as cluster:
+        address = cluster.scheduler_address
+
+        def first(_receipt: Any) -> None:
+            cluster.scale(0)
+
+        with pytest.raises(OutputError, match=f"^no workers at the scheduler {address} for 1 s: start some; finished"):
+            execute(TICKET, BLOCKS, Workers(address=address), first)
+        with pytest.raises(OptionError, match="the scheduler has no workers; start some"):
+            execute(TICKET, BLOCKS, Workers(address=address), first)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("_easy_blocks")
+def test_workers_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute_module, "_LOOKS_MEANWHILE", 600)
+    received: list[Any] = []
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=50,
+        processes=False,
+        protocol="tcp://",
+    ) as cluster:
+
+        def replace_worker(receipt: Any) -> None:
+            received.append(receipt)
+            if len(received) == 1:
+                cluster.scale(0)
+                cluster.sync(cluster._correct_state)
+                cluster.scale(1)
+
+        execute(TICKET, range(8), Workers(address=cluster.scheduler_address), replace_worker)
+    assert sorted(received) == list(range(8))
+
+
+# --- clusters without the program ----------------------------------------------------------------------------
+
+
+def test_workers_without_the_program(tmp_path: Path) -> None:
+    preload = tmp_path / "preload.py"
+    preload.write_text(NOT_INSTALLED)
+    with (
+        cluster_program(tmp_path, options=f"preload=[{str(preload)!r}]") as (address, _),
+        pytest.raises(
+            OptionError, match=r"the worker tcp://\S+ of .* cannot run fcn-batch .*it has none.*install the same"
+        ),
+    ):
+        execute(TICKET, BLOCKS, Workers(address=address), print)
+
+
+def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        cluster_program(tmp_path, prelude=NOT_INSTALLED, options="processes=True") as (address, _),
+        pytest.raises(OptionError, match=f"the scheduler {address} cannot run fcn-batch .*No module.*install the same"),
+    ):
+        execute(TICKET, BLOCKS, Workers(address=address), print)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_workers_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.__version__", "0.0.1")
+    with (
+        cluster_program(tmp_path) as (address, _),
+        pytest.raises(OptionError, match=r"cannot run fcn-batch 0\.0\.1 \(it has .*install the same version"),
+    ):
+        execute(TICKET, BLOCKS, Workers(address=address), print)
+
+
+# --- what is shown -------------------------------------------------------------------------------------------
+
+
+def test_names_that_look_like_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    bar = Bar()
+    monkeypatch.setattr(bar._console, "file", screen)
+    assert isinstance(bar._console, Console)
+    bar.start("scene[bold]:smile:", total=100, done=0)
+    bar.note("x[red]:smile:.tif: written")
+    bar.advance(50)
+    assert bar._bar is not None
+    bar._console.print(bar._bar)
+    bar.stop()
+    assert "scene[bold]:smile:" in screen.getvalue()
+    assert "x[red]:smile:.tif: written" in screen.getvalue()

@@ -238,12 +238,13 @@ def _connect(address: str) -> "Client":
 def _check_workers(client: "Client", address: str) -> None:
     """OptionError unless there are workers, all of them with this version of the program."""
     # a function that every Python has: one of ours could not even be unpickled, and the worker would just die
-    versions = client.run(pydoc.locate, "fcn_batch.__version__", on_error="ignore")
+    versions = client.run(pydoc.locate, "fcn_batch.__version__", on_error="return")
     if not versions:
         raise OptionError(f"--scheduler {address}: the scheduler has no workers; start some")
     for worker, version in versions.items():
-        if version != fcn_batch.__version__:
-            raise _not_installed(f"the worker {worker} of {address}", f"(it has {version or 'none'})")
+        if version != fcn_batch.__version__ and not isinstance(version, OSError):  # which is a worker just lost
+            found = version if isinstance(version, str) else "none"  # an error: it cannot be imported there
+            raise _not_installed(f"the worker {worker} of {address}", f"(it has {found})")
 
 
 @contextmanager
