@@ -32,7 +32,7 @@ class ModelError(FcnBatchError):
 
 
 class OutputError(FcnBatchError):
-    """An output exists already, or cannot be written where it was asked for."""
+    """An output exists already, cannot be written where it was asked for, or those who write it were lost."""
 
     exit_code = 6
 

@@ -107,7 +107,13 @@ class ClassStore:
             raise OutputError(f"{self.path}: a chunk in {window} cannot be read: {error}") from error
 
     def consolidate(self) -> None:
-        """Gather all metadata in the root and bring them to the disk, the last thing done to a store."""
+        """Gather all metadata in the root and bring them to the disk, the last thing done to a store.
+
+        Temporary files that writers left when they were killed are deleted: chunks have numbers for names.
+        """
+        for path in (self.path / ARRAY / "c").glob("*/*"):
+            if not path.name.isdecimal():
+                path.unlink(missing_ok=True)
         _consolidate(self.path)
         chunks = self.path / ARRAY / "c"  # durable since they were written
         sync([self.path, *(path for path in self.path.rglob("*") if chunks not in path.parents)])

@@ -807,6 +807,15 @@ def test_blocks_that_the_disk_lost_are_done_again(
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
+def test_what_killed_writers_left_does_not_get_into_the_store(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    (tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "0" / "1.0123abcd.partial").write_bytes(b"half")
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+
+
 def test_a_vrt_whose_source_changed_is_not_complete(tmp_path: Path, model: Path) -> None:
     source = scene(tmp_path / "source.tif", 60, 70)
     vrt = tmp_path / "a.vrt"
