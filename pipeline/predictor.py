@@ -87,6 +87,11 @@ def choose_device(wanted: str) -> str:
     return device.type
 
 
+def torch_version() -> str:
+    """The version of torch: another one may round otherwise."""
+    return str(torch.__version__)
+
+
 def available_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

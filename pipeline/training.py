@@ -42,6 +42,11 @@ def class_weights(counts: NDArray[np.int64], balance: float) -> NDArray[np.float
     return np.asarray(weights / (weights * share).sum(), dtype=np.float32)
 
 
+def seed(number: int) -> None:
+    """Start torch's random numbers, of the first weights and of dropout, at `number`."""
+    torch.manual_seed(number)
+
+
 def rate_factor(step: int, steps: int) -> float:
     """Share of the peak learning rate at `step`: linear up, then half a cosine down."""
     warm = max(1, round(_WARM_UP * steps))

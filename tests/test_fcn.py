@@ -159,7 +159,7 @@ def test_sides_off_the_stride_are_refused() -> None:
 def test_parameters_of_the_full_width_networks(stride: Any, parameters: int) -> None:
     with torch.device("meta"):
         network = Fcn(Architecture(stride=stride), 3, 21)
-    assert sum(p.numel() for p in network.parameters()) == parameters  # fcn.md section 1
+    assert sum(p.numel() for p in network.parameters()) == parameters  # the paper: 134M
     assert sum(p.numel() for p in network.trunk.parameters()) == 14_714_688
 
 

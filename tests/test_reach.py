@@ -1,4 +1,4 @@
-"""Interval arithmetic against a tracer that follows sets of pixels, and against the numbers of fcn.md."""
+"""Interval arithmetic against a tracer that follows sets of pixels, and against the numbers known of VGG16."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -120,7 +120,7 @@ def _network(**architecture: object) -> Fcn:
 def test_the_halo_of_each_fcn(stride: int, fc_kernel: int, beyond: int, halo: int) -> None:
     network = _network(stride=stride, fc_kernel=fc_kernel)
     assert (network.stride, network.reach.beyond_core, network.halo) == (32, beyond, halo)
-    assert beyond == 90 + 32 * (fc_kernel // 2) + 32  # fcn.md section 6
+    assert beyond == 90 + 32 * (fc_kernel // 2) + 32
 
 
 @pytest.mark.parametrize(

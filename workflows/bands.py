@@ -2,7 +2,7 @@
 
 import math
 
-import torch
+import numpy as np
 
 from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.pipeline.model_card import InputSpec
@@ -53,7 +53,7 @@ def choose_full_scale(info: RasterInfo, spec: InputSpec, wanted: float | None) -
         if not (math.isfinite(wanted) and wanted > 0):
             raise OptionError(f"--full-scale {wanted}: give a positive number")
         # pixels are multiplied by 1 / (full scale * std) in float32
-        if min(wanted * band.std for band in spec.bands) * torch.finfo(torch.float32).max < 1:
+        if min(wanted * band.std for band in spec.bands) * float(np.finfo(np.float32).max) < 1:
             raise OptionError(
                 f"--full-scale {wanted}: too small to divide 32-bit numbers by; give the pixel value that is white, "
                 "such as 255, 10000 or 1"

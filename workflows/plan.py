@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 import fcn_batch
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.crs import row_areas_m2
@@ -14,7 +12,7 @@ from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.gdal import gdal_version
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.predictor import available_cpus, choose_device, describe_device
+from fcn_batch.pipeline.predictor import available_cpus, choose_device, describe_device, torch_version
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.tiling import Axis
 from fcn_batch.pipeline.weights import ModelFile, load_model
@@ -108,7 +106,7 @@ def prepare(path: Path, options: Options, *, processes: int = 1) -> Prepared:
         cut=cut,
         kernel=Kernel(
             device="cuda" if device.startswith("cuda") else "mps" if device == "mps" else "cpu",
-            torch=torch.__version__,
+            torch=torch_version(),
             gdal=gdal_version(),
             fcn_batch=fcn_batch.__version__,
             threads=choose_threads(options.threads, device, processes),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import NODATA, Legend
@@ -26,7 +25,7 @@ from fcn_batch.pipeline.predictor import TorchPredictor, choose_device
 from fcn_batch.pipeline.raster import RasterioSource
 from fcn_batch.pipeline.recipe import Recipe, Schedule
 from fcn_batch.pipeline.tiling import exact_tiles
-from fcn_batch.pipeline.training import Batch, Trainer, class_weights
+from fcn_batch.pipeline.training import Batch, Trainer, class_weights, seed
 from fcn_batch.pipeline.weights import save_model
 
 _READ_AHEAD = 8
@@ -92,7 +91,7 @@ def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite:
         raise OutputError(f"{output}: exists already; give --overwrite to replace it")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"{output}: there is no folder {output.absolute().parent}; create it first")
-    torch.manual_seed(recipe.schedule.seed)
+    seed(recipe.schedule.seed)
     data = LabelledRaster.open(folder, recipe)
     spec, counts = band_statistics(data, recipe)
     _check_scored(data, recipe)
