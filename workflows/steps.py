@@ -113,9 +113,7 @@ def _opened(ticket: JobTicket) -> Job:
         )
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
     source = RasterioSource(plan.input.path)
-    settings = ExitStack()
-    settings.enter_context(gdal_cache(cache_size_mb(source.info, plan)))
-    return Job(
+    job = Job(
         plan=plan,
         card=model.card,
         source=source,
@@ -123,9 +121,11 @@ def _opened(ticket: JobTicket) -> Job:
         store=ClassStore(journal.folder / ticket.store),
         journal=journal,
         row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
-        settings=settings,
+        settings=ExitStack(),
         device_lock=threading.Lock(),
     )
+    job.settings.enter_context(gdal_cache(cache_size_mb(source.info, plan)))
+    return job
 
 
 def run_block(ticket: JobTicket, index: int) -> Receipt:
