@@ -21,7 +21,6 @@ from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
 
-EMBEDDED = Path(str(package.__file__)).parent / "configs" / "models" / "landcover-world.safetensors"
 PROGRAM = [sys.executable, "-m", "fcn_batch.cli"]
 
 
@@ -223,7 +222,6 @@ def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkey
     assert fcn_batch("model", "info", "one").stdout.startswith("model")
 
 
-@pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not trained yet: make world-model")
 def test_the_default_model_ships() -> None:
     assert fcn_batch("model", "list").stdout.startswith("landcover-world ")
     card = json.loads(fcn_batch("model", "info", "landcover-world", "--json").stdout)
