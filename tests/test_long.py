@@ -83,13 +83,12 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
     small = Architecture(stride=32, width=1 / 32, fc_kernel=1, fc_channels=16)
     model = random_model(tmp_path / "small.safetensors", small)
     options = ("-m", model, "--bands", "1,1,1", "-o", tmp_path, "-q")
-    # how far two blocks in flight overlap differs from run to run: the larger of two
+    # a peak varies with how far two blocks in flight overlap; growth with the raster would show in every run
     of_quarter = max(peak_memory("segment", quarter, *options, "--overwrite") for _ in range(2))
-    of_whole = peak_memory("segment", whole, *options)
-    assert of_whole < 3 * GIB, f"{of_whole / GIB:.2f} GiB"
-    # not even one byte a pixel, which the class map itself would take, is held in memory
-    more_pixels = 43200 * 21600 * 3 // 4
-    assert of_whole - of_quarter < more_pixels / 2, f"{of_quarter / GIB:.2f}, then {of_whole / GIB:.2f} GiB"
+    of_whole = [peak_memory("segment", whole, *options, "--overwrite") for _ in range(2)]
+    told = f"{of_quarter / GIB:.2f} GiB for a quarter, {[round(peak / GIB, 2) for peak in of_whole]} for all"
+    assert max(of_whole) < 3 * GIB, told
+    assert min(of_whole) < 1.1 * of_quarter, told
     with rasterio.open(whole) as source, rasterio.open(tmp_path / f"{whole.stem}.classes.tif") as made:
         window = RasterioWindow(20_000, 3_000, 3_000, 1_200)
         nodata = source.dataset_mask(window=window) == 0
