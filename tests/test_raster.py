@@ -195,7 +195,7 @@ def test_pickled_sources_read_the_same_and_carry_the_info(tmp_path: Path) -> Non
     fresh = pickle.loads(pickle.dumps(source))  # noqa: S301  (our own bytes: this is what dask does)
     expected = whole(source, 1)
     assert (whole(fresh, 1).values == expected.values).all()
-    again = pickle.loads(pickle.dumps(source))  # noqa: S301
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301  (our own bytes)
     assert again._info == source.info
 
 
