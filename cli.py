@@ -11,6 +11,7 @@ import click
 
 import fcn_batch
 from fcn_batch.pipeline.errors import FcnBatchError
+from fcn_batch.workflows.arguments import DEVICES, model_options
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -51,86 +52,7 @@ class _Group(click.Group):
 
 
 _Group.group_class = _Group
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """``3,2,1`` to (3, 2, 1)."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 3,2,1") from None
-
-
-def _auto_or_pixels(text: str) -> int | None:
-    """``auto`` to None, anything else to a whole number."""
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number of pixels") from None
-
-
 _PATH = click.Path(path_type=Path)
-_DEVICES = "auto|cpu|cuda[:N]|mps"
-
-
-_MODEL_OPTIONS = (
-    click.option(
-        "-m",
-        "--model",
-        default="landcover-world",
-        show_default=True,
-        metavar="NAME|FILE",
-        help="An embedded model (see `fcn-batch model list`) or a .safetensors file.",
-    ),
-    click.option(
-        "-b",
-        "--bands",
-        type=_numbers,
-        metavar="N,N,…",
-        help="Raster bands, from 1, in the order the model wants; default: by name.",
-    ),
-    click.option(
-        "--full-scale",
-        type=float,
-        metavar="VALUE",
-        help="Raster value that means white, when the data type is not the model's.",
-    ),
-    click.option(
-        "--tile",
-        type=_auto_or_pixels,
-        metavar="auto|PIXELS",
-        default="auto",
-        show_default=True,
-        help="Side of what the network sees at once; auto: as much as 1.5 GiB holds.",
-    ),
-    click.option(
-        "--overlap",
-        type=_auto_or_pixels,
-        metavar="auto|PIXELS",
-        default="auto",
-        show_default=True,
-        help="auto: the model's halo, exact. A number: tiles overlap by it and are blended.",
-    ),
-    click.option(
-        "--blend",
-        type=click.Choice(["hann", "linear", "gaussian", "none"]),
-        help="Weights of overlapping tiles, when --overlap is a number; default: hann.",
-    ),
-    click.option(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="CPU threads of the network in each process; default: all CPUs, shared among --workers.",
-    ),
-    click.option("--device", default="auto", show_default=True, metavar=_DEVICES, help="Where the network runs."),
-)
-"""What decides the plan, beside the input: the same for `segment` and `plan`."""
-
-
-def _model_options(command: Any) -> Any:
-    for option in reversed(_MODEL_OPTIONS):
-        command = option(command)
-    return command
 
 
 def _options(chosen: dict[str, Any]) -> "Options":
@@ -161,7 +83,7 @@ Examples:
     metavar="DIR",
     help="Folder for the outputs, made if missing; default: beside each input.",
 )
-@_model_options
+@model_options
 @click.option(
     "-w",
     "--workers",
@@ -206,7 +128,7 @@ Example:
   fcn-batch plan big_image.tif --tile 512"""
 )
 @click.argument("path", metavar="INPUT", type=_PATH)
-@_model_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(path: Path, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
@@ -226,15 +148,14 @@ def _echo_pairs(pairs: "list[tuple[str, str]]") -> None:
 
 @main.group()
 def model() -> None:
-    """List and describe models."""
+    """List, describe and check models."""
 
 
-@model.command(
-    "list",
-    epilog="""\b
-Example:
-  fcn-batch model list""",
-)
+def _examples(*calls: str) -> str:
+    return "\n  ".join([f"\b\nExample{'s'[: len(calls) - 1]}:", *(f"fcn-batch model {call}" for call in calls)])
+
+
+@model.command("list", epilog=_examples("list"))
 def model_list() -> None:
     """List the models that ship with fcn-batch."""
     from fcn_batch.workflows.models import embedded
@@ -243,13 +164,7 @@ def model_list() -> None:
         click.echo(f"{file.card.name:<20} {file.card.summary}")
 
 
-@model.command(
-    "info",
-    epilog="""\b
-Examples:
-  fcn-batch model info landcover-world
-  fcn-batch model info my_model.safetensors --json""",
-)
+@model.command("info", epilog=_examples("info landcover-world", "info my_model.safetensors --json"))
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
 def model_info(name: str, as_json: bool) -> None:
@@ -257,10 +172,18 @@ def model_info(name: str, as_json: bool) -> None:
     from fcn_batch.workflows.models import describe_model, find_model
 
     file = find_model(name)
-    if as_json:
-        click.echo(file.card.model_dump_json(indent=2))
-    else:
-        _echo_pairs(describe_model(file))
+    click.echo(file.card.model_dump_json(indent=2)) if as_json else _echo_pairs(describe_model(file))
+
+
+@model.command("check", epilog=_examples("check landcover-world", "check my_package.nets:make_unet --json"))
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def model_check(name: str, as_json: bool) -> None:
+    """Find out by trying how far a model looks, and whether tiles give exactly the scores of the whole image."""
+    from fcn_batch.workflows.models import check_model, describe_check
+
+    check = check_model(name)
+    click.echo(check.to_json()) if as_json else _echo_pairs(describe_check(check))
 
 
 @main.command(
@@ -278,7 +201,7 @@ Example:
     help="Folder that the recipe's image and labels are in.",
 )
 @click.option("-o", "--output", type=_PATH, required=True, metavar="FILE", help="Model file to write.")
-@click.option("--device", default="auto", show_default=True, metavar=_DEVICES, help="Where to train.")
+@click.option("--device", default="auto", show_default=True, metavar=DEVICES, help="Where to train.")
 @click.option("--overwrite", is_flag=True, help="Replace the model file if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
 def train(recipe: Path, folder: Path, output: Path, device: str, overwrite: bool, quiet: bool) -> None:

@@ -41,8 +41,10 @@ class Receipt(BaseModel):
     """Pixels of each class id that occurs; nodata too."""
     area_m2: dict[int, float] | None
     """Square metres of each class id; None when the raster's place on the Earth is not known."""
-    tiles: int
-    """Passes of the network; 0 for a block without a valid pixel."""
+    tile: int
+    """Rows of a strip, or side of a tile; less than the plan's when memory was short."""
+    passes: int
+    """Strips or tiles that the network saw since the block above; 0 for one without a valid pixel."""
     forwarded: int
     """Pixels the network saw, halo and padding included."""
     seconds: float

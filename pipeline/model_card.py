@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from fcn_batch.pipeline.classes import Legend
 
@@ -32,6 +32,33 @@ class Architecture(_Frozen):
         if self.fc_kernel % 2 == 0:
             raise ValueError(f"fc_kernel must be odd to keep the map's size, got {self.fc_kernel}")
         return self
+
+
+NAME = r"^[a-z0-9][a-z0-9_.-]*$"
+"""What a model may be called."""
+
+TARGET = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""How a factory is named: ``package.module:factory``."""
+
+
+class Factory(_Frozen):
+    """A network that somebody else's Python code builds."""
+
+    family: Literal["factory"] = "factory"
+    target: str = Field(pattern=TARGET)
+    """``package.module:factory``."""
+    arguments: dict[str, JsonValue] = {}
+    """Keyword arguments of the factory."""
+
+    @property
+    def module(self) -> str:
+        """The module's name."""
+        return self.target.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """The factory's name in its module."""
+        return self.target.partition(":")[2]
 
 
 class Band(_Frozen):
@@ -81,17 +108,30 @@ class ModelCard(_Frozen):
 
     format: Literal[1] = 1
     """Version of this metadata; raised when old readers would misread new files."""
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    name: str = Field(pattern=NAME)
     version: str
     summary: str
-    architecture: Architecture
+    architecture: Architecture | Factory = Field(discriminator="family")
     stride: int = Field(ge=1)
-    """The raster's grid the network repeats on, in pixels; derived from the layers, checked on load."""
-    halo: int = Field(ge=0)
-    """Pixels to read beyond a core; derived from the layers, checked on load."""
-    phase: Literal[0] = 0
-    """Where the grid starts, in pixels from the raster's origin; 0 in the translation-equivariant form."""
+    """The raster's grid the network repeats on, in pixels; derived from the layers or probed, checked on load."""
+    halo: int | None = Field(ge=0)
+    """Pixels to read beyond a core; None: the scores depend on the whole image, so tiles are approximate."""
+    phase: int = Field(default=0, ge=0)
+    """First pixel of a coarsest cell; 0 in nets that are padded alike on both sides. Windows start at multiples of
+    the stride whatever it is."""
     input: InputSpec
     legend: Legend
     training: tuple[TrainingData, ...] = ()
     scores: Scores | None = None
+    bf16_disagreement: float | None = Field(default=None, ge=0, le=1)
+    """Share of pixels whose class in bfloat16 differs from float32's, measured."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing wrong in a card or in the file it is made from: the place, what is wrong, the value."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if place[:1] == ["architecture"]:
+        del place[1:2]  # pydantic's name of the family, which is no field of the file
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return f"{'.'.join(place)}: {first['msg']}{got}"

@@ -15,6 +15,13 @@ from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.tiling import BlockGrid
 
+Way = Literal["stream", "tiles", "blend"]
+"""Stream: row by row, each layer keeping what it needs. Tiles: with the halo around. Blend: overlapping tiles."""
+Precision = Literal["fp32", "bf16", "fp16"]
+
+Free = Literal["threads", "lane", "segment", "tile"]
+"""What a run may choose by the machine it is on, and then keeps."""
+
 _NOT_IDENTITY = {"input": {"path"}, "model": {"path"}}
 
 
@@ -64,41 +71,47 @@ class ModelIdentity(_Frozen):
 
 
 class Cut(_Frozen):
-    """How the raster is cut. All lengths are pixels; all but chunk and block are on the network's grid."""
+    """How the raster is cut. All lengths are pixels, and on the network's grid."""
 
+    way: Way
     chunk: int = Field(ge=1)
-    """Side of a zarr chunk."""
-    block: int = Field(ge=1)
-    """Side of what one task owns: whole chunks."""
+    """Side of a zarr chunk; rows of a block."""
+    lane: int = Field(ge=1)
+    """Columns of a block: whole chunks."""
+    segment: int = Field(ge=1)
+    """Rows that one task does: whole chunks."""
     tile: int = Field(ge=1)
-    """Exact: side of a tile's core. Blended: side of a tile."""
+    """Stream: rows of a strip. Tiles: side of a core. Blend: side of a tile."""
     overlap: int = Field(ge=0)
-    """Exact: the halo read beyond a core. Blended: pixels shared by neighbouring tiles."""
+    """Stream and tiles: the halo seen beyond what is decided. Blend: pixels shared by neighbouring tiles."""
     stride: int = Field(ge=1)
     """The network's grid."""
     blend: Blend | None
-    """None: exact. Else the window that overlapping tiles are blended with (approximate)."""
+    """The window that overlapping tiles are blended with; None for the exact ways."""
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> "Cut":
-        if self.block % self.chunk:
-            raise ValueError(f"a block of {self.block} is not a whole number of chunks of {self.chunk}")
-        for what in ("block", "tile", "overlap"):
+        for what in ("lane", "segment"):
+            if getattr(self, what) % self.chunk:
+                raise ValueError(f"a {what} of {getattr(self, what)} is not a whole number of chunks of {self.chunk}")
+        for what in ("chunk", "tile", "overlap"):
             if getattr(self, what) % self.stride:
                 raise ValueError(f"{what} {getattr(self, what)} is not a multiple of the stride {self.stride}")
+        if (self.blend is None) == (self.way == "blend"):
+            raise ValueError(f"way {self.way} with blend {self.blend}")
         return self
 
     @property
     def exact(self) -> bool:
         """True when the map equals that of the whole image in one pass."""
-        return self.blend is None
+        return self.way != "blend"
 
 
 class Kernel(_Frozen):
     """What computes: another kind of device or version may round otherwise."""
 
     device: Literal["cpu", "cuda", "mps"]
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     torch: str
     gdal: str
     """Decoders of lossy formats differ."""
@@ -125,7 +138,7 @@ class Plan(_Frozen):
     @property
     def grid(self) -> BlockGrid:
         """The blocks."""
-        return BlockGrid(self.input.size, self.cut.block)
+        return BlockGrid(self.input.size, self.cut.chunk, self.cut.lane)
 
     @property
     def fingerprint(self) -> str:
@@ -133,10 +146,13 @@ class Plan(_Frozen):
         identity = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def settled_by(self, stored: "Plan") -> "Plan":
-        """This plan with the threads of an earlier run's, when it differs from that in nothing else."""
-        kernel = self.kernel.model_copy(update={"threads": stored.kernel.threads})
-        settled = self.model_copy(update={"kernel": kernel})
+    def settled_by(self, stored: "Plan", free: frozenset[Free]) -> "Plan":
+        """This plan with what an earlier run chose for `free`, when it differs from that in nothing else."""
+        kernel = {"threads": stored.kernel.threads} if "threads" in free else {}
+        lengths = ("lane", "segment", "tile") if self.cut.way == stored.cut.way else ()
+        cut: dict[str, int] = {name: getattr(stored.cut, name) for name in lengths if name in free}
+        changes = {"kernel": self.kernel.model_copy(update=kernel), "cut": self.cut.model_copy(update=cut)}
+        settled = self.model_copy(update=changes)
         return settled if settled.fingerprint == stored.fingerprint else self
 
     def differences(self, other: "Plan") -> list[str]:

@@ -1,109 +1,261 @@
-"""Run a network on arrays: numpy in, numpy out. No rasters, no stores."""
+"""Run a network on pixels: numpy in, numpy out. No rasters, no stores.
 
-import os
-import re
-from typing import Protocol
+Pixels go to the device as they are in the file; scaling, the network and the choice of the best class are done
+there, and one byte a pixel comes back.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from fractions import Fraction
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.fcn import Fcn
-
-
-class Predictor(Protocol):
-    """What a run needs of a network."""
-
-    def scores(self, image: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Scores (classes, rows, cols) of a normalised image (bands, rows, cols) of any size."""
-
-    def channels(self, image: NDArray[np.floating], core: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """Number of the best score channel over `core` of the image: (rows, cols), uint8."""
+from fcn_batch.pipeline.device import DTYPES
+from fcn_batch.pipeline.functions import Plain
+from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.graph import Graph, Node
+from fcn_batch.pipeline.layers import Interpolate, Pointwise
+from fcn_batch.pipeline.model_card import InputSpec
+from fcn_batch.pipeline.plan import Precision
+from fcn_batch.pipeline.stream import Program, RowStream
 
 
-class TorchPredictor:
-    """An `Fcn` on one device. Images are padded at right and bottom with 0 to a multiple of the stride."""
+class Scaling:
+    """`normalise` on the device: (value / full_scale - mean) / std for each band, 0 where there is no data."""
 
-    def __init__(self, network: Fcn, device: str = "cpu") -> None:
+    def __init__(self, spec: InputSpec, device: str, dtype: torch.dtype = torch.float32) -> None:
+        gain = [1 / (spec.full_scale * band.std) for band in spec.bands]
+        offset = [-band.mean / band.std for band in spec.bands]
         self.device = torch.device(device)
+        self.gain = torch.tensor(gain, dtype=dtype, device=device)[None, :, None, None]
+        self.offset = torch.tensor(offset, dtype=dtype, device=device)[None, :, None, None]
+
+    def image(self, values: NDArray[Any], valid: NDArray[np.bool_], grid: tuple[int, int]) -> torch.Tensor:
+        """(bands, rows, cols) of the raster's own type to (1, bands, rows, cols), padded with 0 to shape `grid`."""
+        rows, cols = valid.shape
+        x, mask = self._sent(values)[None], self._sent(valid)
+        x = torch.where(mask, x.to(self.gain.dtype) * self.gain + self.offset, 0)
+        x = functional.pad(x, (0, grid[1] - cols, 0, grid[0] - rows))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _sent(self, array: NDArray[Any]) -> torch.Tensor:
+        """`array` on the device; to a GPU from pinned memory, so that nobody waits for it."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self.device.type == "cuda":
-            # fp32 means fp32, and the same bytes each time
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        # channels last: the forward pass took half the time on the CPU measured (torch 2.15, oneDNN)
-        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.stride = network.stride
-        self.dtype = next(network.parameters()).dtype
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
-    def scores(self, image: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Scores (classes, rows, cols) of a normalised image (bands, rows, cols) of any size."""
-        out: NDArray[np.floating] = self._forward(image).cpu().numpy()
-        return out
 
-    def channels(self, image: NDArray[np.floating], core: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """Number of the best score channel over `core` of the image: (rows, cols), uint8.
+class Strips:
+    """A network that is streamed: as many passes as are wanted, with one set of weights."""
+
+    def __init__(self, graph: Graph, scaling: Scaling, precision: Precision, strip: tuple[int, int]) -> None:
+        self.rows = strip[0]
+        self.warm_up = graph.warm_up(self.rows)
+        """Rows until every layer is in flow."""
+        self.scaling = scaling
+        self.program = Program(graph, scaling.device, DTYPES[precision], strip)
+
+    def lower(self, rows: int) -> "Strips":
+        """The same with strips of so many rows: for less memory."""
+        if self.scaling.device.type == "cuda":
+            torch.cuda.empty_cache()
+        strips = copy(self)
+        strips.rows, strips.warm_up = rows, self.program.graph.warm_up(rows)
+        return strips
+
+    def begin(self) -> "StripPass":
+        """A pass from the top of an image."""
+        return StripPass(self)
+
+
+class StripPass:
+    """One pass over a lane, strip by strip, to class numbers."""
+
+    def __init__(self, strips: Strips) -> None:
+        self._stream = RowStream(strips.program)
+        self._scaling = strips.scaling
+
+    @torch.inference_mode()
+    def push(
+        self, values: NDArray[Any], valid: NDArray[np.bool_], grid: tuple[int, int], *, last: bool
+    ) -> "Decided | None":
+        """The next strip, padded to `grid` rows and columns, to the best channel of the rows that are decided now.
 
         Of equal scores the first channel wins, on every device.
         """
-        best = self._forward(image)[:, core[0], core[1]].argmax(dim=0)
-        out: NDArray[np.uint8] = best.to(torch.uint8).cpu().numpy()
+        scores = self._stream.push(self._scaling.image(values, valid, grid), last=last)
+        return None if scores is None else Decided(scores)
+
+
+class Decided:
+    """Rows of best channels on their way from the device: a GPU goes on with the next strip meanwhile."""
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        best = scores[0].argmax(dim=0).to(torch.uint8)
+        self.rows = best.shape[0]
+        self._arrived: torch.cuda.Event | None = None
+        self._host = best
+        if best.device.type == "cuda":
+            self._host = torch.empty(best.shape, dtype=torch.uint8, pin_memory=True)
+            self._host.copy_(best, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def channels(self) -> NDArray[np.uint8]:
+        """(rows, cols), uint8; waits until they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        best: NDArray[np.uint8] = self._host.cpu().numpy()
+        return best
+
+
+class Tiles(Protocol):
+    """A network that sees one tile after the other."""
+
+    factor: int
+    """Pixels along an axis for one cell of `scores`."""
+
+    def scores(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Scores of a tile of any size, before the last upsampling: (classes, cells down, cells across)."""
+
+    def channels(self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Number of the best channel over `core` of a tile: (rows, cols), uint8."""
+
+
+def make_tiles(
+    network: nn.Module, graph: Graph | None, scaling: Scaling, precision: Precision, grid: tuple[int, int, bool]
+) -> Tiles:
+    """`network`, or its `graph` where there is one, for tiles: `grid` is stride, side, and whether they are blended."""
+    if graph is None:
+        return _ModuleTiles(network, scaling, precision, grid[0], coarse=grid[2])
+    return _GraphTiles(graph, scaling, precision, grid[1], coarse=grid[2])
+
+
+class _Tiles:
+    """What both kinds of tiles have in common."""
+
+    def __init__(self, scaling: Scaling, stride: int) -> None:
+        self.factor = 1
+        self._scaling = scaling
+        self._stride = stride
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _scores(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> torch.Tensor:
+        rows, cols = valid.shape
+        image = self._scaling.image(values, valid, (round_up(rows, self._stride), round_up(cols, self._stride)))
+        return self._run(image)[:, :, : -(-rows // self.factor), : -(-cols // self.factor)]
+
+    @torch.inference_mode()
+    def scores(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Scores of a tile of any size, before the last upsampling: (classes, cells down, cells across)."""
+        out: NDArray[np.float32] = self._scores(values, valid)[0].float().cpu().numpy()
         return out
 
     @torch.inference_mode()
-    def _forward(self, image: NDArray[np.floating]) -> torch.Tensor:
-        rows, cols = image.shape[-2:]
-        x = torch.from_numpy(image).to(self.device, self.dtype)
-        x = functional.pad(x, (0, -cols % self.stride, 0, -rows % self.stride))
-        x = x[None].contiguous(memory_format=torch.channels_last)
-        scores: torch.Tensor = self.network(x)[0, :, :rows, :cols]
+    def channels(self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Number of the best channel over `core` of a tile: (rows, cols), uint8."""
+        return best_channels(self._scores(values, valid)[:, :, core[0], core[1]])
+
+
+class _GraphTiles(_Tiles):
+    """Tiles of a network that is known layer by layer."""
+
+    def __init__(self, graph: Graph, scaling: Scaling, precision: Precision, tile: int, *, coarse: bool) -> None:
+        super().__init__(scaling, graph.stride)
+        last = graph.nodes[-1].layer
+        if coarse and isinstance(last, Interpolate) and last.mode == "bilinear" and last.factor == last.columns:
+            self.factor = last.factor
+            graph = Graph(graph.bands, graph.nodes[:-1])
+        self._program = Program(graph, scaling.device, DTYPES[precision], (tile, tile))
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        scores = RowStream(self._program).push(image, last=True)
+        assert scores is not None, "a whole image gives scores"
         return scores
 
 
-def choose_device(wanted: str) -> str:
-    """The torch device for `--device`: auto takes CUDA, then Apple's MPS, then the CPU.
+class _ModuleTiles(_Tiles):
+    """Tiles of any module, as torch runs it."""
 
-    OptionError when the device is not there or not known.
-    """
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda:0"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise OptionError(f"--device {wanted}: not a device; give auto, cpu, cuda, cuda:N or mps") from None
-    if device.type == "cuda":
-        index = int(re.sub(r"\D", "", wanted) or 0)  # torch keeps 8 bits: its cuda:256 is cuda:0
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if index >= found:
-            raise OptionError(f"--device {wanted}: this machine shows {found} CUDA devices; try --device auto")
-        return f"cuda:{index}"
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise OptionError(f"--device {wanted}: no Apple GPU here; try --device auto")
-    if device.type not in ("cpu", "mps"):
-        raise OptionError(f"--device {wanted}: not supported; give auto, cpu, cuda, cuda:N or mps")
-    return device.type
+    def __init__(
+        self, network: nn.Module, scaling: Scaling, precision: Precision, stride: int, *, coarse: bool
+    ) -> None:
+        super().__init__(scaling, stride)
+        self._network = network.eval().to(scaling.device).to(memory_format=torch.channels_last)
+        self._precision = precision
+        self._cut: int | None = None
+        if coarse:
+            self._find_last_upsampling()
 
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        with self._autocast(), _Upsamplings(self._cut):
+            out: torch.Tensor = self._network(image)
+        return out
 
-def torch_version() -> str:
-    """The version of torch: another one may round otherwise."""
-    return str(torch.__version__)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._scaling.device.type, DTYPES[self._precision])
 
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def set_threads(count: int) -> None:
-    """Let the network use `count` CPU threads in this process."""
-    torch.set_num_threads(count)
+    @torch.inference_mode()
+    def _find_last_upsampling(self) -> None:
+        """When the scores are a bilinear upsampling of something, tiles are cheaper to blend before it."""
+        gain = self._scaling.gain
+        side = 4 * max(self._stride, 8)
+        with _Upsamplings(None) as seen:
+            out = self._network(gain.new_zeros(1, gain.numel(), side, side))
+        if not seen.calls or seen.calls[-1][1] is not out:
+            return
+        factors = {side / cells for cells in seen.calls[-1][0].shape[2:]}
+        if len(factors) == 1 and (factor := factors.pop()).is_integer() and self._stride % factor == 0:
+            self.factor, self._cut = int(factor), len(seen.calls) - 1
 
 
-def describe_device(device: str) -> str:
-    """What decides how a device rounds: the CPU's instruction set, or the GPU's name."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return device if device == "mps" else torch.backends.cpu.get_cpu_capability()
+class _Upsamplings(TorchFunctionMode):
+    """Watches bilinear `interpolate` calls; call number `cut` gives back its input instead."""
+
+    def __init__(self, cut: int | None) -> None:
+        super().__init__()
+        self._cut = cut
+        self.calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        names = ("input", "size", "scale_factor", "mode", "align_corners")
+        given = {**dict(zip(names, args, strict=False)), **options}
+        ours = func is functional.interpolate and given.get("mode") == "bilinear" and not given.get("align_corners")
+        out = given["input"] if ours and len(self.calls) == self._cut else func(*args, **options)
+        if ours:
+            self.calls.append((given["input"], out))
+        return out
+
+
+class Upsampler:
+    """The last upsampling of blended score maps, a few rows at a time, to class numbers."""
+
+    def __init__(self, classes: int, factor: int, device: str) -> None:
+        self._device = torch.device(device)
+        layer = Interpolate(factor, factor, "bilinear") if factor > 1 else Pointwise(Plain(torch.clone))
+        node = Node(layer, (0,), classes, columns=Fraction(factor), name="upsampling")
+        self._stream = RowStream(Program(Graph(classes, (node,)), self._device, torch.float32, (1, 1)))
+
+    @torch.inference_mode()
+    def push(self, scores: NDArray[np.float32], *, last: bool) -> NDArray[np.uint8] | None:
+        """The next rows of cells, (classes, rows, cols), to the best channel of rows of pixels."""
+        wide = self._stream.push(torch.from_numpy(scores)[None].to(self._device), last=last)
+        return None if wide is None else best_channels(wide)
+
+
+def best_channels(scores: torch.Tensor) -> NDArray[np.uint8]:
+    """Number of the best of (1, classes, rows, cols) at each pixel; the first of equal ones."""
+    best: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return best

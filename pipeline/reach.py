@@ -70,6 +70,25 @@ class Reach:
         exact = (2 * out + 1 - factor) % (2 * factor) == 0  # falls on a cell: the other weight is zero
         return Reach(self.period, self._at(self.first, below), self._at(self.last, below + ~exact))
 
+    def repeat(self, factor: int) -> "Reach":
+        """After nearest upsampling: cell o is cell o // factor.
+
+        >>> Reach.of_input(2).repeat(2).first.tolist()
+        [0, 0, 1, 1]
+        """
+        return Reach(self.period, np.repeat(self.first, factor), np.repeat(self.last, factor))
+
+    def transposed(self, kernel: int, *, stride: int, padding: int) -> "Reach":
+        """After a transposed convolution: cell o looks at the cells i with i*stride <= o + padding < i*stride + kernel.
+
+        >>> up = Reach.of_input(2).transposed(4, stride=2, padding=1)
+        >>> up.first.tolist(), up.last.tolist()
+        ([-1, 0, 0, 1], [0, 1, 1, 2])
+        """
+        out = np.arange(self.cells * stride) + padding
+        first, last = -((kernel - 1 - out) // stride), out // stride
+        return Reach(self.period, self._at(self.first, first), self._at(self.last, last))
+
     def join(self, other: "Reach") -> "Reach":
         """After an addition of two maps of the same stride."""
         if (self.period, self.cells) != (other.period, other.cells):

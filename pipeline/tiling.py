@@ -1,57 +1,127 @@
-"""How a raster is cut: blocks that tasks own, tiles that the network sees. Pure integer arithmetic.
+"""How a raster is cut: lanes, segments and blocks that tasks own, tiles that the network sees. Integers only.
 
-A *block* is what one task owns: whole zarr chunks, anchored at the raster's origin. Inside it the network
-runs tile by tile. In exact mode the cores of the tiles partition the block and every tile reads `halo`
-more pixels on each side, clipped where the raster ends::
+A *lane* is a band of columns, a *segment* a part of it that one task does from top to bottom, and a *block* one row
+of chunks of a lane: what is written, and has a receipt, at once::
 
-        block (owned)                 one tile
-    +-----+-----+-----+        +---------------------+  read: core + halo,
-    |     |     |     |        |  halo  +-----+      |  clipped at the raster's edge
-    +-----+-----+-----+        |        |core |      |
-    |     |     |     |        |        +-----+      |  core starts at a multiple of the
-    +-----+-----+-----+        +---------------------+  network's stride, and so does read
+              lane 0          lane 1
+          +-------------+-------------+  segment 0 of each lane
+          |   block 0   |   block 1   |
+          |   block 2   |   block 3   |
+          +-------------+-------------+  segment 1: its pass begins `halo` rows above it
+          |   block 4   |   block 5   |
+          +-------------+-------------+
 
-In blended mode the tiles form one grid over the whole raster, each `tile` pixels long and `overlap` pixels
-into the next one; a block computes every tile that touches it (`blending.py` has the weights).
+A pass goes down a segment strip by strip (`Descent`), or row of tiles by row of tiles. Exact tiles have cores that
+partition the raster, and see `halo` more pixels on each side; blended tiles overlap (`blending.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.geometry import Size, Window, round_up
 
 
 @dataclass(frozen=True, slots=True)
 class BlockGrid:
     """The blocks of a raster, in row-major order; `grid[index]` is a Window clipped at the raster's edge.
 
-    >>> grid = BlockGrid(Size(5000, 9000), block=4096)
+    >>> grid = BlockGrid(Size(5000, 9000), height=4096, width=4096)
     >>> len(grid), grid[5]
     (6, Window(row=4096, col=8192, height=904, width=808))
     """
 
     size: Size
     """The raster."""
-    block: int
-    """Side of a block in pixels."""
+    height: int
+    """Rows of a block."""
+    width: int
+    """Columns of a block."""
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"a block needs at least 1 pixel, got {self.block}")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a block needs at least 1x1 pixels, got {self.height}x{self.width}")
 
     @property
     def columns(self) -> int:
         """Number of blocks side by side."""
-        return -(-self.size.width // self.block)
+        return -(-self.size.width // self.width)
 
     def __len__(self) -> int:
-        return -(-self.size.height // self.block) * self.columns
+        return -(-self.size.height // self.height) * self.columns
 
     def __getitem__(self, index: int) -> Window:
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         row, col = divmod(index, self.columns)
-        return Window(row * self.block, col * self.block, self.block, self.block).clipped(self.size)
+        return Window(row * self.height, col * self.width, self.height, self.width).clipped(self.size)
+
+
+Work = tuple[int, ...]
+"""Blocks below each other in one segment: what one task does in one pass."""
+
+
+def works(grid: BlockGrid, segment: int, wanted: Iterable[int]) -> list[Work]:
+    """The `wanted` blocks as passes, none across the border of a segment of `segment` rows.
+
+    >>> works(BlockGrid(Size(60, 20), height=10, width=10), segment=30, wanted=[0, 2, 6, 8, 1, 5])
+    [(0, 2), (6, 8), (1,), (5,)]
+    """
+    per_segment = segment // grid.height
+    passes: list[list[int]] = []
+    for block in sorted(wanted, key=lambda block: (block // grid.columns // per_segment, block % grid.columns, block)):
+        above = passes[-1][-1] if passes else -1
+        row = block // grid.columns
+        if above == block - grid.columns and row % per_segment:
+            passes[-1].append(block)
+        else:
+            passes.append([block])
+    return [tuple(blocks) for blocks in passes]
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """The strips in which a segment is streamed: one grid for the whole segment, wherever a pass of it begins.
+
+    A pass that begins in the middle (after an interruption, or a stretch without data) starts far enough above the
+    first row it is to decide that every layer is in flow before it meets a row which that one looks at; then all
+    numbers have the bits of a pass from the segment's top::
+
+        start                        start + warm_up         row - halo           row
+          |  layers begin to give rows  |                        |  decides row …  |
+    """
+
+    top: int
+    """First row of the segment's strips: `halo` above the segment, or the raster's top."""
+    bottom: int
+    """The raster's height, on the network's grid."""
+    strip: int
+    halo: int
+    warm_up: int
+    """Rows, in whole strips, until every layer gives rows; see `Graph.warm_up`."""
+
+    @classmethod
+    def of(cls, segment: Window, bottom: int, strip: int, halo: int, warm_up: int) -> "Descent":
+        """The strips of `segment` in a raster of `bottom` rows."""
+        return cls(max(0, segment.row - halo), bottom, strip, halo, warm_up)
+
+    def start(self, row: int) -> int:
+        """Where a pass begins that is to decide `row` and what is below.
+
+        >>> [Descent(0, 4096, strip=64, halo=224, warm_up=256).start(row) for row in (0, 400, 1024)]
+        [0, 0, 512]
+        """
+        strips = (row - self.halo - self.warm_up - self.top) // self.strip
+        return self.top + max(0, strips) * self.strip
+
+    def rows(self, start: int) -> tuple[int, bool]:
+        """Rows of the strip at `start`, and whether it is the raster's last."""
+        stop = min(start + self.strip, self.bottom)
+        return stop - start, stop == self.bottom
+
+
+def lane_columns(block: Window, halo: int, width: int, stride: int) -> tuple[int, int]:
+    """First column that a lane's pass sees, and the one after its last: inside the raster padded to the grid."""
+    return max(0, block.col - halo), min(block.stop_col + halo, round_up(width, stride))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +134,19 @@ class Tile:
     """The pixels this pass decides, inside `read`."""
 
 
-def exact_tiles(size: Size, block: Window, tile: int, halo: int) -> Iterator[Tile]:
-    """Tiles whose cores partition `block` and whose reads hold all that the network looks at.
+def exact_tiles(size: Size, part: Window, tile: int, halo: int) -> Iterator[list[Tile]]:
+    """Tiles that touch `part`, row by row; their reads hold all that the network looks at.
 
-    `tile` (side of a core) and `halo` are multiples of the network's stride, and `block` starts at one,
-    so every read starts at one too: the network's grid is the same in every tile.
+    Cores are squares of `tile` from the raster's origin, the same whatever part is asked for. `tile` and `halo` are
+    multiples of the network's stride, so every read starts at one too: the network's grid is the same in every tile.
 
-    >>> [t.read.width for t in exact_tiles(Size(64, 256), Window(0, 0, 64, 256), tile=128, halo=32)]
+    >>> [t.read.width for row in exact_tiles(Size(64, 256), Window(0, 0, 64, 256), tile=128, halo=32) for t in row]
     [160, 160]
     """
-    for row in range(block.row, block.stop_row, tile):
-        for col in range(block.col, block.stop_col, tile):
-            core = Window(row, col, tile, tile).intersection(block)
-            yield Tile(core.padded(halo).clipped(size), core)
+    first = part.aligned(tile)
+    for row in range(first.row, part.stop_row, tile):
+        cores = (Window(row, col, tile, tile).clipped(size) for col in range(first.col, part.stop_col, tile))
+        yield [Tile(core.padded(halo).clipped(size), core) for core in cores]
 
 
 @dataclass(frozen=True, slots=True)

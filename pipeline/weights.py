@@ -1,4 +1,7 @@
-"""Model files: one safetensors file holds the weights and, as metadata, the whole model card. No pickle."""
+"""Model files: one safetensors file holds the weights and, as metadata, the whole model card. No pickle.
+
+A path that ends in .toml is a model that other people's code builds: see factory.py.
+"""
 
 import hashlib
 import json
@@ -8,11 +11,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.factory import as_float32, build, card_of, read_factory
 from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import ModelCard
+from fcn_batch.pipeline.model_card import Factory, ModelCard, first_problem
 
 _CARD_KEY = "fcn_batch.model_card"
 _HEADER_LIMIT = 16 * 2**20
@@ -35,40 +40,70 @@ def save_model(path: Path, network: Fcn, card: ModelCard) -> None:
 
 
 def read_card(path: Path) -> ModelFile:
-    """The card and hash of the model file at `path`; ModelError when it is not one."""
-    return _parse(path, _read_bytes(path))
+    """The card and hash of the model file at `path`, .safetensors or .toml; ModelError when it is not one.
+
+    A .toml whose grid is not stored yet is built and probed, which takes seconds.
+    """
+    if path.suffix == ".toml":
+        model = read_factory(path)
+        return ModelFile(path, model.sha256, card_of(model))
+    data = _read_bytes(path)
+    file = _parse(path, data)
+    _tensors(path, data)
+    return file
 
 
-def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, Fcn]:
-    """Card and network (float32, evaluation mode) of the model file at `path`.
+def structure(file: ModelFile) -> nn.Module:
+    """The network of a model that was read, to look at its layers: of our own kind, without weights."""
+    architecture, card = file.card.architecture, file.card
+    if isinstance(architecture, Factory):
+        return load_model(file.path, sha256=file.sha256)[1]
+    with torch.device("meta"):
+        return Fcn(architecture, len(card.input.bands), len(card.legend)).eval()
+
+
+def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, nn.Module]:
+    """Card and network (float32, evaluation mode) of the model file at `path`, .safetensors or .toml.
 
     With `sha256`, ModelError when the file is another one by now. The bytes are read once, so what is
     hashed is what is loaded.
     """
+    if path.suffix == ".toml":
+        model = read_factory(path)
+        _check_hash(path, model.sha256, sha256)
+        network = build(model)
+        return ModelFile(path, model.sha256, card_of(model, network)), network
     data = _read_bytes(path)
-    model = _parse(path, data)
-    if sha256 is not None and model.sha256 != sha256:
+    file = _parse(path, data)
+    _check_hash(path, file.sha256, sha256)
+    return file, _fcn(file, data)
+
+
+def _check_hash(path: Path, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
         raise ModelError(
-            f"{path}: the model file changed during the run: sha256 was {sha256[:12]}…, is now "
-            f"{model.sha256[:12]}…; put the old file back, or start again with --restart"
+            f"{path}: the model file changed during the run: sha256 was {wanted[:12]}…, is now "
+            f"{found[:12]}…; put the old file back, or start again with --restart"
         )
-    card = model.card
+
+
+def _fcn(file: ModelFile, data: bytes) -> Fcn:
+    card, path = file.card, file.path
+    if isinstance(card.architecture, Factory):
+        raise ModelError(f"{path}: its card names the factory {card.architecture.target}; give that one's TOML file")
     with torch.device("meta"):  # nothing is allocated until the weights are known to fit the card
         network = Fcn(card.architecture, len(card.input.bands), len(card.legend))
-    if (network.stride, network.halo) != (card.stride, card.halo):
+    if (network.stride, network.halo, 0) != (card.stride, card.halo, card.phase):
         raise ModelError(
-            f"{path}: the card says stride {card.stride} and halo {card.halo}, the layers give "
-            f"{network.stride} and {network.halo}; the file is damaged or was edited: get it again"
+            f"{path}: the card says stride {card.stride}, halo {card.halo} and phase {card.phase}, the layers give "
+            f"{network.stride}, {network.halo} and 0; the file is damaged or was edited: get it again"
         )
-    _fill(path, network, safetensors.torch.load(data))
-    return model, network.eval()
+    _fill(path, network, _tensors(path, data))
+    return network.eval()
 
 
 def _fill(path: Path, network: Fcn, tensors: dict[str, torch.Tensor]) -> None:
-    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}  # torch's own memory
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ModelError(f"{path}: the weights of {broken[0]} hold NaN or infinity; get the file again")
+    tensors = as_float32(path, tensors)
     dead = [n for n, t in tensors.items() if n.endswith("weight") and not t.any()]
     if dead:
         raise ModelError(f"{path}: all weights of {dead[0]} are zero: the model was never trained")
@@ -94,15 +129,21 @@ def _parse(path: Path, data: bytes) -> ModelFile:
         raise ModelError(f"{path}: not a safetensors file ({len(data)} bytes); give a model made by fcn-batch")
     try:
         text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CARD_KEY)
-        safetensors.deserialize(data)  # checks offsets against the file's length
-    except (ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error
     if text is None:
+        _tensors(path, data)  # a broken file says that first
         raise ModelError(f"{path}: holds weights but no fcn-batch model card; make it with `fcn-batch train`")
     try:
         card = ModelCard.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{path}: bad model card: {where}: {first['msg']} (got {first['input']!r})") from error
+        raise ModelError(f"{path}: bad model card: {first_problem(error)}") from error
     return ModelFile(path, hashlib.sha256(data).hexdigest(), card)
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
+    """All tensors of the file; ModelError when their places do not fit its length."""
+    try:
+        return safetensors.torch.load(data)
+    except (ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error

@@ -1,8 +1,10 @@
 """Small networks with random weights, and model files of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
@@ -93,3 +95,74 @@ def save_tiny_model(
     network = tiny_network(architecture, bands=len(bands), classes=classes, seed=seed)
     save_model(path, network, tiny_card(network, bands=bands, gsd_m=gsd_m))
     return path
+
+
+UNET = '''"""A small U-Net."""
+
+import torch
+from torch import nn
+
+
+class UNet(nn.Module):
+    def __init__(self, bands, classes):
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(bands, 8, 3, padding=1), nn.ReLU())
+        self.coarse = nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.up = nn.ConvTranspose2d(8, 8, 4, stride=4)
+        self.score = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x):
+        fine = self.fine(x)
+        return self.score(torch.cat([fine, self.up(self.coarse(fine))], dim=1))
+
+
+def make_unet(bands, classes):
+    return UNet(bands, classes)
+
+
+def make_bad(bands, classes):
+    return bands / 0
+
+
+def make_text(bands, classes):
+    return "a network"
+'''
+"""Source of a module with a factory: stride 4, halo 8."""
+
+
+def save_factory_model(toml: Path, *, classes: int = 4, code: str = UNET, module: str = "nets", seed: int = 0) -> Path:
+    """Write a U-Net's module, its random weights and its TOML file into the folder of `toml`."""
+    toml.parent.mkdir(parents=True, exist_ok=True)
+    toml.with_name(f"{module.rpartition('.')[2]}.py").write_text(code)
+    namespace: dict[str, Any] = {"__name__": "written"}
+    exec(UNET, namespace)  # noqa: S102 - our own text, above
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = namespace["make_unet"](3, classes).state_dict()
+    safetensors.torch.save_file(state, toml.with_suffix(".safetensors"))
+    arguments = {"bands": 3, "classes": classes}
+    write_description(toml, bands=3, classes=classes, arguments=arguments, target=f"{module}:make_unet")
+    return toml
+
+
+def write_description(
+    toml: Path,
+    *,
+    bands: int,
+    classes: int,
+    arguments: dict[str, Any],
+    target: str = "nets:make_unet",
+    none: Sequence[str] = (),
+) -> None:
+    """Write the TOML file of a model for images like `tests.rasters.noise`."""
+    names = ("red", "green", "blue", "infrared")[:bands]
+    lines = [
+        f'name = "{toml.stem}"\nversion = "1"\nsummary = "Random weights, for tests"\nfactory = "{target}"',
+        f'weights = "{toml.stem}.safetensors"\nnone = {list(none)}\nbf16_disagreement = 0.0025\n\n[arguments]',
+        *(f"{key} = {value!r}" for key, value in arguments.items()),
+        "\n[input]\ngsd_m = 0.5\nbands = [",
+        *(f'  {{ name = "{name}", mean = 0.392, std = 0.225 }},' for name in names),
+        "]",
+        *(f'\n[[classes]]\nid = {k}\nname = "class {k}"\ncolour = "#{20 * k:02x}8040"' for k in range(classes)),
+    ]
+    toml.write_text("\n".join(lines) + "\n")

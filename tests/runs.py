@@ -24,26 +24,37 @@ BLOCK = 128
 DEGREES = Affine(1 / 16, 0, -20, 0, -1 / 16, 40)
 """Pixels of 7 km, as the tiny model was made for: no note about the resolution."""
 _DRIVER = """
+import fcn_batch.workflows.cut as cut
 import fcn_batch.workflows.plan as plan
 from fcn_batch.cli import main
 
-plan.CHUNK, plan._HALOS_PER_BLOCK, plan.available_cpus = {chunk}, 1, lambda: 1
+cut.CHUNK, cut._STRIP_PIXELS, cut._LANE, plan.available_cpus = {chunk}, {{"cpu": 2**13}}, {chunk}, lambda: 1
+cut._HALOS_PER_SEGMENT = {halos}
 if __name__ == "__main__":
     main()
 """
 
 
-def small_blocks(monkeypatch: pytest.MonkeyPatch, chunk: int = 64) -> None:
-    """Chunks of `chunk` pixels, blocks of two, one thread, in this process and in the workers that it starts."""
-    monkeypatch.setattr("fcn_batch.workflows.plan.CHUNK", chunk)
-    monkeypatch.setattr("fcn_batch.workflows.plan._HALOS_PER_BLOCK", 1)
+def small_blocks(monkeypatch: pytest.MonkeyPatch, chunk: int = BLOCK) -> None:
+    """Blocks of one chunk of `chunk` pixels, small strips, one thread, in this process and in the workers it starts."""
+    monkeypatch.setattr("fcn_batch.workflows.cut.CHUNK", chunk)
+    monkeypatch.setattr("fcn_batch.workflows.cut._LANE", chunk)
+    monkeypatch.setattr("fcn_batch.workflows.cut._STRIP_PIXELS", {"cpu": 2**13})
     monkeypatch.setattr("fcn_batch.workflows.plan.available_cpus", lambda: 1)  # more only wait for each other here
 
 
-def small_block_program(folder: Path, chunk: int = 64) -> list[str]:
-    """The start of a command line: fcn-batch with small blocks, as a program of its own."""
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of hardly more than a halo, where there are several processes to keep busy."""
+    monkeypatch.setattr("fcn_batch.workflows.cut._HALOS_PER_SEGMENT", 1)
+
+
+def small_block_program(folder: Path, chunk: int = BLOCK, halos: int = 16) -> list[str]:
+    """The start of a command line: fcn-batch with small blocks, as a program of its own.
+
+    Segments are at least `halos` halos high.
+    """
     script = folder / "fcn_batch_small_blocks.py"
-    script.write_text(_DRIVER.format(chunk=chunk))
+    script.write_text(_DRIVER.format(chunk=chunk, halos=halos))
     return [sys.executable, str(script)]
 
 

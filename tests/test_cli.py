@@ -53,7 +53,8 @@ EXAMPLES = [
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {("segment",), ("plan",), ("model", "list"), ("model", "info"), ("train",)}
+    of_models = {("model", "list"), ("model", "info"), ("model", "check")}
+    assert set(COMMANDS) == {("segment",), ("plan",), ("train",)} | of_models
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -187,8 +188,60 @@ def test_a_plan_for_people(raster: Path, model: Path) -> None:
     assert lines["input"] == f"{raster}: 40 x 50 px, 3 bands of uint8"
     assert lines["bands"] == "red = band 1, green = band 2, blue = band 3"
     assert lines["result"] == "approximate, blended (hann)"
-    assert lines["tiles"] == "128 px, overlapping by 32 px"
+    assert lines["way"] == "tiles of 128 px, overlapping by 32 px"
     assert "--tile 100 was rounded up to 128" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        *(("1", 1), ("1024", 1024), ("4e9", 4 * 10**9), ("4GB", 4 * 10**9), ("4 gb", 4 * 10**9), ("4g", 4 * 10**9)),
+        *(("500MiB", 500 * 2**20), ("0.5k", 500), ("1.5KiB", 1536), ("2T", 2 * 10**12), (" 7B ", 7), ("3ki", 3072)),
+    ],
+)
+def test_amounts_of_memory(raster: Path, text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Options] = []
+
+    def note(_path: Path, options: Options) -> Any:
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcn_batch.workflows.plan.prepare", note)
+    fcn_batch("plan", raster, "--memory", text)
+    assert asked[0].memory == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0GB", "-1", "4XB", "much", "nan", "inf", "1e999", "1e400", "0.2", "4GBB", "4 5", "1e-3", "٤٤x"]
+)
+def test_what_is_no_amount_of_memory(raster: Path, text: str) -> None:
+    result = fcn_batch("plan", raster, "--memory", text)
+    assert result.exit_code == 2
+    assert f"{text!r} is not an amount of memory like 4GB or 500MB" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("word", "precision"), [("auto", None), ("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_words_for_precisions(raster: Path, word: str, precision: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Options] = []
+
+    def note(_path: Path, options: Options) -> Any:
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcn_batch.workflows.plan.prepare", note)
+    fcn_batch("plan", raster, "--precision", word)
+    assert asked[0].precision == precision
+
+
+def test_a_plan_tells_of_lanes_and_segments(raster: Path, model: Path) -> None:
+    lines = dict(line.split(maxsplit=1) for line in fcn_batch("plan", raster, "-m", model).stdout.splitlines())
+    assert lines["result"] == "exact"
+    assert lines["way"] == "streamed in strips of 64 rows, with a halo of 128 px where a lane or segment ends"
+    assert lines["lanes"] == "1 of 50 px, in 1 segment each"
+    assert lines["blocks"].startswith("1 of 2048 rows")
+    assert ", fp32, " in lines["device"]
+    assert lines["cost"] == f"{64 * 64 / (40 * 50):.2f} forward passes per pixel"
 
 
 # --- models --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,21 @@ from distributed import LocalCluster
 from rich.console import Console
 
 from fcn_batch.pipeline.errors import OptionError, OutputError
+from fcn_batch.pipeline.journal import Journal, Receipt
+from fcn_batch.pipeline.tiling import Work, works
 from fcn_batch.workflows import execute as execute_module
 from fcn_batch.workflows.execute import Workers, execute
+from fcn_batch.workflows.job import JobTicket
+from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.progress import Bar
+from fcn_batch.workflows.stitch import create_store
 from tests.models import save_tiny_model
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
 BEFORE_THE_HANG_ENDS = 45
 """Seconds; a client that could not connect used to hold the process for 60."""
 TICKET: Any = "easy blocks want none"
-BLOCKS = range(1000)
+WORKS = [(block,) for block in range(1000)]
 _CLUSTER = """
 import sys
 from distributed import LocalCluster
@@ -68,11 +74,15 @@ def cluster_program(
 def _easy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks without pixels; a local function goes to the workers by value, so they need not import this module."""
 
-    def easy(_ticket: Any, block: int) -> int:
-        time.sleep(0.05)
-        return block
+    def easy(_ticket: Any, work: tuple[int, ...], _topic: str) -> list[str]:
+        import json
 
-    monkeypatch.setattr(execute_module, "_run_block_afar", easy)
+        time.sleep(0.05)
+        rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
+        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.05}
+        return [json.dumps({"block": block, **rest}) for block in work]
+
+    monkeypatch.setattr(execute_module, "_run_work_afar", easy)
 
 
 def levels() -> list[int]:
@@ -128,7 +138,7 @@ def test_a_scheduler_that_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]
             process.kill()
 
         with pytest.raises(OutputError, match=f"^lost the scheduler {address}; finished blocks are kept: run the same"):
-            execute(TICKET, BLOCKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first)
     assert received
     assert capfd.readouterr() == ("", "")
     assert levels() == before
@@ -174,9 +184,9 @@ def test_a_cluster_that_has_lost_its_workers(
             cluster.scale(0)
 
         with pytest.raises(OutputError, match=f"^no workers at the scheduler {address} for 1 s: start some; finished"):
-            execute(TICKET, BLOCKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first)
         with pytest.raises(OptionError, match="the scheduler has no workers; start some"):
-            execute(TICKET, BLOCKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first)
     assert capfd.readouterr() == ("", "")
 
 
@@ -201,8 +211,111 @@ def test_workers_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
                 cluster.sync(cluster._correct_state)
                 cluster.scale(1)
 
-        execute(TICKET, range(8), Workers(address=cluster.scheduler_address), replace_worker)
-    assert sorted(received) == list(range(8))
+        execute(TICKET, WORKS[:8], Workers(address=cluster.scheduler_address), replace_worker)
+    assert sorted(receipt.block for receipt in received) == list(range(8))
+
+
+# --- what is heard of blocks ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run whose store and journal are there, and nothing is computed yet."""
+
+    ticket: JobTicket
+    works: list[Work]
+    journal: Journal
+
+
+def begun(folder: Path, model: Path, patch: pytest.MonkeyPatch, *, height: int = 1500, width: int = 200) -> Begun:
+    """Two lanes, of one segment each."""
+    small_blocks(patch)
+    prepared = prepare(scene(folder / "a.tif", height, width), Options(model=str(model)))
+    journal, plan = Journal(folder / "a.partial"), prepared.plan
+    journal.begin(plan)
+    create_store(journal.folder / "a.classes.zarr", plan, prepared.model.card.legend)
+    ticket = JobTicket(str(journal.folder), "a.classes.zarr", plan.fingerprint, prepared.device)
+    return Begun(ticket, works(plan.grid, plan.cut.segment, range(len(plan.grid))), journal)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_blocks_are_told_while_their_segment_is_under_way(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    run = begun(tmp_path, model, monkeypatch, height=6000)
+    assert [len(work) for work in run.works] == [47, 47]
+    told: list[Receipt] = []
+    finished_when_told: list[int] = []
+
+    def on_receipt(receipt: Receipt) -> None:
+        told.append(receipt)
+        finished_when_told.append(len(list((run.journal.folder / "receipts").glob("*.json"))))
+
+    execute(run.ticket, run.works, Workers(workers), on_receipt)
+    assert {r.block for r in told} == set(range(94))
+    assert sorted({r.model_dump_json() for r in told}) == sorted(r.model_dump_json() for r in run.journal.receipts())
+    assert finished_when_told[0] < 47, "the first one is told long before its segment ends"
+    assert sum(finished < 94 for finished in finished_when_told) > 30
+    if not workers:
+        assert len(told) == 94
+        assert finished_when_told == list(range(1, 95))
+
+
+def test_a_message_that_is_lost_is_made_up_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, model, monkeypatch, height=400)
+    monkeypatch.setattr(execute_module._Run, "listen", lambda _self: None)
+    told: list[int] = []
+    execute(run.ticket, run.works, Workers(1), lambda receipt: told.append(receipt.block))
+    assert sorted(told) == list(range(8))
+
+
+def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute_module, "_client", None)
+    execute(TICKET, [], Workers(4), print)
+
+
+def test_a_segment_is_lost_only_from_its_last_finished_block(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was told is durable, and the rest can be done in a pass of its own with the same bytes."""
+    (tmp_path / "whole").mkdir()
+    whole = begun(tmp_path / "whole", model, monkeypatch)
+    execute(whole.ticket, whole.works, Workers(), lambda _receipt: None)
+    run = begun(tmp_path, model, monkeypatch)
+
+    class StopHereError(Exception):
+        pass
+
+    def stop(receipt: Receipt) -> None:
+        if receipt.block >= 6:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        execute(run.ticket, run.works, Workers(), stop)
+    done = {r.block for r in run.journal.receipts()}
+    assert {0, 2, 4, 6} <= done < set(range(24))
+    left = [tuple(block for block in work if block not in done) for work in run.works]
+    execute(run.ticket, left, Workers(), lambda _receipt: None)
+    assert {r.block: r.sha256 for r in run.journal.receipts()} == {r.block: r.sha256 for r in whole.journal.receipts()}
+
+
+def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, model, monkeypatch)
+    told: dict[int, Receipt] = {}
+    execute(run.ticket, run.works, Workers(), lambda receipt: told.update({receipt.block: receipt}))
+    plan = run.journal.plan()
+    columns = 224  # a lane of 128 (or 72), its halo of 128 on one side, on the grid
+    for work in run.works:
+        receipts = [told[block] for block in work]
+        assert sum(r.forwarded for r in receipts) == 1504 * columns, "every row once"
+        assert sum(r.passes for r in receipts) == -(-1504 // plan.cut.tile)
+        assert {r.tile for r in receipts} == {plan.cut.tile}
+        assert all(r.seconds > 0 for r in receipts)
 
 
 # --- clusters without the program ----------------------------------------------------------------------------
@@ -217,7 +330,7 @@ def test_workers_without_the_program(tmp_path: Path) -> None:
             OptionError, match=r"the worker tcp://\S+ of .* cannot run fcn-batch .*it has none.*install the same"
         ),
     ):
-        execute(TICKET, BLOCKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print)
 
 
 def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +338,7 @@ def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFi
         cluster_program(tmp_path, prelude=NOT_INSTALLED, options="processes=True") as (address, _),
         pytest.raises(OptionError, match=f"the scheduler {address} cannot run fcn-batch .*No module.*install the same"),
     ):
-        execute(TICKET, BLOCKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print)
     assert capfd.readouterr() == ("", "")
 
 
@@ -235,7 +348,7 @@ def test_workers_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cluster_program(tmp_path) as (address, _),
         pytest.raises(OptionError, match=r"cannot run fcn-batch 0\.0\.1 \(it has .*install the same version"),
     ):
-        execute(TICKET, BLOCKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print)
 
 
 # --- what is shown -------------------------------------------------------------------------------------------

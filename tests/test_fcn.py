@@ -1,5 +1,6 @@
 """The network is the paper's, and tiles of it equal the whole image: the promise the project rests on."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,20 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.model_card import Architecture
-from fcn_batch.pipeline.predictor import TorchPredictor
+from fcn_batch.pipeline.graph import Graph
+from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
+from fcn_batch.pipeline.predictor import Scaling, make_tiles
+from fcn_batch.pipeline.stream import Program, RowStream
 from fcn_batch.pipeline.tiling import exact_tiles
 from fcn_batch.pipeline.vgg import VggTrunk
 from tests.models import tiny_architecture, tiny_network
 
 Array = NDArray[np.floating]
+AS_IT_IS = InputSpec(bands=tuple(Band(name=name, mean=0, std=1) for name in "abc"), full_scale=1, gsd_m=1)
+"""Pixels are scaled already."""
 
 NETWORKS = [
     {"stride": 8, "fc_kernel": 7},
@@ -50,12 +56,34 @@ def _whole(network: Fcn, image: Array) -> Array:
 
 
 def _tiled(network: Fcn, image: Array, tile: int, halo: int, block: Window | None = None) -> Array:
-    """The same, tile by tile; NaN outside of `block`."""
-    size, predictor = Size(*image.shape[1:]), TorchPredictor(network)
+    """The same, tile by tile; NaN outside of the cores that touch `block`."""
+    size, dtype = Size(*image.shape[1:]), torch.from_numpy(image).dtype
+    tiles: Any = make_tiles(network, None, Scaling(AS_IT_IS, "cpu", dtype), "fp32", (network.stride, tile, False))
     scores = np.full((network.score.out_channels, size.height, size.width), np.nan, dtype=image.dtype)
-    for t in exact_tiles(size, block or Window(0, 0, size.height, size.width), tile, halo):
-        seen = predictor.scores(image[(slice(None), *t.read.slices())])
+    for t in (t for row in exact_tiles(size, block or Window(0, 0, size.height, size.width), tile, halo) for t in row):
+        with torch.inference_mode():
+            values = image[(slice(None), *t.read.slices())]
+            seen = tiles._scores(values, np.ones(values.shape[1:], np.bool_))[0].numpy()
         scores[(slice(None), *t.core.slices())] = seen[(slice(None), *t.core.slices(t.read))]
+    return scores
+
+
+@cache
+def _graph(network: Fcn) -> Graph:
+    graph, obstacles = graph_of(network, 3)
+    assert graph is not None, obstacles
+    return graph
+
+
+def _streamed(network: Fcn, image: Array, strip: int) -> Array:
+    """The same, strip by strip."""
+    graph = _graph(network)
+    rows, cols = image.shape[1:]
+    x = functional.pad(torch.from_numpy(image), (0, -cols % network.stride, 0, -rows % network.stride))[None]
+    stream = RowStream(Program(graph, torch.device("cpu"), x.dtype, (strip, x.shape[3])))
+    starts = range(0, x.shape[2], strip)
+    parts = [stream.push(x[:, :, start : start + strip], last=start == starts[-1]) for start in starts]
+    scores: Array = torch.cat([part for part in parts if part is not None], dim=2)[0, :, :rows, :cols].numpy()
     return scores
 
 
@@ -77,6 +105,26 @@ def test_tiles_equal_the_whole_image(architecture: dict[str, Any], tall: bool) -
     assert _difference(less, whole) > 1e-6, "the halo is not larger than it must be"
 
 
+@pytest.mark.parametrize("architecture", NETWORKS, ids=_name)
+def test_strips_equal_the_whole_image(architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture), dtype=torch.float64)
+    stride = network.stride
+    image = _image(2 * network.halo + 5 * stride + 3, stride + 5)
+    whole = _whole(network, image)
+    for strip in (stride, 3 * stride, 100 * stride):
+        assert _difference(_streamed(network, image, strip), whole) <= 1e-12
+
+
+@pytest.mark.parametrize("architecture", NETWORKS, ids=_name)
+def test_its_graph_has_its_grid_and_its_reach(architecture: dict[str, Any]) -> None:
+    network = tiny_network(tiny_architecture(**architecture))
+    graph = _graph(network)
+    assert (graph.stride, graph.classes, graph.bands) == (network.stride, 6, 3)
+    assert graph.reach.halo == network.halo
+    assert np.array_equal(graph.reach.first, network.reach.first)
+    assert np.array_equal(graph.reach.last, network.reach.last)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 50), (97, 201)], ids=str)
 @pytest.mark.parametrize("architecture", [NETWORKS[1], NETWORKS[6]], ids=_name)
 def test_odd_sizes_and_rasters_smaller_than_a_tile(size: tuple[int, int], architecture: dict[str, Any]) -> None:
@@ -84,6 +132,7 @@ def test_odd_sizes_and_rasters_smaller_than_a_tile(size: tuple[int, int], archit
     image = _image(*size)
     for tile in (64, 256):
         assert _difference(_tiled(network, image, tile, network.halo), _whole(network, image)) <= 1e-12
+        assert _difference(_streamed(network, image, tile), _whole(network, image)) <= 1e-12
 
 
 def test_tiles_of_a_block_inside_the_raster() -> None:
@@ -104,10 +153,12 @@ def test_single_precision_gives_the_same_class_but_at_ties(architecture: dict[st
     network = tiny_network(tiny_architecture(**architecture))
     image = _image(network.stride + 5, 2 * network.halo + 300, np.float32)
     whole, tiled = _whole(network, image), _tiled(network, image, 4 * network.stride, network.halo)
+    streamed = _streamed(network, image, 2 * network.stride)
     low, high = np.partition(whole, -2, axis=0)[-2:]
     clear = high - low >= 1e-4
     assert clear.mean() > 0.99
     assert (whole.argmax(axis=0) == tiled.argmax(axis=0))[clear].all()
+    assert (whole.argmax(axis=0) == streamed.argmax(axis=0))[clear].all()
     assert len(np.unique(whole.argmax(axis=0))) == 6, "the image must not be too easy"
 
 
@@ -202,9 +253,17 @@ def test_the_trunk_computes_what_torchvisions_does() -> None:
         assert torch.equal(pool3, features[:17](x))
 
 
-def test_memory_counts_the_widest_layer() -> None:
+def test_memory_counts_the_widest_place() -> None:
+    """The first convolutions of a wide network: a map of 64 channels in and one out, and a copy of the first."""
     with torch.device("meta"):
         plain = Fcn(tiny_architecture(width=1.0), 3, 6)
-    assert plain.bytes_per_pixel == 4 * (64 + 64) + 4 * 3
-    many = tiny_network(classes=200)
-    assert many.bytes_per_pixel == 4 * 200 + 8 + 4 * 3
+    graph = _graph(plain)
+    pixels, cells = 64 * 1024, 64 * 1024 // 64
+    classes = 2 * 4 * pixels  # as torch counts them
+    for itemsize in (2, 4):
+        assert graph.bytes_of_strip(64, 1024, itemsize) == 3 * 64 * itemsize * pixels + classes
+    few, many = _graph(tiny_network(classes=6)), _graph(tiny_network(classes=200))
+    # of many classes, the scores: those at an eighth of the resolution twice, and those of every pixel
+    assert many.bytes_of_strip(64, 1024, 4) == 4 * 200 * (pixels + 2 * cells) + classes
+    assert many.bytes_of_strip(64, 1024, 4) == many.bytes_of_strip(64, 1024, 2), "scores stay in float32"
+    assert few.bytes_of_strip(64, 1024, 4) < many.bytes_of_strip(64, 1024, 4)

@@ -1,8 +1,9 @@
 """What is in the staging folder is believed only when it is whole and of the same plan."""
 
 import json
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
 
 PLAN = Plan(
     input=InputIdentity(
@@ -27,8 +28,8 @@ PLAN = Plan(
     model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="ab"),
     bands=(1, 2, 3),
     full_scale=255.0,
-    cut=Cut(chunk=64, block=128, tile=64, overlap=32, stride=32, blend=None),
-    kernel=Kernel(device="cpu", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2"),
+    cut=Cut(way="tiles", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend=None),
+    kernel=Kernel(device="cpu", precision="fp32", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2"),
 )
 
 
@@ -47,10 +48,11 @@ def receipt(block: int, **other: Any) -> Receipt:
         "plan": PLAN.fingerprint,
         "block": block,
         "sha256": "00",
-        "shape": (128, 128),
-        "pixels": {0: 16000, 255: 384},
+        "shape": (64, 128),
+        "pixels": {0: 8000, 255: 192},
         "area_m2": {0: 1.25, 255: 0.1},
-        "tiles": 4,
+        "tile": 64,
+        "passes": 4,
         "forwarded": 40000,
         "seconds": 0.5,
     }
@@ -70,13 +72,16 @@ OTHERS = {
     ("model", "sha256"): "ac",
     ("bands",): (3, 2, 1),
     ("full_scale",): 256.0,
+    ("cut", "way"): "stream",
     ("cut", "chunk"): 32,
-    ("cut", "block"): 192,
+    ("cut", "lane"): 192,
+    ("cut", "segment"): 128,
     ("cut", "tile"): 96,
     ("cut", "overlap"): 64,
     ("cut", "stride"): 16,
-    ("cut", "blend"): "hann",
+    ("cut", "blend"): "linear",
     ("kernel", "device"): "cuda",
+    ("kernel", "precision"): "bf16",
     ("kernel", "torch"): "3",
     ("kernel", "gdal"): "4",
     ("kernel", "fcn_batch"): "1",
@@ -87,17 +92,20 @@ OTHERS = {
 
 @pytest.mark.parametrize("where", OTHERS, ids=".".join)
 def test_each_field_counts(where: tuple[str, ...]) -> None:
-    other = changed(*where, value=OTHERS[where])
-    assert other.fingerprint != PLAN.fingerprint
-    (difference,) = PLAN.differences(other)
+    plan = PLAN  # only blended tiles have a blend
+    if where == ("cut", "blend"):
+        plan = PLAN.model_copy(update={"cut": PLAN.cut.model_copy(update={"way": "blend", "blend": "hann"})})
+    other = changed(*where, value=OTHERS[where], plan=plan)
+    assert other.fingerprint != plan.fingerprint
+    (difference,) = plan.differences(other)
     assert difference.startswith(".".join(where))
 
 
 def test_every_field_is_tried_above() -> None:
     tree = PLAN.model_dump()
     fields = {(k, *rest) for k, v in tree.items() for rest in ([(i,) for i in v] if isinstance(v, dict) else [()])}
-    # one value each is possible for format and precision
-    assert fields - set(OTHERS) == {("input", "path"), ("model", "path"), ("format",), ("kernel", "precision")}
+    # one value is possible for the format
+    assert fields - set(OTHERS) == {("input", "path"), ("model", "path"), ("format",)}
 
 
 def test_paths_do_not_count() -> None:
@@ -106,13 +114,82 @@ def test_paths_do_not_count() -> None:
     assert PLAN.differences(moved) == []
 
 
-def test_a_plan_off_the_grid_is_no_plan() -> None:
-    with pytest.raises(ValidationError, match="a block of 128 is not a whole number of chunks of 96"):
-        changed("cut", "chunk", value=96)
-    with pytest.raises(ValidationError, match="tile 65 is not a multiple of the stride 32"):
-        changed("cut", "tile", value=65)
-    assert [len(PLAN.grid), PLAN.grid[5]] == [6, Window(256, 128, 44, 72)]
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lane", 96, "lane of 96 is not a whole number of chunks of 64"),
+        ("segment", 100, "segment of 100 is not a whole number of chunks of 64"),
+        ("chunk", 80, "is not a whole number of chunks of 80"),
+        ("tile", 65, "tile 65 is not a multiple of the stride 32"),
+        ("overlap", 33, "overlap 33 is not a multiple of the stride 32"),
+        ("tile", 0, "greater than or equal to 1"),
+        ("overlap", -32, "greater than or equal to 0"),
+        ("blend", "hann", "way tiles with blend hann"),
+        ("way", "blend", "way blend with blend None"),
+        ("way", "guess", "'stream', 'tiles' or 'blend'"),
+    ],
+)
+def test_a_cut_off_the_grid_is_no_cut(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        changed("cut", field, value=value)
+
+
+def test_the_grid_of_a_plan() -> None:
+    assert [len(PLAN.grid), PLAN.grid[5]] == [10, Window(128, 128, 64, 72)]
+    assert PLAN.grid[9] == Window(256, 128, 44, 72)
     assert PLAN.input.size == Size(300, 200)
+    assert PLAN.cut.exact
+    assert changed("cut", "way", value="stream").cut.exact
+    blended = {**PLAN.cut.model_dump(), "way": "blend", "blend": "hann"}
+    assert not changed("cut", value=blended).cut.exact
+
+
+# --- what an earlier run settles -----------------------------------------------------------------------------
+
+FREE: dict[Free, tuple[tuple[str, str], int]] = {
+    "threads": (("kernel", "threads"), 7),
+    "lane": (("cut", "lane"), 64),
+    "segment": (("cut", "segment"), 64),
+    "tile": (("cut", "tile"), 128),
+}
+
+
+def of_another_machine(*names: Free) -> Plan:
+    """The plan of a run that chose other lengths and threads."""
+    plan = PLAN
+    for name in names:
+        where, value = FREE[name]
+        plan = changed(*where, value=value, plan=plan)
+    return plan
+
+
+def test_every_free_choice_is_tried_here() -> None:
+    assert set(FREE) == set(get_args(Free))
+
+
+@pytest.mark.parametrize("names", [c for k in range(5) for c in combinations(FREE, k)], ids=" ".join)
+def test_an_earlier_run_settles_what_is_free(names: tuple[Free, ...]) -> None:
+    stored = of_another_machine(*names)
+    for free in (frozenset(c) for k in range(5) for c in combinations(FREE, k)):
+        settled = PLAN.settled_by(stored, free)
+        expected = stored if free.issuperset(names) else PLAN
+        assert settled.fingerprint == expected.fingerprint
+
+
+def test_what_an_earlier_run_settles_keeps_this_runs_paths() -> None:
+    stored = changed("input", "path", value="/old/a.tif", plan=of_another_machine("segment", "threads"))
+    settled = PLAN.settled_by(stored, frozenset(FREE))
+    assert settled.input.path == PLAN.input.path
+    assert (settled.cut, settled.kernel) == (stored.cut, stored.kernel)
+
+
+@pytest.mark.parametrize("where", [w for w in OTHERS if w not in {place for place, _ in FREE.values()}], ids=".".join)
+def test_an_earlier_run_that_differs_otherwise_settles_nothing(where: tuple[str, ...]) -> None:
+    value: Any = OTHERS[where]
+    if where == ("cut", "blend"):
+        where, value = ("cut",), {**PLAN.cut.model_dump(), "way": "blend", "blend": "hann"}
+    stored = changed(*where, value=value, plan=of_another_machine("threads", "segment"))
+    assert PLAN.settled_by(stored, frozenset(FREE)) == PLAN
 
 
 def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.recipe import read_recipe
 from fcn_batch.pipeline.weights import load_model, save_model
 from fcn_batch.workflows.models import find_model
-from fcn_batch.workflows.train import LabelledRaster, evaluate
+from fcn_batch.workflows.labelled import LabelledRaster, evaluate
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 

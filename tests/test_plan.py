@@ -1,27 +1,31 @@
 """Everything is decided before anything is computed, and what cannot be decided is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
 from fcn_batch.pipeline.blending import Blend
+from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
-from fcn_batch.pipeline.plan import FileIdentity
+from fcn_batch.pipeline.plan import FileIdentity, Precision
 from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.weights import read_card
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
+from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, memory
 from fcn_batch.workflows.plan import (
     Options,
     Prepared,
-    choose_cut,
+    choose_precision,
+    choose_threads,
     describe,
     ground_sample_distance,
     prepare,
@@ -42,10 +46,35 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
 
 
+GIB = 2**30
+ROOM = Room(bytes=4 * GIB, processes=1, kind="cpu")
+
+
+def network_of(architecture: Architecture, classes: int = 6) -> Network:
+    """What the cut wants to know of an FCN."""
+    network = Fcn(architecture, bands=3, classes=classes)
+    graph, obstacles = graph_of(network, 3)
+    assert graph is not None
+    return Network(
+        bands=3,
+        classes=classes,
+        stride=network.stride,
+        halo=network.halo,
+        graph=graph.bare(),
+        obstacles=tuple(obstacles),
+        weights=sum(p.numel() * 4 for p in network.parameters()),
+        itemsize=4,
+    )
+
+
 @pytest.fixture(scope="module")
-def network() -> Fcn:
+def network() -> Network:
     """FCN-8s with stride 32 and halo 160."""
-    return Fcn(Architecture(width=0.02, fc_channels=4, fc_kernel=3), bands=3, classes=6)
+    return network_of(Architecture(width=0.02, fc_channels=4, fc_kernel=3))
+
+
+def sized(height: int, width: int) -> RasterInfo:
+    return replace(info(["red", "green", "blue"]), size=Size(height, width), storage_block=(1, width))
 
 
 def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None, dtype: str = "uint8") -> RasterInfo:
@@ -180,37 +209,138 @@ def test_a_white_that_32_bits_cannot_divide_by_is_refused(wanted: float) -> None
     assert choose_full_scale(info(["gray"]), RGB, 1e-37) == 1e-37
 
 
-def test_an_exact_cut_has_the_halo_and_whole_chunks(network: Fcn) -> None:
+def test_an_exact_cut_streams_whole_chunks_with_the_halo(network: Network) -> None:
     notes: list[str] = []
-    cut = choose_cut(network, Options(model="m"), notes)
-    assert (cut.chunk, cut.block, cut.overlap, cut.stride, cut.blend) == (2048, 4096, 160, 32, None)
+    cut = choose_cut(network, sized(5000, 9000), Wish(), ROOM, notes)
+    assert (cut.way, cut.chunk, cut.overlap, cut.stride, cut.blend) == ("stream", 2048, 160, 32, None)
+    assert (cut.lane, cut.segment) == (10240, 6144), "one lane and one segment: nothing is seen twice"
     assert cut.exact
-    assert cut.block % cut.tile == 0
     assert notes == []
 
 
-def test_blocks_grow_with_the_halo() -> None:
-    wide = Fcn(Architecture(width=0.02, fc_channels=4, fc_kernel=15), bands=3, classes=2)
-    deep = Fcn(Architecture(width=0.02, fc_channels=4, input_upsampling=4), bands=3, classes=2)
-    for network in (wide, deep):
-        cut = choose_cut(network, Options(model="m"), [])
-        assert (cut.overlap, cut.stride) == (network.halo, network.stride)
-        assert cut.block >= 8 * network.halo
-        assert cut.block % cut.chunk == 0
+def test_strips_have_the_pixels_that_a_device_likes(network: Network) -> None:
+    for kind, pixels in (("cpu", 2**19), ("mps", 2**20), ("cuda", 2**23)):
+        cut = choose_cut(network, sized(20000, 9000), Wish(), replace(ROOM, bytes=64 * GIB, kind=kind), [])
+        columns = -(-9000 // 32) * 32
+        assert cut.tile % 32 == 0
+        assert cut.tile * columns <= pixels < (cut.tile + 32) * columns
+    assert choose_cut(network, sized(20000, 10**6), Wish(), replace(ROOM, bytes=64 * GIB), []).tile == 32
+    assert choose_cut(network, sized(70, 80), Wish(), ROOM, []).tile == 96, "no higher than the raster"
 
 
-def test_the_default_tile_is_what_the_memory_holds(network: Fcn, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, tile in ((2**50, 4096), (network.bytes_per_pixel * (1024 + 320) ** 2, 1024), (1, 128)):
-        monkeypatch.setattr("fcn_batch.workflows.plan._TILE_BYTES", limit)
-        assert choose_cut(network, Options(model="m"), []).tile == tile
+def test_other_grids(network: Network) -> None:
+    for architecture in (
+        Architecture(width=0.02, fc_channels=4, fc_kernel=15),
+        Architecture(width=0.02, fc_channels=4, input_upsampling=4),
+    ):
+        other = network_of(architecture)
+        assert other.halo is not None
+        cut = choose_cut(other, sized(30000, 3000), Wish(), replace(ROOM, processes=64), [])
+        assert (cut.overlap, cut.stride) == (other.halo, other.stride)
+        assert cut.segment >= 16 * other.halo
+        assert cut.segment % cut.chunk == cut.chunk % other.stride == 0
+    assert network.stride == 32
 
 
-def test_what_is_rounded_is_said(network: Fcn) -> None:
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 64])
+def test_segments_keep_all_processes_busy_but_not_with_halos(network: Network, processes: int) -> None:
+    for height in (100, 2500, 40000, 10**6):
+        info = sized(height, 9000)
+        cut = choose_cut(network, info, Wish(), replace(ROOM, processes=processes), [])
+        many = -(-height // cut.segment)
+        if processes == 1:
+            assert many == 1
+        else:
+            assert many <= 2 * processes
+            assert cut.segment >= min(height, 16 * 160)
+            assert many > processes or cut.segment - cut.chunk < max(2048, 16 * 160, height / processes)
+
+
+def test_lanes_are_as_wide_as_the_memory_holds(network: Network) -> None:
+    raster, widths = sized(10**5, 10**5), []
+    for megabytes in (1000, 500, 250, 120):
+        room = replace(ROOM, bytes=megabytes * 10**6)
+        cut = choose_cut(network, raster, Wish(), room, [])
+        assert memory(network, raster, cut) <= room.bytes
+        widths.append((cut.lane, cut.tile))
+        assert cut.lane % cut.chunk == 0
+        assert cut.tile % 32 == 0
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1]
+
+
+def test_more_memory_never_means_more_work(network: Network) -> None:
+    raster, before = sized(30000, 70000), None
+    for megabytes in (2000, 1000, 500, 200, 100):
+        cut = choose_cut(network, raster, Wish(), replace(ROOM, bytes=megabytes * 10**6), [])
+        lanes = -(-70000 // cut.lane)
+        assert before is None or lanes >= before
+        before = lanes
+
+
+@pytest.mark.parametrize("wish", [Wish(), Wish(tile=512), Wish(tile=512, overlap=64)])
+def test_too_little_memory_is_refused(network: Network, wish: Wish) -> None:
+    raster = sized(30000, 70000)
+    with pytest.raises(
+        OptionError, match=r"^--memory: 4 MB is not enough for each process, [\d,]+ MB would be"
+    ) as found:
+        choose_cut(network, raster, wish, replace(ROOM, bytes=4 * 10**6), [])
+    needed = int(str(found.value).split("process, ")[1].split(" MB")[0].replace(",", "")) * 10**6
+    cut = choose_cut(network, raster, wish, replace(ROOM, bytes=needed), [])
+    assert memory(network, raster, cut) <= needed
+    assert "give more memory, or fewer --workers" in str(found.value)
+    assert found.value.exit_code == 2
+
+
+def test_a_given_tile_means_tiles_with_a_halo(network: Network) -> None:
     notes: list[str] = []
-    assert choose_cut(network, Options(model="m", tile=500), notes).tile == 512
+    cut = choose_cut(network, sized(5000, 9000), Wish(tile=512), ROOM, notes)
+    assert (cut.way, cut.tile, cut.overlap, cut.blend) == ("tiles", 512, 160, None)
+    assert cut.exact
+    assert notes == []
+    assert choose_cut(network, sized(5000, 9000), Wish(tile=4096), replace(ROOM, bytes=64 * GIB), []).tile == 4096
+
+
+def test_what_cannot_be_streamed_goes_in_tiles_and_says_why(network: Network) -> None:
+    stuck = replace(network, graph=None, obstacles=("layer.4: grid_sample (not known)", "layer.5: erfinv (not known)"))
+    notes: list[str] = []
+    cut = choose_cut(stuck, sized(5000, 9000), Wish(), ROOM, notes)
+    assert (cut.way, cut.overlap, cut.exact) == ("tiles", 160, True)
+    assert notes == [
+        "in tiles with a halo: it cannot be streamed because of layer.4: grid_sample (not known) and 1 more"
+    ]
+    raster, tiles = sized(5000, 9000), []
+    for megabytes in (60000, 2000, 1000, 800, 700, 500):
+        room = replace(ROOM, bytes=megabytes * 10**6)
+        cut = choose_cut(stuck, raster, Wish(), room, [])
+        assert memory(stuck, raster, cut) <= room.bytes
+        assert cut.tile == 2048 or memory(stuck, raster, cut.model_copy(update={"tile": 2 * cut.tile})) > room.bytes
+        tiles.append(cut.tile)
+    assert tiles == sorted(tiles, reverse=True)
+    assert tiles[0] == 2048 > tiles[-1]
+
+
+def test_what_looks_at_the_whole_image_is_blended_and_says_why(network: Network) -> None:
+    whole = replace(network, graph=None, halo=None, obstacles=("pool: mean (the whole image)",))
+    notes: list[str] = []
+    cut = choose_cut(whole, sized(5000, 9000), Wish(), ROOM, notes)
+    assert (cut.way, cut.tile, cut.overlap, cut.blend) == ("blend", 1024, 256, "hann")
+    assert not cut.exact
+    (note,) = notes
+    assert note.startswith("approximate: tiles of 1024 overlap by 256 and are blended (hann); no tile is enough, ")
+    assert note.endswith("because of pool: mean (the whole image)")
+    wish = Wish(tile=512, overlap=96, blend="gaussian")
+    cut = choose_cut(whole, sized(5000, 9000), wish, ROOM, [])
+    assert (cut.tile, cut.overlap, cut.blend) == (512, 96, "gaussian")
+
+
+def test_what_is_rounded_is_said(network: Network) -> None:
+    notes: list[str] = []
+    raster = sized(5000, 9000)
+    assert choose_cut(network, raster, Wish(tile=500), ROOM, notes).tile == 512
     assert notes == ["--tile 500 was rounded up to 512, a multiple of the model's stride 32"]
     notes.clear()
-    cut = choose_cut(network, Options(model="m", tile=512, overlap=65, blend="linear"), notes)
+    cut = choose_cut(network, raster, Wish(tile=512, overlap=65, blend="linear"), ROOM, notes)
     assert (cut.tile, cut.overlap, cut.blend) == (512, 96, "linear")
     assert notes[0] == "--overlap 65 was rounded up to 96, a multiple of the model's stride 32"
     assert notes[1].startswith("approximate: tiles of 512 overlap by 96 and are blended (linear)")
@@ -219,64 +349,86 @@ def test_what_is_rounded_is_said(network: Fcn) -> None:
 @pytest.mark.parametrize(
     ("tile", "overlap", "message"),
     [
-        (8192, None, "--tile 8192: at most the block of 4096 pixels"),
-        (4097, None, r"--tile 4097 \(rounded up to 4128\): at most the block"),
-        (8192, 32, "--tile 8192: at most the block of 4096 pixels"),
-        (4097, 0, r"--tile 4097 \(rounded up to 4128\): at most the block of 4096 pixels"),
         (0, None, "--tile 0: give a positive number"),
         (-32, None, "--tile -32: give a positive number"),
+        (10**6, None, "--memory: 4,295 MB is not enough for each process"),
+        (10**6, 32, "--memory: 4,295 MB is not enough for each process"),
         (512, 288, "--overlap 288: at most half of the tile of 512"),
         (None, 544, "--overlap 544: at most half of the tile of 1024; give a larger --tile"),
         (512, 257, r"--overlap 257 \(rounded up to 288\): at most half of the tile of 512"),
         (512, -1, "--overlap -1: give 0 or more pixels"),
     ],
 )
-def test_cuts_that_do_not_fit_are_refused(network: Fcn, tile: int | None, overlap: int | None, message: str) -> None:
+def test_cuts_that_do_not_fit_are_refused(
+    network: Network, tile: int | None, overlap: int | None, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
-        choose_cut(network, Options(model="m", tile=tile, overlap=overlap), [])
+        choose_cut(network, sized(5000, 9000), Wish(tile, overlap), ROOM, [])
 
 
-def test_a_blend_needs_an_overlap(network: Fcn) -> None:
+def test_a_blend_needs_an_overlap(network: Network) -> None:
     with pytest.raises(OptionError, match="--blend linear: the exact result has nothing to blend; give --overlap"):
-        choose_cut(network, Options(model="m", blend="linear"), [])
+        choose_cut(network, sized(5000, 9000), Wish(blend="linear"), ROOM, [])
 
 
-def test_no_overlap_and_half_a_tile_are_the_ends(network: Fcn) -> None:
-    assert choose_cut(network, Options(model="m", tile=512, overlap=0), []).overlap == 0
-    assert choose_cut(network, Options(model="m", tile=512, overlap=256), []).overlap == 256
+def test_no_overlap_and_half_a_tile_are_the_ends(network: Network) -> None:
+    assert choose_cut(network, sized(5000, 9000), Wish(512, 0), ROOM, []).overlap == 0
+    assert choose_cut(network, sized(5000, 9000), Wish(512, 256), ROOM, []).overlap == 256
 
 
-def seen_by_the_network(prepared: Prepared) -> int:
-    """Pixels of all passes, counted tile by tile."""
+def grown(length: int, stride: int = 32) -> int:
+    return -(-length // stride) * stride
+
+
+def seen_by_strips(prepared: Prepared) -> int:
+    """Pixels of all strips of all segments, fed one by one until the last row of scores is out."""
     cut, size = prepared.plan.cut, prepared.info.size
-    seen = 0
-    for top in range(0, size.height, cut.block):
-        for left in range(0, size.width, cut.block):
-            bottom, right = min(top + cut.block, size.height), min(left + cut.block, size.width)
-            if cut.exact:
-                starts = [(r, c) for r in range(top, bottom, cut.tile) for c in range(left, right, cut.tile)]
-                reads = [
-                    (max(r - cut.overlap, 0), min(min(r + cut.tile, bottom) + cut.overlap, size.height),
-                     max(c - cut.overlap, 0), min(min(c + cut.tile, right) + cut.overlap, size.width))
-                    for r, c in starts
-                ]  # fmt: skip
-            else:
-                step = cut.tile - cut.overlap
-                reads = [
-                    (r, min(r + cut.tile, size.height), c, min(c + cut.tile, size.width))
-                    for r in range(0, max(size.height - cut.overlap, 1), step)
-                    for c in range(0, max(size.width - cut.overlap, 1), step)
-                    if r < bottom and r + cut.tile > top and c < right and c + cut.tile > left
-                ]
-            seen += sum(-(-(b - t) // 32) * 32 * (-(-(r - le) // 32) * 32) for t, b, le, r in reads)
+    graph = prepared.network.graph
+    assert graph is not None
+    seen, bottom = 0, grown(size.height)
+    for left in range(0, size.width, cut.lane):
+        right = min(left + cut.lane, size.width)
+        columns = min(grown(size.width), right + cut.overlap) - max(0, left - cut.overlap)
+        for top in range(0, size.height, cut.segment):
+            wanted = min(top + cut.segment, size.height)
+            row = first = max(0, top - cut.overlap)
+            decided = first
+            while decided < wanted:
+                rows = min(cut.tile, bottom - row)
+                row += rows
+                seen += rows * columns
+                decided = bottom if row == bottom else first + graph.ready(row - first)[-1]
     return seen
 
 
+def seen_by_tiles(prepared: Prepared) -> int:
+    """Pixels of all tiles, counted one by one."""
+    cut, size = prepared.plan.cut, prepared.info.size
+    seen = 0
+    parts = [(t, le) for t in range(0, size.height, cut.segment) for le in range(0, size.width, cut.lane)]
+    for top, left in parts:
+        bottom, right = min(top + cut.segment, size.height), min(left + cut.lane, size.width)
+        step = cut.tile if cut.exact else cut.tile - cut.overlap
+        halo, more = (cut.overlap, 0) if cut.exact else (0, cut.overlap)
+        seam = 0 if cut.exact else 1  # the last upsampling looks at one cell beyond
+        for r in range(0, max(size.height - more, 1), step):
+            for c in range(0, max(size.width - more, 1), step):
+                if not (r < bottom + seam and r + cut.tile > top - seam):
+                    continue
+                if not (c < right + seam and c + cut.tile > left - seam):
+                    continue
+                rows = min(min(r + cut.tile, size.height) + halo, size.height) - max(r - halo, 0)
+                cols = min(min(c + cut.tile, size.width) + halo, size.width) - max(c - halo, 0)
+                seen += grown(rows) * grown(cols)
+    return seen
+
+
+@pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize(
     ("tile", "overlap", "blend"),
-    [(None, None, None), (64, None, None), (96, 32, "hann"), (128, 64, "none"), (64, 0, "linear")],
+    [(None, None, None), (64, None, None), (96, None, None), (96, 32, "hann"), (128, 64, "none"), (64, 0, "linear")],
 )
-@pytest.mark.parametrize("size", [(300, 330), (128, 129), (1, 1), (7, 500)])
+@pytest.mark.parametrize("size", [(300, 330), (128, 129), (1, 1), (7, 500), (900, 40)])
 def test_the_stated_cost_is_that_of_counting(
     tmp_path: Path,
     model: Path,
@@ -285,29 +437,110 @@ def test_the_stated_cost_is_that_of_counting(
     tile: int | None,
     overlap: int | None,
     blend: Blend | None,
+    processes: int,
 ) -> None:
     small_blocks(monkeypatch)
+    monkeypatch.setattr("fcn_batch.workflows.cut._HALOS_PER_SEGMENT", 1)
     path = write_raster(tmp_path / "a.tif", noise(3, *size), photometric="RGB")
-    prepared = prepare(path, Options(model=str(model), tile=tile, overlap=overlap, blend=blend))
+    options = Options(model=str(model), tile=tile, overlap=overlap, blend=blend)
+    prepared = prepare(path, options, processes=processes)
     assert prepared.plan.cut.stride == 32
-    assert prepared.forward_share == seen_by_the_network(prepared) / (size[0] * size[1])
+    seen = seen_by_strips(prepared) if tile is None else seen_by_tiles(prepared)
+    assert prepared.forward_share == seen / (size[0] * size[1])
     assert prepared.memory > 0
 
 
-@pytest.mark.parametrize(("tile", "rows"), [(128, 128), (64, 64)])
-def test_blended_sums_are_in_the_memory(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tile: int, rows: int
+@pytest.mark.parametrize("tile", [128, 64])
+def test_blended_sums_are_in_the_memory(network: Network, tile: int) -> None:
+    """Nothing else of a blended cut depends on the number of classes, when a tile costs nothing."""
+    raster = sized(300, 100)
+
+    def of(classes: int, overlap: int | None) -> int:
+        class Free(Network):
+            def bytes_of(self, rows: int, cols: int) -> int:
+                return 0 * rows * cols
+
+        other = Free(**{f.name: getattr(network, f.name) for f in fields(network)} | {"classes": classes})
+        return memory(other, raster, choose_cut(other, raster, Wish(tile, overlap), ROOM, []))
+
+    assert of(16, None) == of(6, None)
+    # sums of a row of tiles and what they are made of and into, over all columns that its tiles see
+    assert of(16, 32) - of(6, 32) == 4 * 4 * (16 - 6) * (tile + 32) * min(100 + 2 * tile, grown(100))
+
+
+def test_the_memory_counts_what_there_is_more_of(network: Network) -> None:
+    raster = sized(30000, 20000)
+    cut = choose_cut(network, raster, Wish(), ROOM, [])
+    least = memory(network, raster, cut)
+    assert memory(replace(network, weights=network.weights + 10**6), raster, cut) == least + 2 * 10**6
+    for more in ({"tile": 2 * cut.tile}, {"lane": cut.lane // 2 // 2048 * 2048}, {"chunk": 1024}):
+        other = memory(network, raster, cut.model_copy(update=more))
+        assert (other > least) == ("tile" in more)
+    assert memory(network, replace(raster, dtype="float32"), cut) > memory(network, replace(raster, dtype="int16"), cut)
+    assert memory(network, replace(raster, dtype="int16"), cut) > least
+
+
+# --- what the machine decides --------------------------------------------------------------------------------
+
+
+def test_the_memory_by_default_is_half_of_what_is_free(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_blocks(monkeypatch)
-    path = write_raster(tmp_path / "a.tif", noise(3, 300, 100), photometric="RGB")
-    more = save_tiny_model(tmp_path / "more.safetensors", fc_kernel=1, classes=16)
+    rooms: list[Room] = []
 
-    def memory(file: Path, overlap: int | None) -> int:
-        prepared = prepare(path, Options(model=str(file), tile=tile, overlap=overlap))
-        return replace(prepared, bytes_per_pixel=0).memory
+    def noted(*arguments: Any) -> Any:
+        rooms.append(arguments[3])
+        return choose_cut(*arguments)
 
-    assert memory(more, None) == memory(model, None)
-    assert memory(more, 32) - memory(model, 32) == 2 * 4 * (16 - 6) * rows * 100  # two rows of tiles, all columns
+    monkeypatch.setattr("fcn_batch.workflows.plan.choose_cut", noted)
+    monkeypatch.setattr("fcn_batch.workflows.plan.free_memory", lambda _device: 16 * GIB)
+    path = scene(tmp_path / "a.tif", 50, 60)
+    for processes, asked in ((1, None), (4, None), (None, None), (16, None), (4, 3 * GIB)):
+        prepare(path, Options(model=str(model), memory=asked), processes=processes)
+    assert [room.bytes / GIB for room in rooms] == [8, 2, 8, 1, 3], "at least 1 GiB each"
+    assert [room.processes for room in rooms] == [1, 4, 8, 16, 4], "as if a cluster had eight"
+    assert {room.kind for room in rooms} == {"cpu"}
+
+
+def test_threads_are_shared_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.plan.available_cpus", lambda: 8)
+    assert [choose_threads(None, "cpu", n) for n in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    assert [choose_threads(5, "cpu", n) for n in (1, 4)] == [5, 5]
+    assert choose_threads(5, "cuda:0", 1) == choose_threads(None, "mps", 1) == 1
+    for wrong in (0, -1, 33):
+        with pytest.raises(OptionError, match=f"--threads {wrong}: give 1 to 32 on this machine of 8 CPUs"):
+            choose_threads(wrong, "cpu", 1)
+
+
+@pytest.mark.parametrize(
+    ("fast", "measured", "precision"),
+    [
+        ("bf16", None, "fp32"),  # nobody knows what it changes
+        ("bf16", 0.0, "bf16"),
+        ("bf16", 0.005, "bf16"),
+        ("bf16", 0.0051, "fp32"),
+        ("fp32", 0.0, "fp32"),
+    ],
+)
+def test_the_precision_by_default(
+    monkeypatch: pytest.MonkeyPatch, model: Path, fast: Precision, measured: float | None, precision: Precision
+) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.plan.fast_precision", lambda _device: fast)
+    card = read_card(model).card.model_copy(update={"bf16_disagreement": measured})
+    assert choose_precision(None, "cpu", card) == precision
+    for asked in get_args(Precision):
+        assert choose_precision(asked, "cuda:0", card) == asked
+    with pytest.raises(OptionError, match="--precision fp16: for GPUs"):
+        choose_precision("fp16", "cpu", card)
+
+
+def test_the_precision_is_part_of_the_plan(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 50, 60)
+    full, half = (prepare(path, Options(model=str(model), precision=p)) for p in ("fp32", "bf16"))
+    assert (full.plan.kernel.precision, half.plan.kernel.precision) == ("fp32", "bf16")
+    assert full.plan.fingerprint != half.plan.fingerprint
+    assert full.network.itemsize == 2 * half.network.itemsize == 4
+    assert half.memory < full.memory
 
 
 def notes_of(path: Path, model: Path, **options: Any) -> list[str]:
@@ -357,7 +590,8 @@ def test_a_plan_knows_its_input_and_its_model(tmp_path: Path, model: Path) -> No
     assert plan.bands == (1, 2, 3)
     assert plan == prepare(path, Options(model=str(model))).plan
     labels = [label for label, _ in describe(prepared)]
-    assert {"input", "crs", "model", "bands", "result", "blocks", "tiles", "cost", "memory", "device"} <= set(labels)
+    shown = {"input", "crs", "model", "bands", "result", "way", "lanes", "blocks", "cost", "memory", "device"}
+    assert shown <= set(labels)
 
 
 def test_another_model_is_another_plan(tmp_path: Path, model: Path) -> None:

@@ -14,13 +14,20 @@ from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.reach import Reach
 from tests.models import tiny_architecture
 
-Layer = tuple[str, int, int, int]  # "conv", kernel, stride, padding; or "upsample", factor, 0, 0
+Layer = tuple[
+    str, int, int, int
+]  # "conv" or "transposed", kernel, stride, padding; "upsample" or "repeat", factor, 0, 0
 Cone = Callable[[int], set[int]]
 
 
 def _through(reach: Reach, layers: list[Layer]) -> Reach:
     for kind, size, stride, padding in layers:
-        reach = reach.conv(size, stride=stride, padding=padding) if kind == "conv" else reach.upsample(size)
+        if kind == "conv":
+            reach = reach.conv(size, stride=stride, padding=padding)
+        elif kind == "transposed":
+            reach = reach.transposed(size, stride=stride, padding=padding)
+        else:
+            reach = reach.upsample(size) if kind == "upsample" else reach.repeat(size)
     return reach
 
 
@@ -41,7 +48,16 @@ def _traced(layers: list[Layer]) -> Cone:
         weights = {k: 1 - abs(position - k) for k in (floor(position), floor(position) + 1)}
         return {pixel for k, weight in weights.items() if weight for pixel in below(k)}
 
-    return conv if kind == "conv" else upsample
+    @cache
+    def repeat(cell: int) -> set[int]:
+        return below(floor(Fraction(cell, size)))
+
+    @cache
+    def transposed(cell: int) -> set[int]:
+        taps = [cell + padding - tap for tap in range(size)]
+        return {pixel for tap in taps if tap % stride == 0 for pixel in below(tap // stride)}
+
+    return {"conv": conv, "upsample": upsample, "repeat": repeat, "transposed": transposed}[kind]
 
 
 @st.composite
@@ -50,13 +66,17 @@ def _chains(draw: st.DrawFn) -> tuple[int, list[Layer]]:
     period = cells = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12]))
     layers: list[Layer] = []
     for _ in range(draw(st.integers(0, 4))):
-        if draw(st.booleans()):
+        kind = draw(st.sampled_from(["conv", "upsample", "repeat", "transposed"]))
+        if kind == "conv":
             stride = draw(st.sampled_from([s for s in (1, 2, 3) if cells % s == 0]))
             layers.append(("conv", draw(st.integers(1, 5)), stride, draw(st.integers(0, 3))))
             cells //= stride
         else:
             factor = draw(st.integers(1, 4))
-            layers.append(("upsample", factor, 0, 0))
+            if kind == "transposed":
+                layers.append((kind, factor + draw(st.integers(0, 4)), factor, draw(st.integers(0, 3))))
+            else:
+                layers.append((kind, factor, 0, 0))
             cells *= factor
     return period, layers
 

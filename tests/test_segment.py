@@ -30,11 +30,15 @@ from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.stream import RowStream
+from fcn_batch.pipeline.tiling import Work
+from fcn_batch.pipeline.upsample import Upsample
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.execute import Workers, execute
 from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.steps import run_block
+from fcn_batch.workflows.plan import Options, Prepared, prepare
+from fcn_batch.workflows.steps import run_work
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import (
@@ -47,6 +51,7 @@ from tests.runs import (
     segmented,
     small_block_program,
     small_blocks,
+    small_segments,
     tree,
 )
 
@@ -100,7 +105,9 @@ def normalised(values: NDArray[Any], valid: NDArray[np.bool_], full_scale: float
 
 @cache
 def network_of(model: Path) -> Fcn:
-    return load_model(model)[1]
+    network = load_model(model)[1]
+    assert isinstance(network, Fcn)
+    return network
 
 
 def scores_of(model: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -187,10 +194,14 @@ def test_a_model_with_another_grid(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "fine.safetensors", input_upsampling=4)
     values = noise(3, 130, 150)
     path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
-    segmented(path, "-m", model, "--tile", "40")
     everywhere = np.ones((130, 150), np.bool_)
+    segmented(path, "-m", model, "-o", tmp_path / "streamed")
+    streamed = class_map(tmp_path / "streamed", "a")
+    assert_best(streamed, scores_of(model, normalised(values, everywhere, 255)), everywhere)
+    segmented(path, "-m", model, "--tile", "40")
     assert report_of(tmp_path)["plan"]["cut"] == {
-        "chunk": 64, "block": 128, "tile": 40, "overlap": 40, "stride": 8, "blend": None,
+        "way": "tiles", "chunk": 128, "lane": 128, "segment": 256, "tile": 40, "overlap": 40, "stride": 8,
+        "blend": None,
     }  # fmt: skip
     assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, everywhere, 255)), everywhere)
 
@@ -208,22 +219,41 @@ def window_of(blend: str, tile: int, overlap: int, *, first: bool, last: bool) -
     return (weights > 0.5).astype(np.float64) if blend == "none" else weights
 
 
+@cache
+def coarse_network_of(model: Path) -> tuple[Fcn, int]:
+    """A network without its last upsampling, and the factor of that."""
+    network = load_model(model)[1]
+    assert isinstance(network, Fcn)
+    factor = network.stride * network.up_final(torch.zeros(1, 6, 1, 1)).shape[2] // 32
+    network.up_final = Upsample(1)
+    return network, factor
+
+
 def blended(model: Path, image: NDArray[np.float32], tile: int, overlap: int, blend: str) -> NDArray[np.float64]:
-    """Weighted mean of the scores of all tiles that hold a pixel, over the whole raster at once."""
+    """Weighted mean of the scores of all tiles that hold a cell, over the whole raster at once, then upsampled."""
+    network, side = coarse_network_of(model)
     _, height, width = image.shape
-    sums, total = np.zeros((6, height, width)), np.zeros((height, width))
-    rows, cols = (range(0, max(length - overlap, 1), tile - overlap) for length in (height, width))
+    down, across = -(-height // side), -(-width // side)
+    sums, total = np.zeros((6, down, across)), np.zeros((down, across))
+    tile, overlap = tile // side, overlap // side
+    rows, cols = (range(0, max(length - overlap, 1), tile - overlap) for length in (down, across))
     for row in rows:
         for col in cols:
+            seen = torch.from_numpy(image[:, row * side : (row + tile) * side, col * side : (col + tile) * side])
+            padded = functional.pad(seen, (0, -seen.shape[2] % 32, 0, -seen.shape[1] % 32))
             part = (slice(row, row + tile), slice(col, col + tile))
-            scores = scores_of(model, image[(slice(None), *part)])
-            vertical = window_of(blend, tile, overlap, first=row == 0, last=row == rows[-1])
-            horizontal = window_of(blend, tile, overlap, first=col == 0, last=col == cols[-1])
-            weights = np.outer(vertical, horizontal)[: scores.shape[1], : scores.shape[2]]
+            weights = np.outer(
+                window_of(blend, tile, overlap, first=row == 0, last=row == rows[-1]),
+                window_of(blend, tile, overlap, first=col == 0, last=col == cols[-1]),
+            )[: total[part].shape[0], : total[part].shape[1]]
+            with torch.inference_mode():
+                scores = network(padded[None])[0].numpy()[:, : weights.shape[0], : weights.shape[1]]
             sums[(slice(None), *part)] += scores * weights
             total[part] += weights
-    mean: NDArray[np.float64] = sums / total
-    return mean
+    mean = torch.from_numpy(sums / total)[None]
+    wide = functional.interpolate(mean, scale_factor=side, mode="bilinear", align_corners=False)
+    out: NDArray[np.float64] = wide[0, :, :height, :width].numpy()
+    return out
 
 
 @pytest.mark.parametrize(
@@ -326,28 +356,74 @@ def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model:
 def test_any_order_of_blocks_makes_the_same_bytes(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shuffled(ticket: Any, blocks: Sequence[int], *rest: Any) -> None:
+    """Each in a pass of its own too: what a pass decides beside them changes no bit."""
+
+    def shuffled(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
+        blocks = [block for work in works for block in work]
+        assert len(works) < len(blocks) == 9
         order = np.random.default_rng(1).permutation(len(blocks))
         assert order.tolist() != list(range(len(blocks)))
         for index in order:
-            execute(ticket, [blocks[index]], *rest)
+            execute(ticket, [(blocks[index],)], *rest)
 
     monkeypatch.setattr(segment_module, "execute", shuffled)
     segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
-def test_blocks_are_begun_row_by_row(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
+def with_the_plan_of(processes: int, patch: pytest.MonkeyPatch) -> None:
+    """Plans are made for so many processes, wherever they then run."""
 
-    def noted(ticket: Any, index: int) -> Any:
-        begun.append(index)
-        return run_block(ticket, index)
+    def prepared(path: Path, options: Any, **_: Any) -> Prepared:
+        return prepare(path, options, processes=processes)
 
-    monkeypatch.setattr("fcn_batch.workflows.execute.run_block", noted)
+    small_segments(patch)
+    patch.setattr(segment_module, "prepare", prepared)
+
+
+def test_one_plan_makes_the_same_bytes_on_any_number_of_workers(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_the_plan_of(4, monkeypatch)
+    values = noise(3, 700, 300)
+    values[:, 200:560, :180] = 0
+    path = write_raster(
+        tmp_path / "a.tif", values, nodata=0, photometric="RGB", tiled=True, blockxsize=64, blockysize=64
+    )
+    made = {}
+    for workers in (0, 1, 2, 4):
+        folder = tmp_path / str(workers)
+        segmented(path, "-m", model, "-o", folder, "--workers", workers)
+        made[workers] = output_bytes(folder, "a")
+        cut = report_of(folder)["plan"]["cut"]
+        assert (cut["way"], cut["lane"], cut["segment"]) == ("stream", 128, 256), "three lanes of three segments"
+    assert made[0] == made[1] == made[2] == made[4]
+
+    def shuffled(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
+        assert len(works) == 9
+        for index in np.random.default_rng(2).permutation(9):
+            execute(ticket, [works[index]], *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_module, "execute", shuffled)
+        segmented(path, "-m", model, "-o", tmp_path / "shuffled")
+    assert output_bytes(tmp_path / "shuffled", "a") == made[0]
+    valid = (values != 0).any(axis=0)
+    assert_best(class_map(tmp_path / "0", "a"), scores_of(model, normalised(values, valid, 255)), valid)
+
+
+def test_segments_are_begun_from_top_to_bottom(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Work] = []
+
+    def noted(ticket: Any, work: Work, on_receipt: Any) -> None:
+        begun.append(work)
+        run_work(ticket, work, on_receipt)
+
+    with_the_plan_of(4, monkeypatch)
+    monkeypatch.setattr("fcn_batch.workflows.execute.run_work", noted)
     segmented(scene(tmp_path / "a.tif", 500, 500), "-m", model)
-    assert sorted(begun) == list(range(16))
-    assert all(abs(block - place) <= 2 for place, block in enumerate(begun))
+    assert report_of(tmp_path)["plan"]["cut"]["segment"] == 256
+    assert begun == [(0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15)]
 
 
 def test_a_block_done_twice_changes_nothing(
@@ -355,14 +431,185 @@ def test_a_block_done_twice_changes_nothing(
 ) -> None:
     """By an orphan of a dead run, say."""
 
-    def twice(ticket: Any, blocks: Sequence[int], workers: Workers, on_receipt: Callable[[Any], None]) -> None:
-        execute(ticket, blocks, workers, lambda _: None)
-        execute(ticket, blocks, workers, on_receipt)
+    def twice(ticket: Any, works: Sequence[Work], workers: Workers, on_receipt: Callable[[Any], None]) -> None:
+        execute(ticket, works, workers, lambda _: None)
+        execute(ticket, works, workers, on_receipt)
 
     monkeypatch.setattr(segment_module, "execute", twice)
     segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
     assert report_of(tmp_path)["classes"] == report_of(reference)["classes"]
+
+
+# --- stretches without data ----------------------------------------------------------------------------------
+
+STRETCHES: dict[str, list[tuple[slice, slice]]] = {
+    "between": [(slice(150, 1100), slice(None))],
+    "at the top": [(slice(0, 1000), slice(None))],
+    "at the bottom": [(slice(300, None), slice(None))],
+    "of one lane": [(slice(130, 1100), slice(0, 260))],
+    "several": [(slice(40, 700), slice(None)), (slice(704, 1200), slice(None))],
+    "one row of data": [(slice(0, 655), slice(None)), (slice(656, None), slice(None))],
+    "on the blocks": [(slice(128, 1024), slice(None))],
+    "hardly long enough": [(slice(300, 620), slice(None))],
+    "stairs": [(slice(100 + 60 * k, 700 + 60 * k), slice(32 * k, 32 * k + 32)) for k in range(9)],
+    "all but a pixel": [(slice(0, 1299), slice(None)), (slice(1299, None), slice(1, None))],
+}
+
+
+@pytest.mark.parametrize("stretches", STRETCHES)
+def test_long_stretches_without_data_change_nothing_else(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, stretches: str
+) -> None:
+    values = noise(3, 1300, 270)
+    for rows, cols in STRETCHES[stretches]:
+        values[:, rows, cols] = 0
+    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    valid = (values != 0).any(axis=0)
+    segmented(path, "-m", model)
+    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
+    full = fcn_batch("plan", path, "-m", model).stdout
+    share = float(re.findall(r"cost +([\d.]+) forward", full)[0])
+    done = report_of(tmp_path)["forward_passes_per_pixel"]
+    assert done < share - 0.1 if stretches not in ("hardly long enough", "stairs") else done <= share + 0.005
+
+    def one_by_one(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
+        for block in (block for work in works for block in reversed(work)):
+            execute(ticket, [(block,)], *rest)
+
+    monkeypatch.setattr(segment_module, "execute", one_by_one)
+    segmented(path, "-m", model, "-o", tmp_path / "blocks")
+    assert output_bytes(tmp_path / "blocks", "a") == output_bytes(tmp_path, "a")
+
+
+# --- precision and memory ------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_asked_for_and_told(tmp_path: Path, model: Path, reference: Path) -> None:
+    for options in ([], ["--tile", "64"], ["--tile", "96", "--overlap", "32"]):
+        folder, full = tmp_path / f"{len(options)}-bf16", tmp_path / f"{len(options)}-fp32"
+        segmented(reference / "a.tif", "-m", model, "-o", folder, "--precision", "bf16", *options)
+        segmented(reference / "a.tif", "-m", model, "-o", full, "--precision", "fp32", *options)
+        report = report_of(folder)
+        assert report["precision"] == report["plan"]["kernel"]["precision"] == "bf16"
+        assert report_of(full)["precision"] == "fp32"
+        with xarray.open_zarr(folder / "a.classes.zarr") as dataset:
+            assert dataset.attrs["fcn:precision"] == "bf16"
+        with rasterio.open(folder / "a.classes.tif") as dataset:
+            assert "bf16" in dataset.tags().values()
+        half, exact = class_map(folder, "a"), class_map(full, "a")
+        assert 0.9 < (half == exact).mean() < 1
+    refused = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path / "h", "--precision", "fp16")
+    assert refused.exit_code == 2
+    assert "--precision fp16: for GPUs; give fp32 or bf16 on the CPU" in refused.stderr
+    assert not (tmp_path / "h").exists()
+
+
+def test_float32_is_the_default_of_a_model_that_was_not_measured(reference: Path) -> None:
+    report = report_of(reference)
+    assert report["precision"] == "fp32"
+    with xarray.open_zarr(reference / "a.classes.zarr") as dataset:
+        assert dataset.attrs["fcn:precision"] == "fp32"
+        assert dataset.attrs["fcn:way"] == "stream"
+
+
+def test_less_memory_means_narrower_lanes_and_the_same_map(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.cut._LANE", 2**18)
+    monkeypatch.setattr("fcn_batch.workflows.cut._LOADING", 0)
+    values = mosaic("uint8", 300, 900)
+    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    segmented(path, "-m", model, "-o", tmp_path / "wide")
+    wide = report_of(tmp_path / "wide")["plan"]["cut"]
+    assert wide["lane"] == 1024
+    needed = prepare(path, Options(model=str(model))).memory
+    segmented(path, "-m", model, "-o", tmp_path / "narrow", "--memory", int(0.8 * needed))
+    narrow = report_of(tmp_path / "narrow")["plan"]["cut"]
+    assert narrow["lane"] < 1024
+    valid = (values != 0).any(axis=0)
+    scores = scores_of(model, normalised(values, valid, 255))
+    for folder in ("wide", "narrow"):
+        assert_best(class_map(tmp_path / folder, "a"), scores, valid)
+    # without the option, what the earlier run chose is kept; with another one it is another plan
+    assert "complete already" in segmented(path, "-m", model, "-o", tmp_path / "narrow").stderr
+    other = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "narrow", "--memory", 2 * needed)
+    assert other.exit_code == 6
+
+
+def short_of_memory(patch: pytest.MonkeyPatch, most: int, *, after: int = 0) -> list[int]:
+    """From the `after`-th strip on, torch cannot allocate what strips of more than `most` rows need."""
+    push, seen = RowStream.push, []
+
+    def limited(self: RowStream, strip: torch.Tensor, *, last: bool = False) -> torch.Tensor | None:
+        seen.append(strip.shape[2])
+        if len(seen) > after and strip.shape[2] > most:
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {2**40} bytes.")
+        return push(self, strip, last=last)
+
+    patch.setattr(RowStream, "push", limited)
+    return seen
+
+
+@pytest.mark.parametrize(("most", "after"), [(128, 0), (64, 0), (32, 0), (64, 3), (32, 7)])
+def test_when_memory_runs_out_strips_are_halved(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int
+) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.cut._STRIP_PIXELS", {"cpu": 2**16})
+    values = mosaic("uint8", 1000, 330)
+    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    seen = short_of_memory(monkeypatch, most, after=after)
+    segmented(path, "-m", model)
+    report = report_of(tmp_path)
+    planned = report["plan"]["cut"]["tile"]
+    assert planned == 160
+    lowest = {128: 64, 64: 64, 32: 32}[most]  # halved, on the network's grid
+    assert min(seen) == lowest
+    assert report["notes"][-1] == (
+        f"memory ran out: some rows were done in strips of {lowest} instead of {planned}; the same classes but at ties"
+    )
+    valid = (values != 0).any(axis=0)
+    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
+
+
+def test_when_memory_has_run_out_the_run_can_be_taken_up(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scene(tmp_path / "a.tif", 700, 200)
+    with monkeypatch.context() as patch:
+        short_of_memory(patch, 0, after=10)
+        result = fcn_batch("segment", path, "-m", model)
+    assert result.exit_code == 2
+    assert (
+        "out of memory on cpu with stream of 32 px, the least that this plan allows; give less --memory"
+        in result.stderr
+    )
+    assert len(list((tmp_path / "a.partial" / "receipts").glob("*.json"))) >= 1
+    segmented(path, "-m", model)
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] >= 1
+    segmented(path, "-m", model, "-o", tmp_path / "fresh")
+    assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
+
+
+def test_tiles_without_memory_say_so(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scene(tmp_path / "a.tif", 100, 100)
+    short_of_memory(monkeypatch, 0)
+    result = fcn_batch("segment", path, "-m", model, "--tile", 64)
+    assert result.exit_code == 2
+    assert "out of memory on cpu with tiles of 64 px" in result.stderr
+    assert "a smaller --tile" in result.stderr
+
+
+def test_other_runtime_errors_are_not_taken_for_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(RowStream, "push", broken)
+    result = fcn_batch("segment", scene(tmp_path / "a.tif", 100, 100), "-m", model)
+    assert result.exit_code == 1
+    assert "could not create a primitive" in result.stderr
 
 
 # --- what is made --------------------------------------------------------------------------------------------
@@ -535,10 +782,14 @@ def full_after(blocks: int) -> Callable[..., None]:
 
 
 def stop_after(blocks: int) -> Callable[..., None]:
-    """An `execute` that is killed when so many blocks are done."""
+    """An `execute` that is killed when so many blocks are done; perhaps in the middle of a segment."""
 
-    def some(ticket: Any, wanted: Sequence[int], *rest: Any) -> None:
-        execute(ticket, wanted[:blocks], *rest)
+    def some(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
+        left = blocks
+        for work in works:
+            if left > 0:
+                execute(ticket, [work[:left]], *rest)
+                left -= len(work)
         raise Killed
 
     return some
@@ -552,11 +803,21 @@ def interrupted(path: Path, model: Path, folder: Path, patch: pytest.MonkeyPatch
             fcn_batch("segment", path, "-m", model, "-o", folder)
 
 
-@pytest.mark.parametrize(("receipts", "workers"), [(5, 0), (6, 2)])
-def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts: int, workers: int) -> None:
-    path = scene(tmp_path / "a.tif", 1500, 1600)
-    total = 12 * 13  # so many that the run is not over before it is killed
-    command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
+@pytest.mark.parametrize(
+    ("size", "receipts", "workers", "segment"),
+    [
+        ((1500, 1600), 5, 0, 1536),  # 13 lanes
+        ((6000, 128), 4, 0, 6016),  # one lane, of one segment
+        ((3000, 330), 6, 2, 1536),  # three lanes of two segments
+    ],
+    ids=["lanes", "one segment", "two workers"],
+)
+def test_kill_9_and_the_same_command_again(
+    tmp_path: Path, model: Path, size: tuple[int, int], receipts: int, workers: int, segment: int
+) -> None:
+    path = scene(tmp_path / "a.tif", *size)
+    total = -(-size[0] // 128) * -(-size[1] // 128)  # so many that the run is not over before it is killed
+    command = [*small_block_program(tmp_path, halos=1), "segment", path, "-m", model, "-o", tmp_path / "out"]
     done = tmp_path / "out" / "a.partial" / "receipts"
     victim = subprocess.Popen(
         [str(part) for part in (*command, "--workers", workers)],
@@ -588,10 +849,75 @@ def test_kill_9_and_the_same_command_again(tmp_path: Path, model: Path, receipts
     assert len([name for name in seen if name.endswith(".json")]) == total
     earlier = len([name for name in finished if name.endswith(".json")])
     assert report_of(tmp_path / "out")["timing"]["blocks_done_by_earlier_runs"] == earlier
-    threads = report_of(tmp_path / "out")["plan"]["kernel"]["threads"]  # settled by the run that was killed
-    segmented(path, "-m", model, "-o", tmp_path / "undisturbed", "--threads", threads)
+    plan = report_of(tmp_path / "out")["plan"]  # settled by the run that was killed
+    assert plan["cut"]["segment"] == segment
+    with pytest.MonkeyPatch.context() as patch:
+        with_the_plan_of(max(1, workers), patch)
+        segmented(path, "-m", model, "-o", tmp_path / "undisturbed", "--threads", plan["kernel"]["threads"])
+    assert report_of(tmp_path / "undisturbed")["plan"] == plan
     assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "undisturbed", "a")
     assert report_of(tmp_path / "out")["classes"] == report_of(tmp_path / "undisturbed")["classes"]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5, 7, 10, 14])
+@pytest.mark.parametrize("options", [[], ["--tile", "64"], ["--tile", "96", "--overlap", "32"]], ids=" ".join)
+def test_resuming_inside_a_segment_makes_the_same_bytes(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, options: list[str]
+) -> None:
+    path = scene(tmp_path / "a.tif", 1000, 200)  # two lanes of eight blocks
+    command = [path, "-m", model, *options]
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_module, "execute", stop_after(blocks))
+        with pytest.raises(Killed):
+            fcn_batch("segment", *command)
+    segmented(*command)
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == blocks
+    segmented(*command, "-o", tmp_path / "undisturbed")
+    assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "undisturbed", "a")
+
+
+def test_workers_change_the_segments_but_a_resumed_run_keeps_its_own(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_segments(monkeypatch)
+    path = scene(tmp_path / "a.tif", 700, 200)
+
+    def stored(folder: Path) -> int:
+        return Journal(folder / "a.partial").plan().cut.segment
+
+    for begun, taken_up, segment in (("0", "2", 768), ("2", "0", 384)):
+        folder = tmp_path / begun
+        command = ["segment", path, "-m", model, "-o", folder, "--threads", 1, "--workers"]
+        with monkeypatch.context() as patch:
+            patch.setattr(segment_module, "execute", stop_after(3))
+            with pytest.raises(Killed):
+                fcn_batch(*command, begun)
+        assert stored(folder) == segment
+        result = fcn_batch(*command, taken_up)
+        assert result.exit_code == 0, result.stderr
+        assert report_of(folder)["plan"]["cut"]["segment"] == segment
+        assert report_of(folder)["timing"]["blocks_done_by_earlier_runs"] == 3
+        assert "complete already" in fcn_batch(*command, taken_up).stderr
+
+
+def test_an_interrupt_stops_the_run_at_once(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 6000, 600)
+    command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
+    done = tmp_path / "out" / "a.partial" / "receipts"
+    with subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 100
+        while not list(done.glob("*.json")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        told = run.communicate(timeout=60)[1]
+        assert time.monotonic() - asked < 20
+    assert run.returncode == 130
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
+    assert 1 <= len(list(done.glob("*.json"))) < 47 * 5
 
 
 def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
@@ -716,7 +1042,8 @@ def test_killed_while_publishing_the_next_run_publishes(
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--tile", "64"], "cut.tile: 128, now 64"),
+        (["--tile", "64"], "cut.way: stream, now tiles"),
+        (["--precision", "bf16"], "kernel.precision: fp32, now bf16"),
         (["--tile", "96", "--overlap", "32"], "cut.blend: None, now hann"),
         (["--bands", "3,2,1"], "bands: [1, 2, 3], now [3, 2, 1]"),
         (["--full-scale", "200"], "full_scale: 255.0, now 200.0"),
@@ -796,7 +1123,7 @@ def test_blocks_that_the_disk_lost_are_done_again(
     interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
     chunks = tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c"
     if loss == "lost row of chunks":
-        shutil.rmtree(chunks / "2")  # of blocks 3, 4 and 5
+        shutil.rmtree(chunks / "1")  # of blocks 3, 4 and 5
     else:
         data = bytearray((chunks / "0" / "0").read_bytes())
         data[len(data) // 2] ^= 1

@@ -13,17 +13,21 @@ import torch
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
+from fcn_batch.pipeline import predictor
 from fcn_batch.pipeline.errors import FcnBatchError, OutputError, TrainingError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.metrics import Confusion
 from fcn_batch.pipeline.model_card import InputSpec
-from fcn_batch.pipeline.predictor import TorchPredictor
+from fcn_batch.pipeline.predictor import Scaling
+from fcn_batch.pipeline.raster import Pixels, RasterioSource
 from fcn_batch.pipeline.recipe import Recipe, Schedule
 from fcn_batch.pipeline.training import Batch, Trainer, class_weights, rate_factor
 from fcn_batch.pipeline.weights import load_model
+from fcn_batch.workflows import labelled
 from fcn_batch.workflows import train as training
-from fcn_batch.workflows.train import LabelledRaster, band_statistics, batches, evaluate, train
+from fcn_batch.workflows.labelled import LabelledRaster, bf16_disagreement, evaluate
+from fcn_batch.workflows.train import band_statistics, batches, train
 from tests.models import tiny_architecture, tiny_network
 from tests.rasters import write_raster
 
@@ -294,7 +298,15 @@ def _whole_image(network: Fcn, data: LabelledRaster, spec: InputSpec, recipe: Re
     """What `evaluate` counts, from one pass over the whole image."""
     size = data.image.info.size
     everything = Window(0, 0, size.height, size.width)
-    channels = TorchPredictor(network).channels(data.read_image(everything, spec), everything.slices())
+    pixels = data.image.read(everything, data.bands)
+    mean, std = (np.array([getattr(b, what) for b in spec.bands])[:, None, None] for what in ("mean", "std"))
+    image = np.where(pixels.valid, (pixels.values / spec.full_scale - mean) / std, 0)
+    padded = np.pad(image, ((0, 0), (0, -size.height % network.stride), (0, -size.width % network.stride)))
+    with torch.inference_mode():
+        scores = network.eval()(torch.from_numpy(padded)[None].to(next(network.parameters()).dtype))[
+            0, :, : size.height, : size.width
+        ]
+    channels = scores.argmax(dim=0).numpy().astype(np.uint8)
     truth = data.read_labels(everything)
     scored = np.isin(np.arange(COLS) // STRIP, strips)
     start, stop = recipe.split.score_rows or (0, size.height)
@@ -316,25 +328,76 @@ def test_scores_are_those_of_the_whole_image(
     recipe = _changed(_recipe(), "split", score_rows=rows)
     data, spec = _opened(tmp_path, recipe)
     network = _double_model(recipe)
-    monkeypatch.setattr(training, "_EVALUATION_TILE", tile)
+    monkeypatch.setattr(labelled, "_EVALUATION_TILE", tile)
     seen = Seen([], [])
-    read_image, channels = LabelledRaster.read_image, TorchPredictor.channels
+    read, channels = RasterioSource.read, predictor._Tiles.channels
 
-    def reading(self: LabelledRaster, window: Window, spec: InputSpec) -> NDArray[np.float32]:
-        seen.reads.append(window)
-        return read_image(self, window, spec)
+    def reading(self: RasterioSource, window: Window, bands: tuple[int, ...]) -> Pixels:
+        if self is data.image:
+            seen.reads.append(window)
+        return read(self, window, bands)
 
-    def predicting(self: TorchPredictor, image: Any, core: tuple[slice, slice]) -> Labels:
+    def predicting(self: Any, values: Any, valid: Any, core: tuple[slice, slice]) -> Labels:
         seen.cores.append(core)
-        return channels(self, image, core)
+        best: Labels = channels(self, values, valid, core)
+        return best
 
-    monkeypatch.setattr(LabelledRaster, "read_image", reading)
-    monkeypatch.setattr(TorchPredictor, "channels", predicting)
+    monkeypatch.setattr(RasterioSource, "read", reading)
+    monkeypatch.setattr(predictor._Tiles, "channels", predicting)
+    monkeypatch.setattr(labelled, "Scaling", lambda spec, device: Scaling(spec, device, torch.float64))
+    monkeypatch.setattr(labelled, "graph_of", lambda _network, _bands: (None, ["tiles of modules stay in double"]))
     found = evaluate(network, data, spec, recipe, use)
-    for read, core in zip(seen.reads, seen.cores, strict=True):
-        _sees_all(network, read, core)
+    assert seen.cores
+    for window, core in zip(seen.reads, seen.cores, strict=True):
+        _sees_all(network, window, core)
     monkeypatch.undo()
     assert np.array_equal(found.counts, _whole_image(network, data, spec, recipe, strips).counts)
+
+
+@pytest.mark.parametrize(("use", "strips"), [("val", [1]), ("test", [3, 6])])
+def test_scores_in_single_precision_are_nearly_those(
+    tmp_path: Path, use: Literal["val", "test"], strips: list[int]
+) -> None:
+    _two_colours(tmp_path)
+    recipe = _recipe()
+    data, spec = _opened(tmp_path, recipe)
+    network = tiny_network(recipe.architecture, bands=2, classes=2)
+    found = evaluate(network, data, spec, recipe, use).counts
+    whole = _whole_image(network, data, spec, recipe, strips).counts
+    assert found.sum() == whole.sum()
+    assert np.abs(found - whole).sum() <= 2e-3 * whole.sum()
+
+
+@dataclass
+class Bright:
+    """Tiles whose class is 1 where the first band is brighter than a limit."""
+
+    limit: int
+    factor: int = 1
+
+    def scores(self, values: Any, valid: Any) -> Any:
+        raise NotImplementedError
+
+    def channels(self, values: NDArray[Any], valid: Any, core: tuple[slice, slice]) -> Labels:  # noqa: ARG002
+        bright: Labels = (values[0] > self.limit)[core].astype(np.uint8)
+        return bright
+
+
+def test_the_cost_of_bfloat16_is_the_share_of_valid_test_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = _two_colours(tmp_path)
+    image[:, 10:30, 100:130] = 0
+    write_raster(tmp_path / "image.tif", image, **GRID, nodata=0)
+    recipe = _recipe()
+    data, spec = _opened(tmp_path, recipe)
+    monkeypatch.setattr(labelled, "_tiles", lambda _net, _spec, precision: Bright(100 if precision == "fp32" else 120))
+    network = tiny_network(recipe.architecture, bands=2, classes=2)
+    tested = np.isin(np.arange(COLS) // STRIP, [3, 6]) & (image != 0).any(axis=0)
+    differs = (image[0] > 100) & (image[0] <= 120)
+    expected = differs[tested].mean()
+    assert 0.1 < expected < 0.9
+    assert bf16_disagreement(network, data, spec, recipe) == pytest.approx(expected, rel=1e-12)
 
 
 def _sees_all(network: Fcn, read: Window, core: tuple[slice, slice]) -> None:
@@ -363,6 +426,7 @@ def test_a_small_training(tmp_path: Path) -> None:
     assert (card.stride, card.halo, card.input.dtype) == (8, 40, "uint8")
     assert card.scores is not None
     data = LabelledRaster.open(tmp_path, recipe)
+    assert isinstance(network, Fcn)
     again = _whole_image(network, data, card.input, recipe, [3, 6])
     assert card.scores.mean_iu == pytest.approx(again.mean_iu, abs=2e-3)
     assert card.scores.pixel_accuracy == pytest.approx(again.pixel_accuracy, abs=2e-3)
@@ -371,6 +435,8 @@ def test_a_small_training(tmp_path: Path) -> None:
     constant = max(float((known == k).mean()) for k in (0, 1)) / 2  # mean IU of a map of one class
     assert card.scores.mean_iu > constant + 0.2
     assert f"mean IU {card.scores.mean_iu:.4f}" in lines[-1]
+    assert card.bf16_disagreement is not None
+    assert 0 <= card.bf16_disagreement < 0.1
 
 
 def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:

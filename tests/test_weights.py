@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.weights import load_model, read_card, save_model
 from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_network
 
@@ -57,6 +58,7 @@ def test_a_saved_network_comes_back_with_the_same_scores(tmp_path: Path, archite
     assert model == read_card(path)
     assert (model.card, model.path) == (card, path)
     assert not loaded.training
+    assert isinstance(loaded, Fcn)
     assert (loaded.stride, loaded.halo) == (card.stride, card.halo)
     x = torch.randn(1, 3, 64, 96)
     assert torch.equal(loaded(x), network(x))
@@ -152,6 +154,8 @@ def test_weights_without_a_card(tmp_path: Path) -> None:
         ("architecture__stride", 12, r"architecture\.stride.*got 12"),
         ("architecture__fc_kernel", 4, "must be odd.*got 4"),
         ("architecture__trunk", "resnet50", r"architecture\.trunk.*'resnet50'"),
+        ("architecture__family", "vit", "architecture: .*'vit'"),
+        ("bf16_disagreement", 1.5, r"bf16_disagreement.*got 1\.5"),
         ("input__full_scale", 0, r"input\.full_scale"),
         ("input__gsd_m", float("nan"), r"input\.gsd_m.*got nan"),
         ("input__gsd_m", "far", r"input\.gsd_m.*'far'"),
@@ -170,13 +174,18 @@ def test_a_card_that_is_no_json(good: Path) -> None:
     _refused(good, "bad model card")
 
 
-@pytest.mark.parametrize(("field", "value"), [("stride", 16), ("halo", 32), ("halo", 0)])
-def test_an_edited_stride_or_halo_is_found(good: Path, field: str, value: int) -> None:
-    says = {"stride": 32, "halo": 160, field: value}
+@pytest.mark.parametrize(("field", "value"), [("stride", 16), ("halo", 32), ("halo", 0), ("halo", None), ("phase", 3)])
+def test_an_edited_grid_is_found(good: Path, field: str, value: int | None) -> None:
+    says = {"stride": 32, "halo": 160, "phase": 0, field: value}
     _refused(
         _rewrite(good, None, **{field: value}),
-        f"says stride {says['stride']} and halo {says['halo']}, the layers give 32 and 160",
+        "says stride {stride}, halo {halo} and phase {phase}, the layers give 32, 160 and 0".format(**says),
     )
+
+
+def test_a_card_that_names_a_factory_has_its_weights_elsewhere(good: Path) -> None:
+    architecture = {"family": "factory", "target": "os:getcwd", "arguments": {}}
+    _refused(_rewrite(good, None, architecture=architecture), "names the factory os:getcwd; give that one's TOML")
 
 
 def _broken(change: Callable[[Tensors], Any]) -> Callable[[Path], Path]:

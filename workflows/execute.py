@@ -1,16 +1,17 @@
-"""Run blocks on Dask: inside this process by default, or on worker processes. The only module that knows dask.
+"""Run segments on Dask: inside this process by default, or on worker processes. The only module that knows dask.
 
-A task is one block (seconds of work); what travels is a ticket of a few strings and an index one way, a receipt the
-other way. The plan, the model and the pixels are read and written by the workers themselves. Every process has
-two threads and one lock on its device: while one thread computes, the other reads its block or writes.
+A task is the wanted blocks of one segment (minutes to hours of work); what travels is a ticket of a few strings and
+the blocks' numbers one way, and the other way a receipt for every finished block, as it is finished. The plan, the
+model and the pixels are read and written by the workers themselves, each of which does one segment at a time.
 """
 
 import logging
 import pydoc
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -19,20 +20,20 @@ from typing import TYPE_CHECKING, Any
 import fcn_batch
 from fcn_batch.pipeline.errors import FcnBatchError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.workflows.steps import JobTicket, close_job, run_block
+from fcn_batch.pipeline.tiling import Work
+from fcn_batch.workflows.job import JobTicket, close_job
+from fcn_batch.workflows.steps import OnReceipt, run_work
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_THREADS_PER_PROCESS = 2  # one computes, one reads ahead or writes
+_THREADS_PER_PROCESS = 1  # a pass has its own for reading and writing
 _CONNECT_TIMEOUT_S = 30
 _WITHOUT_WORKERS_S = 60.0  # long enough for a batch system to start a lost worker again
 _LOOKS_MEANWHILE = 12  # how often it is looked for workers in that time
 _LAST_PORT = 65535
 _RUN_AGAIN = "finished blocks are kept: run the same command again"
 _LOOPBACK = "127.0.0.1"
-
-OnReceipt = Callable[[Receipt], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,88 +53,108 @@ class Workers:
         _check_address(self.address)
 
 
-def execute(ticket: JobTicket, blocks: Sequence[int], workers: Workers, on_receipt: OnReceipt) -> None:
-    """Run `blocks`; `on_receipt` is called in this thread as each one is finished, in any order.
+def execute(ticket: JobTicket, works: Sequence[Work], workers: Workers, on_receipt: OnReceipt) -> None:
+    """Do `works`; `on_receipt` is called in this thread as each block is finished, in any order, perhaps twice.
 
-    The first error of a block is raised here; blocks that were under way finish, the others are not begun.
+    The first error of a block is raised here; on other processes, segments that are under way go on to their end.
     """
-    if not blocks:
+    if not works:
         return
     if not workers.count and workers.address is None:
-        _in_this_process(ticket, blocks, on_receipt)
+        _in_this_process(ticket, works, on_receipt)
         return
     with _silent(), _client(workers) as client:
-        _on_cluster(_Run(client, workers.address or "of this run's workers"), ticket, blocks, on_receipt)
+        run = _Run(client, workers.address or "of this run's workers", on_receipt)
+        _on_cluster(run, ticket, works)
 
 
-def _in_this_process(ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
+def _in_this_process(ticket: JobTicket, works: Sequence[Work], on_receipt: OnReceipt) -> None:
     from dask.base import compute
-    from dask.callbacks import Callback
     from dask.delayed import delayed
 
-    waiting = deque(blocks)
+    waiting = deque(works)
 
-    def run_next() -> Receipt:
-        # dask runs independent tasks in an order of its own; striped files are read best row by row
-        return run_block(ticket, waiting.popleft())
+    def run_next() -> None:
+        # dask runs independent tasks in an order of its own
+        run_work(ticket, waiting.popleft(), on_receipt)
 
-    tasks = [delayed(run_next, pure=False)() for _ in blocks]
-
-    def finished(_key: Any, result: Any, *_rest: Any) -> None:
-        if isinstance(result, Receipt):
-            on_receipt(result)
-
+    tasks = [delayed(run_next, pure=False)() for _ in works]
     try:
-        # a pool of its own: leaving it waits for the blocks that are under way when another one fails
-        with Callback(posttask=finished), ThreadPoolExecutor(_THREADS_PER_PROCESS) as pool:
-            compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
+        compute(*tasks, scheduler="synchronous", optimize_graph=False)
     finally:
         close_job()
 
 
-def _run_block_afar(ticket: JobTicket, index: int) -> Receipt:
-    """`run_block` whose errors can travel: what libraries raised, kept as causes, may not unpickle."""
+def _run_work_afar(ticket: JobTicket, work: Work, topic: str) -> list[str]:
+    """`run_work` on a worker: receipts, as JSON, are told as they come and returned again at the end.
+
+    Errors must be able to travel: what libraries raised, kept as causes, may not unpickle.
+    """
+    from distributed import get_worker
+
+    receipts: list[str] = []
+
+    def tell(receipt: Receipt) -> None:
+        receipts.append(receipt.model_dump_json())
+        get_worker().log_event(topic, receipts[-1])
+
     try:
-        return run_block(ticket, index)
+        run_work(ticket, work, tell)
     except FcnBatchError as error:
         failure: Exception = type(error)(str(error))
     except OSError as error:
         failure = OSError(error.errno, error.strerror or str(error), error.filename)
+    else:
+        return receipts
     raise failure  # outside of the handlers, so that the first one is not carried along as its context
 
 
 @dataclass(slots=True)
 class _Run:
-    """The blocks in flight on a cluster, and whether it is still there to finish them."""
+    """The segments in flight on a cluster, and whether it is still there to finish them."""
 
     client: "Client"
     address: str
+    on_receipt: OnReceipt
     running: "set[Future[Any]]" = field(default_factory=set)
-    _done: "SimpleQueue[Future[Any]]" = field(default_factory=SimpleQueue)
+    _topic: str = field(default_factory=lambda: f"fcn-batch-{uuid.uuid4()}")
+    _news: "SimpleQueue[Future[Any] | str]" = field(default_factory=SimpleQueue)
     _workers_seen: float = 0.0
 
-    def submit(self, ticket: JobTicket, block: int) -> None:
-        """Put one more block in flight."""
-        future = self.client.submit(_run_block_afar, ticket, block, pure=False)
-        self.running.add(future)
-        future.add_done_callback(self._done.put)
+    def listen(self) -> None:
+        """Hear of blocks as they are finished."""
+        self.client.subscribe_topic(self._topic, lambda event: self._news.put(event[1]))
 
-    def next_receipt(self) -> Receipt:
-        """Wait for one block; its error is raised here. Gives up when there are no workers for too long."""
+    def submit(self, ticket: JobTicket, work: Work) -> None:
+        """Put one more segment in flight."""
+        future = self.client.submit(_run_work_afar, ticket, work, self._topic, pure=False)
+        self.running.add(future)
+        future.add_done_callback(self._news.put)
+
+    def next_end(self) -> None:
+        """Wait for the end of one segment; its error is raised here. Gives up without workers for too long."""
         future: Future[Any] | None = None
         look_every = _WITHOUT_WORKERS_S / _LOOKS_MEANWHILE
         self._workers_seen = time.monotonic()
         while True:
             try:
-                future = future or self._done.get(timeout=look_every)
-                receipt: Receipt = future.result(timeout=look_every)  # computed again if its worker dies just now
+                if future is None:
+                    news = self._news.get(timeout=look_every)
+                    if isinstance(news, str):
+                        self._workers_seen = time.monotonic()
+                        self.on_receipt(Receipt.model_validate_json(news))
+                        continue
+                    future = news
+                receipts = future.result(timeout=look_every)  # computed again if its worker dies just now
             except (Empty, TimeoutError):
                 if future is not None and future.status == "error":
-                    raise  # the block's own: a share that does not answer, say
+                    raise  # the segment's own: a share that does not answer, say
                 self._look_for_workers()
             else:
                 self.running.discard(future)
-                return receipt
+                for receipt in receipts:  # told already, unless a message was lost
+                    self.on_receipt(Receipt.model_validate_json(receipt))
+                return
 
     def _look_for_workers(self) -> None:
         from distributed.comm.core import CommClosedError
@@ -149,24 +170,25 @@ class _Run:
             )
 
 
-def _on_cluster(run: _Run, ticket: JobTicket, blocks: Sequence[int], on_receipt: OnReceipt) -> None:
-    """Keep as many blocks in flight as there are worker threads: the scheduler's memory stays flat."""
+def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
+    """Keep as many segments in flight as there are worker threads: the scheduler's memory stays flat."""
     from distributed import KilledWorker
     from distributed.client import ClosedClientError
     from distributed.comm.core import CommClosedError
 
-    waiting = deque(blocks)
+    waiting = deque(works)
     try:
+        run.listen()
         for _ in range(min(len(waiting), max(1, sum(run.client.nthreads().values())))):
             run.submit(ticket, waiting.popleft())
         while run.running:
-            on_receipt(run.next_receipt())
+            run.next_end()
             if waiting:
                 run.submit(ticket, waiting.popleft())
     except KilledWorker as error:
         raise OutputError(
             f"a worker process died ({error}), killed for its memory perhaps; {_RUN_AGAIN}, "
-            "with fewer --workers or a smaller --tile"
+            "with fewer --workers or less --memory"
         ) from error
     except (CancelledError, CommClosedError, ClosedClientError) as error:
         raise OutputError(f"lost the scheduler {run.address}; {_RUN_AGAIN} when it is up") from error

@@ -1,11 +1,23 @@
-"""Find models: those that ship with the package by name, any other by path."""
+"""Find models: those that ship with the package by name, any other by path or by the factory that builds it."""
 
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.factory import toml_of
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.model_card import TARGET, Factory, ModelCard
+from fcn_batch.pipeline.probe import Grid, probe
+from fcn_batch.pipeline.trial import Agreement, compare_stream, compare_window
 from fcn_batch.pipeline.weights import ModelFile, load_model, read_card
+
+_LARGEST_DIFFERENCE = 1e-3
+"""Share of the largest score: far above what float32 rounds, far below what a halo that is too small does."""
 
 
 def embedded() -> Iterator[ModelFile]:
@@ -15,12 +27,17 @@ def embedded() -> Iterator[ModelFile]:
 
 
 def find_model(name_or_path: str) -> ModelFile:
-    """The embedded model of that name, or the model file at that path; ModelError when there is none."""
+    """The embedded model of that name, the model file (.safetensors, .toml) at that path, or that of a factory.
+
+    ``package.module:factory`` stands for the TOML file beside the module. ModelError when there is none.
+    """
     named = _folder() / f"{name_or_path}.safetensors"
     if "/" not in name_or_path and named.is_file():
         return read_card(named)
     path = Path(name_or_path)
-    if path.suffix != ".safetensors" and not path.exists():
+    if re.match(TARGET, name_or_path) and not path.exists():
+        path = toml_of(name_or_path)
+    if path.suffix not in (".safetensors", ".toml") and not path.exists():
         known = ", ".join(p.stem for p in sorted(_folder().glob("*.safetensors")))
         raise ModelError(f"{name_or_path}: no embedded model has this name ({known}), and no file either")
     return read_card(path.absolute())
@@ -32,20 +49,20 @@ def _folder() -> Path:
 
 def describe_model(file: ModelFile) -> list[tuple[str, str]]:
     """What `fcn-batch model info` prints: label and value, one pair a line."""
-    card, net, spec = file.card, file.card.architecture, file.card.input
-    reach = load_model(file.path)[1].reach
+    card, spec = file.card, file.card.input
     bands = ", ".join(band.name for band in spec.bands)
     pairs = [
-        ("model", f"{card.name} {card.version}: {card.summary}"),
+        ("model", _title(card)),
         ("file", str(file.path)),
         ("sha256", file.sha256),
-        ("network", f"FCN-{net.stride}s, {net.trunk} x {net.width:g}, input enlarged {net.input_upsampling} times"),
-        ("stride", f"{card.stride} px, halo {card.halo} px, receptive field {reach.field} px"),
+        *_describe_network(file),
         ("bands", f"{bands} ({spec.dtype}, white at {spec.full_scale:g})"),
         ("resolution", f"{spec.gsd_m:g} m per pixel"),
         *(("class", f"{c.id:3} {c.colour} {c.name}") for c in card.legend.classes),
         *(("data", f"{d.name}; {d.source}; licence: {d.licence}") for d in card.training),
     ]
+    if card.bf16_disagreement is not None:
+        pairs.append(("bfloat16", f"gives another class than float32 to {card.bf16_disagreement:.3%} of pixels"))
     if card.scores is not None:
         scores = card.scores
         numbers = f"pixel accuracy {scores.pixel_accuracy:.3f}, mean IU {scores.mean_iu:.3f}"
@@ -55,3 +72,110 @@ def describe_model(file: ModelFile) -> list[tuple[str, str]]:
             ("baseline", scores.baseline),
         ]
     return pairs
+
+
+def _title(card: ModelCard) -> str:
+    return f"{card.name} {card.version}: {card.summary}"
+
+
+def _describe_network(file: ModelFile) -> list[tuple[str, str]]:
+    card, net = file.card, file.card.architecture
+    if isinstance(net, Factory):
+        arguments = ", ".join(f"{key}={value!r}" for key, value in net.arguments.items())
+        reach = "looks at the whole image" if card.halo is None else f"halo {card.halo} px, by probe"
+        return [("network", f"{net.target}({arguments})"), ("stride", f"{card.stride} px, {reach}")]
+    network = load_model(file.path)[1]
+    field = f", receptive field {network.reach.field} px" if isinstance(network, Fcn) else ""
+    enlarged = f"input enlarged {net.input_upsampling} times"
+    return [
+        ("network", f"FCN-{net.stride}s, {net.trunk} x {net.width:g}, {enlarged}"),
+        ("stride", f"{card.stride} px, halo {card.halo} px{field}"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a network does, found by trying it, beside what its card says."""
+
+    model: str
+    """Name, version and summary."""
+    file: str
+    says: Grid
+    """By the card."""
+    found: Grid
+    """By the probe."""
+    exact: bool
+    """True when tiles give the scores of the whole image."""
+    agreement: Agreement | None
+    """A window with its halo against the whole image; None when no halo is enough."""
+    streamed: Agreement | None
+    """Rows in a stream against the whole image; None when it cannot be streamed."""
+    obstacles: list[str]
+    """Why it cannot be streamed."""
+
+    def to_json(self) -> str:
+        """All fields, for programs."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def check_model(name_or_path: str) -> Check:
+    """Probe a model and compare a window with the whole image; ModelError when its card says something else."""
+    file, network = load_model(find_model(name_or_path).path)
+    card, bands = file.card, len(file.card.input.bands)
+    says, found = Grid(card.stride, card.phase, card.halo), probe(network, bands)
+    if found != says:
+        kept = file.path.with_suffix(".grid.json").name
+        remedy = f"remove {kept}" if isinstance(card.architecture, Factory) else "get the file again"
+        raise ModelError(f"{file.path}: the card says {_told(says)}; the network has {_told(found)}: {remedy}")
+    agreement = None if found.halo is None else compare_window(network, bands, found.stride, found.halo)
+    if agreement is not None and agreement.difference > _LARGEST_DIFFERENCE:
+        raise ModelError(
+            f"{file.path}: scores through a window with its halo differ from the whole image's by "
+            f"{agreement.difference:.2g} of the largest; the network does not depend on pixels alone: "
+            "remove what is random in it, or what counts its calls"
+        )
+    graph, obstacles = graph_of(network, bands)
+    streamed = None if graph is None else compare_stream(network, graph, bands)
+    return Check(
+        _title(card),
+        str(file.path),
+        says,
+        found,
+        exact=agreement is not None,
+        agreement=agreement,
+        streamed=streamed,
+        obstacles=obstacles,
+    )
+
+
+def describe_check(check: Check) -> list[tuple[str, str]]:
+    """What `fcn-batch model check` prints: label and value, one pair a line."""
+    halo, agreement = check.found.halo, check.agreement
+    pairs = [
+        ("model", check.model),
+        ("file", check.file),
+        ("stride", f"{check.found.stride} px, as the card says"),
+        ("phase", f"{check.found.phase} px, as the card says"),
+        ("halo", "none is enough, as the card says" if halo is None else f"{halo} px, as the card says"),
+    ]
+    if agreement is None:
+        why = "a score depends on the whole image, or on where a tile begins; tiles are blended"
+        return [*pairs, ("result", f"approximate: {why}"), ("streaming", f"no: {'; '.join(check.obstacles)}")]
+    streaming = f"no, in tiles: {'; '.join(check.obstacles)}"
+    if check.streamed is not None:
+        streaming = f"yes: {_compared(check.streamed)}"
+    return [
+        *pairs,
+        ("result", f"exact: with {halo} px around it, a core gives the scores of the whole image"),
+        ("verified", _compared(agreement)),
+        ("streaming", streaming),
+    ]
+
+
+def _compared(agreement: Agreement) -> str:
+    differ = f"differ by at most {agreement.difference:.1e} of the largest, {agreement.classes} classes differ"
+    return f"{agreement.pixels} pixels of an image of noise: scores {differ}"
+
+
+def _told(grid: Grid) -> str:
+    return f"stride {grid.stride}, phase {grid.phase}, " + ("no halo" if grid.halo is None else f"halo {grid.halo}")

@@ -22,15 +22,25 @@ def make_report(prepared: Prepared, outputs: Outputs, receipts: Iterable[Receipt
         "complete": True,
         "fingerprint": plan.fingerprint,
         "exactness": "exact" if plan.cut.exact else "approximate",
+        "precision": plan.kernel.precision,
         "outputs": [outputs.store, outputs.cog, outputs.side_file],
         "classes": _classes(prepared, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
-        "notes": prepared.notes,
+        "notes": prepared.notes + _notes_on_memory(plan.cut.tile, done),
         "blocks": len(done),
         "forward_passes_per_pixel": round(sum(r.forwarded for r in done) / plan.input.size.pixels, 4),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
         "plan": plan.model_dump(mode="json"),
     }
+
+
+def _notes_on_memory(tile: int, receipts: list[Receipt]) -> list[str]:
+    lower = sorted({r.tile for r in receipts if r.tile != tile})
+    if not lower:
+        return []
+    return [
+        f"memory ran out: some rows were done in strips of {lower[0]} instead of {tile}; the same classes but at ties"
+    ]
 
 
 def summary(report: dict[str, Any]) -> list[str]:

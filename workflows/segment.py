@@ -1,7 +1,7 @@
 """`fcn-batch segment`: plan, run what is not done yet, stitch, publish.
 
 prepare -> complete already? -> lock -> journal.begin (new or resumed)
-        -> execute the blocks without a receipt -> stitch -> journal.seal -> outputs.publish
+        -> execute the blocks without a receipt, segment by segment -> stitch -> journal.seal -> outputs.publish
 """
 
 import hashlib
@@ -16,15 +16,16 @@ from pathlib import Path
 from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.plan import Free, Plan
 from fcn_batch.pipeline.raster import inspect
 from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.tiling import works
 from fcn_batch.workflows.execute import Workers, execute
+from fcn_batch.workflows.job import JobTicket
 from fcn_batch.workflows.outputs import Outputs, outputs_of
 from fcn_batch.workflows.plan import Options, Prepared, identify, prepare
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.report import make_report, summary
-from fcn_batch.workflows.steps import JobTicket
 from fcn_batch.workflows.stitch import create_store, stitch
 
 
@@ -47,11 +48,10 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
     All inputs are looked at before the first one is run, so that a wrong name at the end shows at once.
     """
     places = outputs_of(list(request.inputs), request.folder)
-    processes = max(1, request.workers.count)
+    processes = None if request.workers.address else max(1, request.workers.count)
     plans = [prepare(path, request.options, processes=processes) for path in request.inputs]
     for prepared, outputs in zip(plans, places, strict=True):
-        settled = _settled(prepared, outputs) if request.options.threads is None else prepared
-        _segment_one(settled, outputs, request, progress)
+        _segment_one(_settled(prepared, outputs, request.options), outputs, request, progress)
         yield from outputs.paths
 
 
@@ -91,11 +91,18 @@ def _run(prepared: Prepared, outputs: Outputs, request: Request, progress: RunPr
     outputs.publish()
 
 
-def _settled(prepared: Prepared, outputs: Outputs) -> Prepared:
-    """Keep the number of threads that an earlier run of the same plan chose: it decides the last bits."""
+def _settled(prepared: Prepared, outputs: Outputs, options: Options) -> Prepared:
+    """Keep what an earlier run of the same plan chose by its machine: it decides the last bits."""
+    free: set[Free] = {"segment"}
+    if options.threads is None:
+        free.add("threads")
+    if options.memory is None:
+        free.add("lane")
+        if options.tile is None:
+            free.add("tile")
     for earlier in (outputs.reported_plan(), Journal(outputs.staging).earlier_plan()):
         if earlier is not None:
-            prepared = replace(prepared, plan=prepared.plan.settled_by(earlier))
+            prepared = replace(prepared, plan=prepared.plan.settled_by(earlier, frozenset(free)))
     return prepared
 
 
@@ -124,12 +131,13 @@ def _make(prepared: Prepared, outputs: Outputs, workers: Workers, progress: RunP
     progress.start(outputs.stem, plan.input.size.pixels, sum(r.shape[0] * r.shape[1] for r in receipts.values()))
 
     def finished(receipt: Receipt) -> None:
-        receipts[receipt.block] = receipt
-        progress.advance(receipt.shape[0] * receipt.shape[1])
+        if receipts.setdefault(receipt.block, receipt) is receipt:
+            progress.advance(receipt.shape[0] * receipt.shape[1])
 
     ticket = JobTicket(str(outputs.staging), outputs.store, plan.fingerprint, prepared.device)
+    missing = (block for block in range(len(plan.grid)) if block not in receipts)
     try:
-        execute(ticket, [b for b in range(len(plan.grid)) if b not in receipts], workers, finished)
+        execute(ticket, works(plan.grid, plan.cut.segment, missing), workers, finished)
     finally:
         progress.stop()
     _refuse_changed_input(plan)

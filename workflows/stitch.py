@@ -41,6 +41,8 @@ def provenance(plan: Plan) -> dict[str, str | int]:
         "fcn:model_sha256": plan.model.sha256,
         "fcn:fingerprint": plan.fingerprint,
         "fcn:exactness": "exact" if plan.cut.exact else "approximate",
+        "fcn:precision": plan.kernel.precision,
+        "fcn:way": plan.cut.way,
         "fcn:blend": plan.cut.blend or "none needed",
         "fcn:tile": plan.cut.tile,
         "fcn:overlap": plan.cut.overlap,
@@ -55,6 +57,6 @@ def stitch(store: ClassStore, cog: Path, plan: Plan, legend: Legend) -> None:
 
 def chunks(store: ClassStore) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     """The map chunk by chunk, row by row."""
-    grid = BlockGrid(store.size, store.chunk)
+    grid = BlockGrid(store.size, store.chunk, store.chunk)
     for index in range(len(grid)):
         yield grid[index], store.read(grid[index])

@@ -9,72 +9,29 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import NODATA, Legend
+from fcn_batch.pipeline.device import choose_device
 from fcn_batch.pipeline.errors import OutputError, TrainingError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Window, round_up
 from fcn_batch.pipeline.metrics import Confusion
 from fcn_batch.pipeline.model_card import Band, InputSpec, ModelCard, Scores
-from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.predictor import TorchPredictor, choose_device
-from fcn_batch.pipeline.raster import RasterioSource
 from fcn_batch.pipeline.recipe import Recipe, Schedule
-from fcn_batch.pipeline.tiling import exact_tiles
 from fcn_batch.pipeline.training import Batch, Trainer, class_weights, seed
 from fcn_batch.pipeline.weights import save_model
+from fcn_batch.workflows.labelled import LabelledRaster, bf16_disagreement, evaluate
 
 _READ_AHEAD = 8
-_EVALUATION_TILE = 512
+_PART = 512
+"""Side of what is read at once to look at a whole region."""
 _TRIES = 4
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRaster:
-    """An image and its labels on one grid, and how label ids become score channels."""
-
-    image: RasterioSource
-    labels: RasterioSource
-    bands: tuple[int, ...]
-    channel_of: NDArray[np.uint8]
-    """For each of the 256 label values its channel, or 255 to ignore it."""
-
-    @classmethod
-    def open(cls, folder: Path, recipe: Recipe) -> "LabelledRaster":
-        """Open the recipe's pair; TrainingError when image and labels are not on the same grid."""
-        image = RasterioSource(folder / recipe.pair.image)
-        labels = RasterioSource(folder / recipe.pair.labels)
-        if image.info.size != labels.info.size or image.info.georeference != labels.info.georeference:
-            raise TrainingError(
-                f"{labels.info.path}: labels of {labels.info.size} do not lie on the grid of "
-                f"{image.info.path}, {image.info.size}; warp them to the image first (gdalwarp -te … -ts …)"
-            )
-        if labels.info.dtype != "uint8":
-            raise TrainingError(f"{labels.info.path}: labels must be uint8, got {labels.info.dtype}")
-        if len(recipe.pair.bands) > image.info.bands:
-            raise TrainingError(
-                f"{image.info.path} has {image.info.bands} bands, [pair] names {', '.join(recipe.pair.bands)}"
-            )
-        channel_of = np.full(256, NODATA, dtype=np.uint8)
-        for channel, info in enumerate(recipe.classes):
-            channel_of[info.id] = channel
-        return cls(image, labels, tuple(range(1, len(recipe.pair.bands) + 1)), channel_of)
-
-    def read_labels(self, window: Window) -> NDArray[np.uint8]:
-        """Channel numbers of a window, 255 where there is no label: (rows, cols)."""
-        pixels = self.labels.read(window, (1,))
-        return np.where(pixels.valid, self.channel_of[pixels.values[0]], np.uint8(NODATA))
-
-    def read_image(self, window: Window, spec: InputSpec) -> NDArray[np.float32]:
-        """Normalised bands of a window: (bands, rows, cols)."""
-        pixels = self.image.read(window, self.bands)
-        return normalise(pixels.values, pixels.valid, spec).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +58,8 @@ def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite:
     trained = fit(trainer, data, spec, recipe, report)
     test = evaluate(trained, data, spec, recipe, "test")
     card = _card(recipe, spec, network, test)
+    cost = bf16_disagreement(trained, data, spec, recipe)
+    card = card.model_copy(update={"bf16_disagreement": round(cost, 6)})
     report(f"test: pixel accuracy {test.pixel_accuracy:.4f}, mean IU {test.mean_iu:.4f}")
     save_model(output, trained, card)
     return output
@@ -113,13 +72,13 @@ def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, ND
     pixels = 0
     counts = np.zeros(len(recipe.classes), dtype=np.int64)
     for region in recipe.split.regions(data.image.info.size, "train"):
-        for tile in exact_tiles(data.image.info.size, region, _EVALUATION_TILE, 0):
-            read = data.image.read(tile.core, data.bands)
+        for part in _parts(region):
+            read = data.image.read(part, data.bands)
             values = read.values[:, read.valid].astype(np.float64) / recipe.pair.full_scale
             total += values.sum(axis=1)
             squares += (values**2).sum(axis=1)
             pixels += values.shape[1]
-            labels = data.read_labels(tile.core)
+            labels = data.read_labels(part)
             counts += np.bincount(labels[labels != NODATA], minlength=len(counts))
     if not pixels:
         raise TrainingError(f"{data.image.info.path}: no valid pixel in the training strips; check [split]")
@@ -136,15 +95,18 @@ def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, ND
     ), counts
 
 
+def _parts(region: Window) -> Iterator[Window]:
+    """The region in pieces that fit into memory."""
+    for row in range(region.row, region.stop_row, _PART):
+        for col in range(region.col, region.stop_col, _PART):
+            yield Window(row, col, _PART, _PART).intersection(region)
+
+
 def _check_scored(data: LabelledRaster, recipe: Recipe) -> None:
     """TrainingError, before any training, when no label could score it."""
     for use in ("val", "test"):
-        tiles = (
-            tile.core
-            for region in recipe.split.regions(data.image.info.size, use)
-            for tile in exact_tiles(data.image.info.size, region, _EVALUATION_TILE, 0)
-        )
-        if not any((data.read_labels(core) != NODATA).any() for core in tiles):
+        regions = recipe.split.regions(data.image.info.size, use)
+        if not any((data.read_labels(part) != NODATA).any() for region in regions for part in _parts(region)):
             raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the {use} strips; check [split]")
 
 
@@ -232,24 +194,6 @@ def _sample(
     gain = 1 + (2 * dice[4:] - 1) * schedule.jitter
     image = image * gain[:, None, None].astype(np.float32) + np.float32(shift)
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)
-
-
-def evaluate(
-    network: Fcn, data: LabelledRaster, spec: InputSpec, recipe: Recipe, use: Literal["val", "test"]
-) -> Confusion:
-    """Confusion of the network over the val or test strips, each tile seen with its whole halo."""
-    predictor = TorchPredictor(network, str(next(network.parameters()).device))
-    size = data.image.info.size
-    stride, step = network.stride, round_up(_EVALUATION_TILE, network.stride)
-    confusion = Confusion.empty(len(recipe.classes))
-    for region in recipe.split.regions(size, use):
-        start = region.aligned(stride)
-        block = Window(start.row, start.col, round_up(start.height, stride), round_up(start.width, stride))
-        for tile in exact_tiles(size, block.clipped(size), step, network.halo):
-            core = tile.core.intersection(region)
-            channels = predictor.channels(data.read_image(tile.read, spec), core.slices(tile.read))
-            confusion += Confusion.count(data.read_labels(core), channels, len(recipe.classes))
-    return confusion
 
 
 def _card(recipe: Recipe, spec: InputSpec, network: Fcn, test: Confusion) -> ModelCard:

@@ -1,0 +1,138 @@
+"""A network as a list of layers: its grid, its halo and its memory follow from them, and it can be streamed.
+
+`capture.py` makes one from a torch module; `stream.py` runs it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+
+from fcn_batch.pipeline.layers import Interpolate, Layer, Sliding, Transposed
+from fcn_batch.pipeline.reach import Reach
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One layer and where it stands."""
+
+    layer: Layer
+    inputs: tuple[int, ...]
+    """Numbers of the values it takes: 0 is the image, k the output of node k - 1."""
+    channels: int
+    columns: Fraction
+    """Columns of its output for one column of the image."""
+    name: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network made of layers that can all be run a few rows at a time."""
+
+    bands: int
+    nodes: tuple[Node, ...]
+
+    def bare(self) -> "Graph":
+        """The same without weights: enough to count rows and bytes."""
+        return Graph(self.bands, tuple(replace(node, layer=node.layer.bare()) for node in self.nodes))
+
+    @property
+    def classes(self) -> int:
+        """Channels of the scores: the last node's."""
+        return self.nodes[-1].channels
+
+    @cached_property
+    def scales(self) -> tuple[Fraction, ...]:
+        """Image rows for one row of every value, the image first."""
+        scales = [Fraction(1)]
+        for node in self.nodes:
+            scale = scales[node.inputs[0]]
+            if isinstance(node.layer, Sliding):
+                scale *= node.layer.stride
+            elif isinstance(node.layer, Transposed):
+                scale /= node.layer.stride
+            elif isinstance(node.layer, Interpolate):
+                scale /= node.layer.factor
+            scales.append(scale)
+        return tuple(scales)
+
+    @cached_property
+    def stride(self) -> int:
+        """Rows after which the network repeats itself; an image must have a multiple of it."""
+        rows = math.lcm(*(scale.numerator for scale in self.scales))
+        columns = math.lcm(*((1 / node.columns).numerator for node in self.nodes))
+        return math.lcm(rows, columns)
+
+    @cached_property
+    def reach(self) -> Reach:
+        """What the scores look at along the rows."""
+        reaches = [Reach.of_input(self.stride)]
+        for node in self.nodes:
+            reaches.append(node.layer.reach([reaches[i] for i in node.inputs]))
+        return reaches[-1]
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the nodes that take each value, the image first."""
+        taken: list[list[int]] = [[] for _ in range(len(self.nodes) + 1)]
+        for index, node in enumerate(self.nodes):
+            for value in dict.fromkeys(node.inputs):
+                taken[value].append(index)
+        return tuple(map(tuple, taken))
+
+    @cached_property
+    def scoring(self) -> tuple[bool, ...]:
+        """Which nodes compute nothing but scores: as many channels as there are classes, here and from here on.
+
+        These run in float32 whatever the precision of the others: rounding scores to 8 bits makes ties.
+        """
+        flags = [False] * len(self.nodes)
+        for index in reversed(range(len(self.nodes))):
+            later = self.consumers[index + 1]
+            flags[index] = self.nodes[index].channels == self.classes and all(flags[i] for i in later)
+        return tuple(flags)
+
+    def ready(self, rows: int) -> tuple[int, ...]:
+        """Rows of every value that the first `rows` image rows decide when more are to come."""
+        counts = [rows]
+        for node in self.nodes:
+            counts.append(min(node.layer.ready(counts[i]) for i in node.inputs))
+        return tuple(counts)
+
+    def total(self, rows: int) -> tuple[int, ...]:
+        """Rows of every value of an image of `rows` rows."""
+        counts = [rows]
+        for node in self.nodes:
+            counts.append(node.layer.total(counts[node.inputs[0]]))
+        return tuple(counts)
+
+    def warm_up(self, strip: int) -> int:
+        """Image rows, in whole strips, after which every layer has given rows and keeps giving a strip's worth."""
+        rows = strip
+        while min(self.ready(rows)) < 1:
+            rows += strip
+        return rows
+
+    def lag(self, strip: int) -> int:
+        """Image rows that must have gone in, in strips, beyond the last row of scores that has come out."""
+        rows = self.warm_up(strip)
+        return rows - self.ready(rows)[-1]
+
+    def bytes_of_strip(self, rows: int, columns: int, itemsize: int) -> int:
+        """Bytes alive at once, about, while `rows` x `columns` pixels go through: the widest place of the network.
+
+        Beside the node's input and output a copy of the input may be made to join the rows kept from before.
+        """
+        values = [self.bands * rows * columns * itemsize]
+        for index, node in enumerate(self.nodes):
+            size = 4 if self.scoring[index] else itemsize
+            made = node.channels * math.ceil(rows / self.scales[index + 1]) * math.ceil(columns * node.columns) * size
+            values.append(made)
+        widest = 0
+        for index, node in enumerate(self.nodes):
+            held = sum(values[v] for v in range(index + 1) if self._held(v, index))
+            widest = max(widest, held + max(values[v] for v in node.inputs) + values[index + 1])
+        return widest + 2 * 4 * rows * columns  # the winning class, as torch counts it: int64
+
+    def _held(self, value: int, node: int) -> bool:
+        return bool(self.consumers[value]) and self.consumers[value][-1] >= node

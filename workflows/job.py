@@ -1,0 +1,130 @@
+"""A run's job, opened once in every process that works on it: model, raster, store and journal of a staging folder."""
+
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.capture import graph_of
+from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.device import keep_pages, set_threads
+from fcn_batch.pipeline.errors import MismatchError
+from fcn_batch.pipeline.gdal import gdal_cache
+from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.model_card import ModelCard
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, make_tiles
+from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, RasterSource, cache_needed
+from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.weights import load_model
+from fcn_batch.workflows.reading import slab_rows
+
+_SMALL_CACHE_MB = 64
+_LARGE_CACHE_MB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class JobTicket:
+    """What a worker needs to open a job: a few strings, cheap to send with every task."""
+
+    staging: str
+    """The staging folder, on a file system that all workers see."""
+    store: str
+    """Name of the store in it."""
+    fingerprint: str
+    device: str
+
+
+@dataclass(slots=True)
+class Job:
+    """A plan with everything open that it needs, once per process."""
+
+    plan: Plan
+    card: ModelCard
+    source: RasterSource
+    network: Strips | Tiles
+    """Strips may become lower during a run, when memory is short."""
+    store: ClassStore
+    journal: Journal
+    row_areas: NDArray[np.float64] | None
+    settings: ExitStack
+    """Holds GDAL's block cache at the size this job needs, from its first block to its last."""
+    device: str
+    lock: threading.Lock
+    """One pass at a time: the network takes all threads, and the memory, that the plan gives it."""
+
+
+_opening = threading.Lock()
+_open: dict[JobTicket, Job] = {}
+
+
+def open_job(ticket: JobTicket) -> Job:
+    """The job of `ticket`, opened once per process however many threads ask; the one before it is dropped."""
+    with _opening:
+        if ticket not in _open:
+            _drop()
+            _open[ticket] = _opened(ticket)
+        return _open[ticket]
+
+
+def close_job() -> None:
+    """Drop what this process has open; files close when the last thread that reads them is done."""
+    with _opening:
+        _drop()
+
+
+def _drop() -> None:
+    while _open:
+        _open.popitem()[1].settings.close()
+
+
+def _opened(ticket: JobTicket) -> Job:
+    journal = Journal(Path(ticket.staging))
+    plan = journal.plan()
+    if plan.fingerprint != ticket.fingerprint:
+        raise MismatchError(
+            f"{ticket.staging}: another run took this folder over; this worker's part of the old one is dropped"
+        )
+    keep_pages()
+    set_threads(plan.kernel.threads)
+    card, network = _ready_network(plan, ticket.device)
+    source = RasterioSource(plan.input.path)
+    job = Job(
+        plan=plan,
+        card=card,
+        source=source,
+        network=network,
+        store=ClassStore(journal.folder / ticket.store),
+        journal=journal,
+        row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
+        settings=ExitStack(),
+        device=ticket.device,
+        lock=threading.Lock(),
+    )
+    job.settings.enter_context(gdal_cache(cache_size_mb(source.info)))
+    return job
+
+
+def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
+    """The plan's model with its weights on the device, for the plan's way; the weights as loaded are let go."""
+    model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
+    spec = model.card.input.model_copy(update={"full_scale": plan.full_scale})
+    scaling, cut, precision = Scaling(spec, device), plan.cut, plan.kernel.precision
+    graph, obstacles = graph_of(network, len(spec.bands))
+    if cut.way != "stream":
+        grid = (cut.stride, cut.tile + (2 * cut.overlap if cut.way == "tiles" else 0), cut.way == "blend")
+        return model.card, make_tiles(network, graph, scaling, precision, grid)
+    if graph is None:  # the same code made the plan, so another version of a library
+        raise MismatchError(f"{model.path}: cannot be streamed here ({obstacles[0]}), but the plan says so; --restart")
+    columns = round_up(min(cut.lane + 2 * cut.overlap, plan.input.width), cut.stride)
+    return model.card, Strips(graph, scaling, precision, (cut.tile, columns))
+
+
+def cache_size_mb(info: RasterInfo) -> int:
+    """Megabytes of GDAL's block cache: a slab of rows with all bands, since bands stored together are decoded so."""
+    needed = cache_needed(info, slab_rows(info), info.bands)
+    return min(max(needed // 2**20 + 1, _SMALL_CACHE_MB), _LARGE_CACHE_MB)
