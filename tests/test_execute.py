@@ -315,7 +315,9 @@ def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeyp
         assert sum(r.forwarded for r in receipts) == 1504 * columns, "every row once"
         assert sum(r.passes for r in receipts) == -(-1504 // plan.cut.tile)
         assert {r.tile for r in receipts} == {plan.cut.tile}
-        assert all(r.seconds > 0 for r in receipts)
+        # the last strip may decide several blocks at once, in no time
+        assert all(r.seconds >= 0 for r in receipts)
+        assert sum(r.seconds for r in receipts) > 0
 
 
 # --- clusters without the program ----------------------------------------------------------------------------

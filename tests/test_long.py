@@ -19,8 +19,8 @@ from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCa
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.recipe import read_recipe
 from fcn_batch.pipeline.weights import load_model, save_model
-from fcn_batch.workflows.models import find_model
 from fcn_batch.workflows.labelled import LabelledRaster, evaluate
+from fcn_batch.workflows.models import find_model
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -130,6 +130,7 @@ def test_the_embedded_model_is_as_good_as_its_card_says(tmp_path: Path) -> None:
     write_world(tmp_path)
     recipe = read_recipe(Path(__file__).parent.parent / "configs" / "models" / "landcover-world.toml")
     model, network = load_model(find_model("landcover-world").path)
+    assert isinstance(network, Fcn)
     said = model.card.scores
     assert said is not None
     seen = evaluate(network, LabelledRaster.open(tmp_path, recipe), model.card.input, recipe, "test")
