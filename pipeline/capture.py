@@ -4,7 +4,11 @@ Recording sees through any Python in `forward`; what remains are a few dozen kin
 that can be run a few rows at a time; everything else is an obstacle, told by its place in the module.
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 
 import torch
 from torch import fx, nn
@@ -34,14 +38,26 @@ def capture(network: nn.Module, bands: int) -> Graph:
     """
     like = next(network.parameters(), torch.empty(0))
     example = torch.empty(1, bands, _SIDE, _SIDE, dtype=like.dtype, device=like.device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
-        try:
+    try:
+        with _quiet():
             exported = export(network.eval(), (example,), strict=False)
-        except Exception as error:
-            first = str(error).strip().split("\n")[0]
-            raise NotStreamableError([f"torch.export cannot record it ({type(error).__name__}: {first})"]) from error
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise NotStreamableError([f"torch.export cannot record it ({type(error).__name__}: {first})"]) from error
     return _graph(exported, bands)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what torch warns, logs and prints about its own recording."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _graph(exported: ExportedProgram, bands: int) -> Graph:
@@ -86,10 +102,17 @@ def _read(recorder: Recorder, call: fx.Node) -> str | None:
     try:
         if reader is None:
             raise Obstacle(WHOLE.get(name, "not known"))
+        if str(call.target).split(".")[1].endswith("_") and _is_alias(call.args[0]):
+            raise Obstacle("changes in place what has another name too")
         reader(recorder, call)
     except Obstacle as obstacle:
         return f"{place(call)}: {name} ({obstacle})"
     return None
+
+
+def _is_alias(argument: object) -> bool:
+    """True for another name of the same numbers."""
+    return isinstance(argument, fx.Node) and str(argument.target).split(".")[1:2] in (["detach"], ["contiguous"])
 
 
 def _pruned(graph: Graph, output: int) -> Graph:

@@ -51,7 +51,6 @@ class Fcn(nn.Module):
         self._start_weights()
         self.stride = self.trunk.stride // a.input_upsampling
         self.reach = self._reach()
-        self.bytes_per_pixel = self._bytes_per_pixel(bands, classes)
 
     @property
     def halo(self) -> int:
@@ -99,14 +98,3 @@ class Fcn(nn.Module):
         if self.architecture.stride == 8:
             reach = self.up_pool4.reach(reach).join(pool3)
         return self.up_final.reach(reach)
-
-    def _bytes_per_pixel(self, bands: int, classes: int) -> int:
-        """Float32 bytes alive at once for each raster pixel, in the widest place of the forward pass.
-
-        That is either a convolution of the first stage (input and output of the layer, full resolution) or
-        the final scores (score map, class numbers as int64).
-        """
-        first = self.trunk.channels[0]
-        enlarged = self.architecture.input_upsampling**2
-        trunk = 4 * enlarged * (max(bands, first) + first)
-        return max(trunk, 4 * classes + 8) + 4 * bands

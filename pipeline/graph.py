@@ -119,20 +119,31 @@ class Graph:
         return rows - self.ready(rows)[-1]
 
     def bytes_of_strip(self, rows: int, columns: int, itemsize: int) -> int:
-        """Bytes alive at once, about, while `rows` x `columns` pixels go through: the widest place of the network.
+        """Bytes alive at once, about, while strips of `rows` x `columns` pixels go through.
 
-        Beside the node's input and output a copy of the input may be made to join the rows kept from before.
+        That is the widest place of the network, where beside a node's input and output there may be a copy of the
+        input (to join the rows kept from before), and the rows that all layers keep between strips.
         """
-        values = [self.bands * rows * columns * itemsize]
+        row = [self.bands * columns * itemsize]  # bytes of one row of each value
         for index, node in enumerate(self.nodes):
             size = 4 if self.scoring[index] else itemsize
-            made = node.channels * math.ceil(rows / self.scales[index + 1]) * math.ceil(columns * node.columns) * size
-            values.append(made)
+            row.append(node.channels * math.ceil(columns * node.columns) * size)
+        values = [math.ceil(rows / scale) * size for scale, size in zip(self.scales, row, strict=True)]
         widest = 0
         for index, node in enumerate(self.nodes):
             held = sum(values[v] for v in range(index + 1) if self._held(v, index))
             widest = max(widest, held + max(values[v] for v in node.inputs) + values[index + 1])
-        return widest + 2 * 4 * rows * columns  # the winning class, as torch counts it: int64
+        kept = sum(count * size for count, size in zip(self._rows_kept(rows), row, strict=True))
+        return widest + kept + 2 * 4 * rows * columns  # the winning class, as torch counts it: int64
+
+    def _rows_kept(self, strip: int) -> list[int]:
+        """Rows of every value that are kept between strips when all layers are in flow."""
+        done = self.ready(self.warm_up(strip))
+        firsts = (
+            min((self.nodes[i].layer.needs(done[i + 1], done[i + 1] + 1)[0] for i in taken), default=done[value])
+            for value, taken in enumerate(self.consumers)
+        )
+        return [max(0, rows - first) for rows, first in zip(done, firsts, strict=True)]
 
     def _held(self, value: int, node: int) -> bool:
         return bool(self.consumers[value]) and self.consumers[value][-1] >= node

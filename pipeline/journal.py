@@ -44,11 +44,11 @@ class Receipt(BaseModel):
     tile: int
     """Rows of a strip, or side of a tile; less than the plan's when memory was short."""
     passes: int
-    """Strips or tiles that the network saw since the block above; 0 for one without a valid pixel."""
+    """Strips or tiles that the network saw since the block above was decided: a strip may decide several blocks."""
     forwarded: int
-    """Pixels the network saw, halo and padding included."""
+    """Pixels in them, halo and padding included."""
     seconds: float
-    """Time from the start of reading to the receipt."""
+    """Time since the block above was decided, or since the pass began."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,10 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "largest": (Net(lambda m, x: x / m[0](x).amax((2, 3), keepdim=True), _conv(after=3)), r"amax \(pools the whole"),
     "instance norm": (_then(nn.InstanceNorm2d(4)), r"part\.1: instance_norm \(normalises by the whole image\)"),
+    "in place under another name": (
+        Net(_both(lambda y: y.detach().mul_(2)), _conv()),
+        r"mul \(changes in place what has another name too\)",
+    ),
     "group norm": (_then(nn.GroupNorm(2, 4)), r"part\.1: group_norm \(normalises by the whole image\)"),
     "layer norm": (_then(nn.LayerNorm([1920])), r"part\.1: layer_norm \(normalises by the whole image\)"),
     "batch norm of the image": (
@@ -243,6 +247,14 @@ def test_refused_by_name(name: str) -> None:
     graph, obstacles = graph_of(network, BANDS)
     assert graph is None
     assert obstacles == caught.value.obstacles
+
+
+def test_torch_says_nothing_of_what_it_cannot_record(capfd: pytest.CaptureFixture[str]) -> None:
+    graph, obstacles = graph_of(Net(lambda m, x: m[0](x) if x.sum() > 0 else x, _conv(after=BANDS)), BANDS)
+    assert graph is None
+    assert len(obstacles) == 1
+    assert "\n" not in obstacles[0]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_every_obstacle_is_told_and_what_follows_one_is_not() -> None:

@@ -14,8 +14,10 @@ from torch import nn
 
 from fcn_batch.pipeline.capture import capture
 from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.graph import Graph
+from fcn_batch.pipeline.model_card import Architecture
 from fcn_batch.pipeline.plan import Cut
 from fcn_batch.pipeline.predictor import Scaling, Strips, make_tiles
 from fcn_batch.workflows.blended import blended
@@ -55,6 +57,17 @@ def test_it_is_streamed_where_it_can_be() -> None:
     assert (cut.chunk, cut.lane, cut.segment) == (CHUNK, 10_240, 10_240)
     assert cut.tile == 2**19 // 9024 // 32 * 32
     assert notes == []
+
+
+def test_a_whole_fcn_8s_sees_each_pixel_of_10_000_squared_hardly_more_than_once() -> None:
+    with torch.device("meta"):
+        graph = capture(Fcn(Architecture(), 3, 21), 3)
+    network = _network(graph=graph.bare(), halo=graph.reach.halo, classes=21, weights=540 * 10**6)
+    size = Size(10_000, 10_000)
+    for room in (PLENTY, Room(4 * GB, 1, "cpu")):
+        cut, _ = _cut(network, size, room)
+        assert memory(network, info_of(size), cut) <= room.bytes
+        assert forwarded(network, size, cut) <= 1.05 * size.pixels
 
 
 def test_a_tile_that_is_wished_for_gives_tiles() -> None:

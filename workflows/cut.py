@@ -76,7 +76,7 @@ def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes
     """The cut that suits; what was rounded, or is only approximate, is said in `notes`. OptionError with the reason."""
     tile = _on_grid("--tile", wish.tile, network.stride, notes)
     if wish.overlap is not None or network.halo is None:
-        cut = _blended(network, info, wish, tile, notes)
+        cut = _blended(network, info, wish, tile, room, notes)
     elif wish.blend is not None:
         raise OptionError(f"--blend {wish.blend}: the exact result has nothing to blend; give --overlap PIXELS")
     elif tile is None and network.graph is not None:
@@ -146,7 +146,7 @@ def _tiled(network: Network, info: RasterInfo, tile: int | None, room: Room) -> 
     return cut
 
 
-def _blended(network: Network, info: RasterInfo, wish: Wish, tile: int | None, notes: list[str]) -> Cut:
+def _blended(network: Network, info: RasterInfo, wish: Wish, tile: int | None, room: Room, notes: list[str]) -> Cut:
     stride, chunk = network.stride, round_up(CHUNK, network.stride)
     side, blend = tile or round_up(_TILE, stride), wish.blend or "hann"
     overlap = _on_grid("--overlap", wish.overlap, stride, notes)
@@ -163,7 +163,7 @@ def _blended(network: Network, info: RasterInfo, wish: Wish, tile: int | None, n
         way="blend",
         chunk=chunk,
         lane=round_up(min(info.size.width, _LANE), chunk),
-        segment=round_up(info.size.height, chunk),
+        segment=_segment(info.size, chunk, overlap, 1, room),
         tile=side,
         overlap=overlap,
         stride=stride,

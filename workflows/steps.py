@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ def _bands(job: Job, part: Window, effort: Effort) -> Iterator[Band]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block whose last row is decided."""
+    """A block whose last row is decided. Its array is used again for the block after the next."""
 
     index: int
     classes: NDArray[np.uint8]
@@ -104,7 +105,9 @@ def _blocks(job: Job, work: Work) -> Iterator[_Block]:
     effort, before, started = Effort(), Effort(), time.perf_counter()
     waiting = iter(zip(work, windows, strict=True))
     index, window = next(waiting)
-    classes = np.empty((window.height, window.width), dtype=np.uint8)
+    # one is filled while the other is written
+    buffers = cycle([np.empty((window.height, window.width), dtype=np.uint8) for _ in work[:2]])
+    classes = next(buffers)
     for band in _bands(job, part, effort):
         row, end = band.row, band.row + len(band.classes)
         while row < end:
@@ -116,7 +119,7 @@ def _blocks(job: Job, work: Work) -> Iterator[_Block]:
                 yield _Block(index, classes, effort.since(before), now - started)
                 before, started = replace(effort), now
                 index, window = next(waiting, (index, window))
-                classes = np.empty((window.height, window.width), dtype=np.uint8)
+                classes = next(buffers)[: window.height]
 
 
 def _commit(job: Job, block: _Block) -> Receipt:
