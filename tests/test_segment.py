@@ -902,7 +902,9 @@ def test_workers_change_the_segments_but_a_resumed_run_keeps_its_own(
 
 def test_an_interrupt_stops_the_run_at_once(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif", 6000, 600)
-    command = [*small_block_program(tmp_path), "segment", path, "-m", model, "-o", tmp_path / "out"]
+    # what runs the tests may have told its children to ignore interrupts, as a shell does in the background
+    heard = ["env", "--default-signal=INT", *small_block_program(tmp_path)]
+    command = [*heard, "segment", path, "-m", model, "-o", tmp_path / "out"]
     done = tmp_path / "out" / "a.partial" / "receipts"
     with subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True) as run:
         deadline = time.monotonic() + 100
