@@ -1,10 +1,11 @@
-"""What a reference system means: CF metadata, authority codes, units and the area of a pixel.
+"""What a reference system means: CF metadata, authority codes, units, the area of a pixel, changes between systems.
 
 The only module that imports pyproj. A GeoReference carries WKT text; everything that has to understand
 that text is here.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference
 
+Change = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Takes x and y of points in one system, any shape, to x and y in another; infinite where that has no such point."""
 _SCALE_SAMPLES = 1024
 
 
@@ -36,6 +39,16 @@ def cf_grid_mapping(ref: GeoReference) -> dict[str, object]:
     return attributes
 
 
+def wkt_of(text: str) -> str:
+    """WKT2 of a reference system named as PROJ knows it, such as EPSG:4326; InputError for an unknown one."""
+    try:
+        return str(CRS.from_user_input(text).to_wkt("WKT2_2019"))
+    except CRSError as error:
+        raise InputError(
+            f"{text!r} is no reference system that PROJ knows: {error}; give a code like EPSG:4326"
+        ) from error
+
+
 def authority_code(ref: GeoReference) -> str | None:
     """Code such as "EPSG:32633", or None when no registered system is the same as this one.
 
@@ -48,6 +61,34 @@ def authority_code(ref: GeoReference) -> str | None:
         return None
     registered = CRS.from_authority(*match)
     return ":".join(match) if registered.equals(crs, ignore_axis_order=True) else None
+
+
+def change_of_system(source: GeoReference, target: GeoReference) -> Change | None:
+    """How points of `source`'s system become points of `target`'s; None when both are in the same system.
+
+    x is longitude or easting in either, whatever order the systems' definitions have. A reference without a
+    system counts as being in the other's. InputError for WKT that PROJ does not understand.
+    """
+    one, other = _crs(source), _crs(target)
+    if one is None or other is None or one.equals(other, ignore_axis_order=True):
+        return None
+    transformer = Transformer.from_crs(one, other, always_xy=True)
+
+    def change(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        new_x, new_y = transformer.transform(x, y)
+        return np.asarray(new_x), np.asarray(new_y)
+
+    return change
+
+
+def system_name(ref: GeoReference) -> str:
+    """A short name for messages: the code, else the name in the WKT.
+
+    >>> system_name(GeoReference(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)))
+    'no reference system'
+    """
+    crs = _crs(ref)
+    return "no reference system" if crs is None else authority_code(ref) or crs.name
 
 
 def coordinate_attributes(ref: GeoReference) -> tuple[dict[str, object], dict[str, object]]:

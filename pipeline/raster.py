@@ -1,6 +1,6 @@
 """Reading rasters: what a file holds, and the pixels and mask of a window of it.
 
-Only this module, gdal.py and classmap.py import rasterio. Three facts shape it:
+Only the modules of the raster side import rasterio. Three facts shape this one:
 
 * GDAL looks into a file to choose its driver, and would open a VRT (a text that names other files or
   URLs) called `x.tif` too. So few drivers are tried, VRT only for names ending in `.vrt`; such a file is
@@ -34,6 +34,8 @@ DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
 """GDAL drivers that may open an input."""
 DTYPES = ("uint8", "uint16", "int16", "float32")
 """Pixel types that the networks' preprocessing is defined for."""
+ID_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+"""Pixel types that label ids may have."""
 MAX_BLOCK_BYTES = 2**30
 """Largest storage block to decode: a TIFF of 292 bytes can claim a block of any size."""
 
@@ -54,7 +56,7 @@ class RasterInfo:
     bands: int
     """Number of bands."""
     dtype: str
-    """Pixel type, the same in all bands: one of DTYPES."""
+    """Pixel type, the same in all bands: one of DTYPES, or of ID_DTYPES for labels."""
     georeference: GeoReference
     """Reference system and transform; the identity when the file has none."""
     descriptions: tuple[str | None, ...]
@@ -67,9 +69,11 @@ class RasterInfo:
     """True when alpha, a mask band or nodata can make pixels invalid."""
     has_gcps: bool
     """True when ground control points stand where the transform should be."""
+    microns: float | None = None
+    """Micrometres per pixel, of a slide that says so."""
 
     def __post_init__(self) -> None:
-        if self.bands < 1 or self.dtype not in DTYPES:
+        if self.bands < 1 or self.dtype not in {*DTYPES, *ID_DTYPES}:
             raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
         for name in ("descriptions", "colour_roles"):
             if len(getattr(self, name)) != self.bands:
@@ -111,7 +115,7 @@ class RasterioSource:
     """
 
     def __init__(self, path: str | Path, info: RasterInfo | None = None) -> None:
-        self._path = _local_path(path)
+        self._path = local_path(path)
         self._info = info
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -171,15 +175,15 @@ class RasterioSource:
         return self._local.dataset
 
 
-def inspect(path: str | Path) -> RasterInfo:
+def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:
     """Open a raster, check that it can be used, and say what it holds.
 
     InputError when it is not a local file of an allowed format, is cut off, has no bands or pixels of a type
-    not in DTYPES, or is stored in blocks larger than MAX_BLOCK_BYTES.
+    not in `dtypes`, or is stored in blocks larger than MAX_BLOCK_BYTES.
     """
-    local = _local_path(path)
+    local = local_path(path)
     with local_only(), _open(local) as dataset:
-        _check_bands(dataset, local)
+        _check_bands(dataset, local, dtypes)
         _check_blocks(dataset, local)
         has_gcps = bool(dataset.gcps[0])
         transform = tuple(dataset.transform)[:6]
@@ -201,7 +205,14 @@ def inspect(path: str | Path) -> RasterInfo:
             storage_block=tuple(dataset.block_shapes[0]),
             has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
             has_gcps=has_gcps,
+            microns=_microns(dataset),
         )
+
+
+def _microns(dataset: DatasetReader) -> float | None:
+    """What Aperio scanners write into the description: "… |AppMag = 20|MPP = 0.4990|…"."""
+    found = re.search(r"\|MPP = (\d+\.\d+)", dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    return (float(found[1]) or None) if found else None
 
 
 def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
@@ -213,7 +224,7 @@ def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
     return (rows + info.storage_block[0]) * info.size.width * np.dtype(info.dtype).itemsize * bands
 
 
-def _local_path(path: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
     """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
     text = str(path)
     if text != text.encode(errors="replace").decode():
@@ -239,13 +250,13 @@ def _open(path: Path) -> DatasetReader:
         ) from error
 
 
-def _check_bands(dataset: DatasetReader, path: Path) -> None:
-    """InputError without bands or with pixel types that are mixed or not in DTYPES."""
+def _check_bands(dataset: DatasetReader, path: Path, dtypes: tuple[str, ...] = DTYPES) -> None:
+    """InputError without bands or with pixel types that are mixed or not in `dtypes`."""
     if dataset.count == 0:
         raise InputError(f"{path} has no bands; give one of the rasters it refers to")
     types = " and ".join(sorted(set(dataset.dtypes)))
-    if types not in DTYPES:
-        message = f"{path} holds {types} pixels; one type of {', '.join(DTYPES)} is supported"
+    if types not in dtypes:
+        message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
         raise InputError(f"{message}; convert it with gdal_translate -ot")
 
 

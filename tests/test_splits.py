@@ -1,0 +1,277 @@
+"""Splits: no pixel has two uses, and every pixel that should have one has it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from fcn_batch.pipeline.crs import wkt_of
+from fcn_batch.pipeline.errors import TrainingError
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.labels import Grid
+from fcn_batch.pipeline.splits import (
+    USES,
+    BlockSplit,
+    FileSplit,
+    RegionSplit,
+    Split,
+    StripSplit,
+    check_split,
+    joined,
+    read_list,
+)
+from fcn_batch.workflows.splits import regions
+
+NOWHERE = Path("/nowhere")
+
+
+def grid_of(height: int, width: int) -> Grid:
+    return Grid(Size(height, width), GeoReference(None, IDENTITY))
+
+
+def uses(split: Split, name: str, grid: Grid, folder: Path = NOWHERE) -> NDArray[np.int64]:
+    """For each pixel the number of its use, -1 for nobody's; a pixel with two uses fails here."""
+    use_of = np.full((grid.size.height, grid.size.width), -1)
+    for number, use in enumerate(USES):
+        for window in regions(split, name, grid, folder, use):
+            assert window == window.clipped(grid.size)
+            assert (use_of[window.slices()] == -1).all(), "a pixel has two uses"
+            use_of[window.slices()] = number
+    return use_of
+
+
+# joining
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_joined_windows_cover_the_cells_and_nothing_else(
+    rows: int, cols: int, cell: int, seed: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    wanted = rng.random((rows, cols)) < share
+    size = Size(rows * cell - int(rng.integers(cell)), cols * cell - int(rng.integers(cell)))
+    covered = np.zeros((size.height, size.width), int)
+    for window in joined(wanted, cell, size):
+        assert window == window.clipped(size)
+        covered[window.slices()] += 1
+    expected = wanted.repeat(cell, 0).repeat(cell, 1)[: size.height, : size.width]
+    assert np.array_equal(covered, expected)
+
+
+def test_all_cells_are_one_window_and_squares_come_before_stripes() -> None:
+    assert joined(np.ones((9, 7), np.bool_), 10, Size(85, 70)) == [Window(0, 0, 85, 70)]
+    cells = np.zeros((6, 20), np.bool_)
+    cells[0], cells[:4, :4] = True, True  # a row of 20, and a square of 4x4 at its beginning
+    assert joined(cells, 10, Size(60, 200)) == [Window(0, 0, 40, 40), Window(0, 40, 10, 160)]
+
+
+# blocks
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 15), st.integers(0, 99),
+    st.tuples(st.floats(0.05, 0.45), st.floats(0.05, 0.45)),
+)  # fmt: skip
+def test_each_block_is_of_one_use(height: int, width: int, side: int, seed: int, shares: tuple[float, float]) -> None:
+    split = BlockSplit(size=side, val=shares[0], test=shares[1], seed=seed)
+    use_of = uses(split, "a.tif", grid_of(height, width))
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            block = use_of[row : row + side, col : col + side]
+            assert block.min() == block.max() == USES.index(split.use_of("a.tif", row // side, col // side))
+
+
+def test_blocks_depend_on_name_and_seed_and_on_nothing_else() -> None:
+    split = BlockSplit(size=10, val=0.2, test=0.3)
+    files = {name: uses(split, name, grid_of(300, 300)) for name in ("a.tif", "b.tif", "c.tif")}
+    for name in reversed(files):
+        assert np.array_equal(uses(split, name, grid_of(300, 300)), files[name])
+    larger = uses(split, "a.tif", grid_of(300, 500))
+    assert np.array_equal(larger[:, :300], files["a.tif"]), "a file that grows keeps its blocks"
+    assert 0.3 < (files["a.tif"] != files["b.tif"]).mean() < 0.9
+    other = uses(split.model_copy(update={"seed": 1}), "a.tif", grid_of(300, 300))
+    assert 0.3 < (files["a.tif"] != other).mean() < 0.9
+    # written down, so that another version that draws otherwise is found out
+    assert [split.use_of("a.tif", 0, col) for col in range(8)] == [
+        "test",
+        "train",
+        "train",
+        "val",
+        "val",
+        "test",
+        "train",
+        "train",
+    ]
+
+
+def test_shares_of_blocks_come_close_to_what_was_asked() -> None:
+    split = BlockSplit(size=1, val=0.1, test=0.25)
+    use_of = np.concatenate([uses(split, f"{k}.tif", grid_of(60, 60)).ravel() for k in range(4)])
+    shares = np.bincount(use_of) / use_of.size
+    assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.02)  # five standard deviations
+
+
+# files
+
+
+RECORDS = [
+    {"name": "a", "split": "train", "width": 3},
+    {"name": "b", "split": "val"},
+    {"id": "sub/c.tif", "split": "test"},
+]
+
+
+def test_files_by_a_list(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(json.dumps(RECORDS))
+    split = FileSplit(list="split.json")
+    grid = grid_of(4, 5)
+    for name, use in (("a", 0), ("images/a.tif", 0), ("b.png", 1), ("sub/c.tif", 2), ("other/c.tif", -1)):
+        assert (uses(split, name, grid, tmp_path) == use).all(), name
+    assert regions(split, "a", grid, tmp_path, "train") == [Window(0, 0, 4, 5)]
+    assert regions(split, "a", grid, tmp_path, "val") == []
+
+
+def test_files_by_patterns() -> None:
+    split = FileSplit(val=("tile3_*",), test=("tile1_*", "sets/late/*"), never=("*_part9",))
+    names = ["tile4_part1", "in/tile3_part2.jpg", "tile1_part1", "sets/late/x.tif", "tile5_part9.png", "sets/x.tif"]
+    expected = ["train", "val", "test", "test", None, "train"]
+    assert [split.use_of(name) for name in names] == expected
+    for name, use in zip(names, expected, strict=True):
+        assert (uses(split, name, grid_of(4, 5)) == (-1 if use is None else USES.index(use))).all()
+    with pytest.raises(TrainingError, match="tile1_part9 matches patterns of both test and never; narrow one"):
+        split.use_of("tile1_part9")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[", "is not JSON"),
+        ('{"a": "train"}', r'a record is not \{"name": …, "split": "train|val|test"\}: \{"a": "train"\}'),
+        ('[{"name": "a", "split": "dev"}]', '"split": "dev"'),
+        ("[3]", "a record is not .*: 3"),
+        ('[{"name": "a", "split": "val"}, {"name": "a", "split": "test"}]', "a is listed for both val and test"),
+    ],
+)
+def test_lists_that_cannot_be_read(tmp_path: Path, content: str, match: str) -> None:
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(TrainingError, match=match):
+        read_list(tmp_path / "split.json")
+    with pytest.raises(TrainingError, match="cannot read the split's list: No such file"):
+        read_list(tmp_path / "none.json")
+    with pytest.raises(TrainingError, match=r"none\.json does not exist"):
+        regions(FileSplit(list="none.json"), "a", grid_of(4, 5), tmp_path, "val")
+
+
+# regions
+
+
+def _drawn(path: Path, *shapes: Any) -> Path:
+    geometry = np.array(shapely.to_wkb(list(shapes)))
+    pyogrio.raw.write(
+        path, geometry=geometry, field_data=[], fields=[], geometry_type="Polygon", crs="EPSG:32633", driver="GPKG"
+    )
+    return path
+
+
+TEN_METRES = (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
+
+
+def _plane(*ring: tuple[float, float]) -> Any:
+    """A polygon given in columns and rows."""
+    return shapely.Polygon([(500000 + 10 * col, 5000000 - 10 * row) for col, row in ring])
+
+
+@pytest.fixture
+def utm() -> Grid:
+    return Grid(Size(55, 68), GeoReference(wkt_of("EPSG:32633"), TEN_METRES))
+
+
+def test_cells_go_where_their_centres_lie(tmp_path: Path, utm: Grid) -> None:
+    val = [_plane((5, 5), (45, 8), (30, 41)), _plane((2000, 5), (2001, 5), (2000, 9))]
+    test = [_plane((30, 19), (64, 19), (64, 53), (30, 53))]
+    _drawn(tmp_path / "val.gpkg", *val)
+    _drawn(tmp_path / "test.gpkg", *test)
+    split = RegionSplit(val="val.gpkg", test="test.gpkg", cell=8)
+    use_of = uses(split, "a", utm, tmp_path)
+    found: set[int] = set()
+    for row in range(0, 55, 8):
+        for col in range(0, 68, 8):
+            bottom, right = min(row + 8, 55), min(col + 8, 68)
+            ground = _plane((col, row), (right, row), (right, bottom), (col, bottom))
+            centred = [any(s.contains(ground.centroid) for s in shapes) for shapes in (val, test)]
+            shared = any(s.intersection(ground).area > 1e-3 for s in (*val, *test))
+            expected = (0 if not shared else -1) if centred[0] == centred[1] else 1 + centred[1]
+            cell = use_of[row:bottom, col:right]
+            assert cell.min() == cell.max() == expected, (row, col)
+            found.add(expected)
+    assert found == {-1, 0, 1, 2}
+
+
+def test_a_file_without_polygons_is_trained_on(tmp_path: Path, utm: Grid) -> None:
+    _drawn(tmp_path / "val.gpkg", _plane((2000, 5), (2001, 5), (2000, 9)))
+    split = RegionSplit(val="val.gpkg", test="val.gpkg")
+    assert (uses(split, "a", utm, tmp_path) == 0).all()
+    with pytest.raises(TrainingError, match=r"none\.gpkg does not exist"):
+        regions(RegionSplit(val="none.gpkg", test="val.gpkg"), "a", utm, tmp_path, "val")
+
+
+# what is refused
+
+
+def test_strips_are_those_of_the_split() -> None:
+    split = StripSplit(width=10, val=(1,), test=(3,), never=(4,), score_rows=(2, 5))
+    for use in USES:
+        assert regions(split, "a", grid_of(7, 66), NOWHERE, use) == split.regions(Size(7, 66), use)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"by": "files", "list": "split.json"}, FileSplit),
+        ({"by": "strips", "width": 3, "val": [1], "test": [2]}, StripSplit),
+        ({"by": "blocks", "size": 256, "val": 0.1, "test": 0.1}, BlockSplit),
+        ({"by": "regions", "val": "v.gpkg", "test": "t.gpkg"}, RegionSplit),
+    ],
+)
+def test_the_kind_is_chosen_by_its_name(values: dict[str, Any], kind: type[Any]) -> None:
+    split = TypeAdapter[Split](Split).validate_python(values)
+    assert isinstance(split, kind)
+    with pytest.raises(ValidationError, match="frozen"):
+        split.by = "x"
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TypeAdapter(Split).validate_python({**values, "widht": 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"by": "files"}, "either `list`, or patterns"),
+        ({"by": "files", "list": "a.json", "val": ["b"]}, "either `list`, or patterns"),
+        ({"by": "files", "val": ["b"]}, "either `list`, or patterns for `val` and `test`"),
+        ({"by": "blocks", "size": 4, "val": 0.5, "test": 0.5}, "val and test take 1 of the blocks"),
+        ({"by": "blocks", "size": 0, "val": 0.5, "test": 0.1}, "greater than or equal to 1"),
+        ({"by": "chance"}, "'files', 'strips', 'blocks', 'regions'"),
+    ],
+)
+def test_splits_that_make_no_sense(values: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        TypeAdapter(Split).validate_python(values)
+
+
+def test_a_use_without_pixels_is_refused_at_once() -> None:
+    split = FileSplit(val=("b*",), test=("c*",))
+    whole, none = [Window(0, 0, 4, 5)], list[Window]()
+    check_split(split, {"train": [whole], "val": [none, whole], "test": [whole]})
+    with pytest.raises(
+        TrainingError, match=r"by files leaves nothing for val and test \(train 40 pixels of 2 files, val 0"
+    ):
+        check_split(split, {"train": [whole, whole], "val": [none, none]})
