@@ -1,4 +1,4 @@
-"""How well a class map agrees with the truth: the four numbers of the FCN paper, from one confusion matrix.
+"""How well a class map agrees with the truth: the four numbers of the FCN paper and more, from one confusion matrix.
 
 The matrix is counted over a whole data set and only then turned into numbers, never averaged over images
 (Long, Shelhamer and Darrell 2015, section 5; `score.py` of the authors' repository). Matrices of parts
@@ -57,6 +57,17 @@ class Confusion:
         """No pixel counted yet: what a sum starts from."""
         return cls(np.zeros((classes, classes + 1), dtype=np.int64))
 
+    def restricted(self, ids: tuple[int, ...]) -> "Confusion":
+        """The matrix of these classes alone, in this order, with the last column of no class.
+
+        ValueError when a class that is left out has pixels: they would vanish from every number.
+        """
+        chosen = np.ix_(list(ids), [*ids, self.counts.shape[0]])
+        left_out = int(self.counts.sum() - self.counts[chosen].sum())
+        if left_out:
+            raise ValueError(f"{left_out} pixels are of classes other than {', '.join(map(str, ids))}")
+        return Confusion(self.counts[chosen])
+
     def __add__(self, other: "Confusion") -> "Confusion":
         if self.counts.shape != other.counts.shape:
             raise ValueError(f"cannot add matrices of {self.counts.shape[0]} and {other.counts.shape[0]} classes")
@@ -72,46 +83,62 @@ class Confusion:
         return np.diagonal(self.matrix)
 
     @property
-    def _truth(self) -> NDArray[np.int64]:
+    def truth(self) -> NDArray[np.int64]:
+        """Pixels of each class in the truth, (n,)."""
         return np.asarray(self.counts.sum(axis=1))
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Pixels given each class among those whose truth is known, (n,)."""
+        return np.asarray(self.matrix.sum(axis=0))
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """Share of each true class's pixels that were given it, (n,); nan where a class is not in the truth."""
+        return ratio(self._hits, self.truth)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """Share of the pixels given each class that are of it, (n,); nan where a class was never given."""
+        return ratio(self._hits, self.predicted)
 
     @property
     def pixel_accuracy(self) -> float:
         """Share of the pixels given their true class; nan without pixels."""
-        return float(_ratio(self._hits.sum(), self.counts.sum()))
+        return float(ratio(self._hits.sum(), self.counts.sum()))
 
     @property
     def mean_accuracy(self) -> float:
         """Mean over the classes in the truth of the share of their pixels that were found."""
-        return _mean_of_known(_ratio(self._hits, self._truth))
+        return mean_of_known(self.recall)
 
     @property
     def iu(self) -> NDArray[np.float64]:
         """Intersection over union of each class, (n,); nan where a class is in neither map."""
-        return _ratio(self._hits, self._truth + self.matrix.sum(axis=0) - self._hits)
+        return ratio(self._hits, self.truth + self.predicted - self._hits)
 
     @property
     def mean_iu(self) -> float:
         """Mean of `iu` without the nans: a class predicted but not in the truth counts as 0."""
-        return _mean_of_known(self.iu)
+        return mean_of_known(self.iu)
 
     @property
     def frequency_weighted_iu(self) -> float:
         """`iu` weighted by the classes' share of the truth; nan without pixels."""
-        present = self._truth > 0
-        weighted = (self._truth[present] * self.iu[present]).sum()
-        return float(_ratio(weighted, self._truth.sum()))
+        present = self.truth > 0
+        weighted = (self.truth[present] * self.iu[present]).sum()
+        return float(ratio(weighted, self.truth.sum()))
 
 
-def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+def ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     """``part / whole``, nan where `whole` is 0, without numpy's warning."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    ratio = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
+    share = np.full(whole.shape, np.nan)
+    np.divide(part, whole, out=share, where=whole > 0)
+    return share
 
 
-def _mean_of_known(values: NDArray[np.float64]) -> float:
+def mean_of_known(values: NDArray[np.float64]) -> float:
     """Mean of the values that are not nan; nan when there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")

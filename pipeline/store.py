@@ -17,7 +17,7 @@ from zarr.codecs import ZstdCodec
 
 from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.durable import sync
-from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
 
@@ -131,6 +131,38 @@ class ClassStore:
         folders = [self.path / ARRAY / "c" / str(row) for row in rows]
         files = [folder / str(col) for folder in folders for col in cols]
         return [path for path in (*files, *folders, self.path / ARRAY / "c", self.path / ARRAY) if path.exists()]
+
+
+class FinishedMap:
+    """A finished class map, read only: what ClassStore made, with legend and place read back from its attributes."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at `path`; InputError when it is none, or none that this project wrote."""
+        self.path = path
+        try:
+            self._array = zarr.open_array(str(path / ARRAY), mode="r")
+            place = zarr.open_array(str(path / "spatial_ref"), mode="r").attrs.asdict()
+            found = self._array.attrs.asdict()
+            parts = [found[name] for name in ("flag_values", "class_names")] + [str(found["flag_colors"]).split()]
+            entries = [dict(zip(("id", "name", "colour"), one, strict=True)) for one in zip(*parts, strict=True)]
+            self.legend = Legend.model_validate({"classes": entries})
+            if self._array.dtype != np.uint8 or not self.legend.fits_a_map:
+                raise ValueError(f"{self._array.dtype} with ids up to {max(self.legend.ids)}")
+            x, a, b, y, d, e = (float(number) for number in str(place["GeoTransform"]).split())
+            wkt = found.get("proj:wkt2")
+            self.georeference = GeoReference(None if wkt is None else str(wkt), (a, b, x, d, e, y))
+            self.size = Size(*self._array.shape)
+            self.block = (int(self._array.chunks[0]), int(self._array.chunks[1]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{path}: not a class map that fcn-batch wrote ({why}); give NAME.classes.zarr") from error
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids of a window: (rows, cols), uint8, 255 where there is no data. InputError for damaged chunks."""
+        try:
+            return np.asarray(self._array[window.slices()], dtype=np.uint8)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: a chunk in {window} cannot be read: {error}; make the map again") from error
 
 
 def _consolidate(path: Path) -> None:

@@ -76,6 +76,37 @@ def test_parts_add_up_to_the_whole(pair: tuple[Labels, Labels], cut: int) -> Non
     assert np.array_equal(parts.counts, Confusion.count(truth, predicted, N).counts)
 
 
+@given(_pairs())
+def test_precision_and_recall_of_each_class(pair: tuple[Labels, Labels]) -> None:
+    score = Confusion.count(*pair, classes=N)
+    pixels = [(int(t), int(p)) for t, p in zip(pair[0].flat, pair[1].flat, strict=True) if t < N]
+    for k in range(N):
+        hits = sum(t == p == k for t, p in pixels)
+        labelled, given_it = sum(t == k for t, _ in pixels), sum(p == k for _, p in pixels)
+        assert (score.truth[k], score.predicted[k]) == (labelled, given_it)
+        assert score.recall[k] == pytest.approx(hits / labelled if labelled else math.nan, nan_ok=True)
+        assert score.precision[k] == pytest.approx(hits / given_it if given_it else math.nan, nan_ok=True)
+
+
+def test_some_classes_alone() -> None:
+    score = Confusion.count(np.array([5, 2, 2, 2]), np.array([5, 5, 2, 255]), classes=9)
+    assert score.restricted((5, 2)).counts.tolist() == [[1, 0, 0], [1, 1, 1]]
+    with pytest.raises(ValueError, match="3 pixels are of classes other than 5"):
+        score.restricted((5,))
+
+
+def test_without_pixels_nothing_is_known() -> None:
+    score = Confusion.empty(3)
+    numbers = (score.pixel_accuracy, score.mean_accuracy, score.mean_iu, score.frequency_weighted_iu)
+    assert all(math.isnan(number) for number in numbers)
+    assert all(np.isnan(each).all() for each in (score.iu, score.precision, score.recall))
+
+
+def test_counts_beyond_32_bits_add_up() -> None:
+    half = Confusion(np.array([[2**40, 1, 0], [0, 2**40, 0]]))
+    assert (half + half).pixel_accuracy == 2**42 / (2**42 + 2)
+
+
 def test_a_class_in_neither_map_has_no_iu() -> None:
     score = Confusion.count(np.array([0, 1]), np.array([0, 1]), classes=3)
     assert score.iu.tolist()[:2] == [1.0, 1.0]

@@ -18,10 +18,10 @@ from pyproj import CRS
 from fcn_batch.pipeline import store as store_module
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
-from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.store import ClassStore, Layout
+from fcn_batch.pipeline.store import ClassStore, FinishedMap, Layout
 
 UTM = CRS.from_epsg(32633).to_wkt()
 LAEA = CRS.from_proj4("+proj=laea +lat_0=12 +lon_0=34 +ellps=GRS80 +units=m").to_wkt()
@@ -272,3 +272,48 @@ def test_no_store_and_half_a_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "classes" / "zarr.json").write_text("{")
     with pytest.raises(OutputError, match=r"a\.zarr: not a readable class map.*--restart"):
         ClassStore(tmp_path / "a.zarr")
+
+
+# --- reading a finished map ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", [NORTH_UP, SOUTH_UP, THIRDS, ROTATED, NOWHERE])
+def test_a_finished_map_comes_back_with_all_it_says(tmp_path: Path, reference: GeoReference) -> None:
+    made(tmp_path / "a.zarr", reference)
+    read = FinishedMap(tmp_path / "a.zarr")
+    assert (read.size, read.block, read.legend, read.georeference) == (SIZE, (64, 64), LEGEND, reference)
+    assert np.array_equal(read.read(Window(0, 0, SIZE.height, SIZE.width)), ids())
+
+
+def test_a_finished_map_is_not_written_to(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    files = {path: path.stat() for path in (tmp_path / "a.zarr").rglob("*")}
+    FinishedMap(tmp_path / "a.zarr").read(Window(0, 0, 10, 10))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a.zarr").rglob("*")} == {
+        path: status.st_mtime_ns for path, status in files.items()
+    }
+
+
+def test_stores_that_are_no_class_map_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match="not a class map that fcn-batch wrote"):
+            FinishedMap(path)
+    made(tmp_path / "a.zarr")
+    for attribute, value in (("flag_colors", "#ffffff"), ("flag_values", [0, 300]), ("class_names", ["a", "a"])):
+        description = tmp_path / "a.zarr" / "classes" / "zarr.json"
+        before = description.read_text()
+        metadata = json.loads(before)
+        metadata["attributes"][attribute] = value
+        description.write_text(json.dumps(metadata))
+        with pytest.raises(InputError, match="not a class map") as caught:
+            FinishedMap(tmp_path / "a.zarr")
+        assert "\n" not in str(caught.value)
+        description.write_text(before)
+
+
+def test_a_damaged_chunk_of_a_finished_map_is_an_input_error(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    chunk = tmp_path / "a.zarr" / "classes" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-10])
+    with pytest.raises(InputError, match="cannot be read"):
+        FinishedMap(tmp_path / "a.zarr").read(Window(0, 0, 64, 64))
