@@ -1,4 +1,4 @@
-"""The classes of a map: ids, names, colours, and the id that means 'no data'."""
+"""The classes of a model and of its maps: ids, names, colours, and the id that means 'no data'."""
 
 import re
 from typing import Annotated
@@ -6,17 +6,20 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NODATA = 255
-"""Class id of pixels without data; a map is uint8, so classes use 0 to 254."""
+"""Class id of pixels without data; a map is uint8, so the classes of a map use 0 to 254."""
+
+MOST_CLASSES = 65535
+"""Of a model: a classifier may know more than a map can hold, and be trained further for fewer."""
 
 Colour = Annotated[str, StringConstraints(pattern=r"^#[0-9a-f]{6}$")]
 
 
 class ClassInfo(BaseModel):
-    """One class: its id in the map, its name, and its colour as ``#rrggbb``."""
+    """One class: its id, its name, and its colour as ``#rrggbb``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: int = Field(ge=0, lt=NODATA)
+    id: int = Field(ge=0, lt=MOST_CLASSES)
     name: str = Field(min_length=1, max_length=100)
     colour: Colour
 
@@ -31,11 +34,11 @@ class ClassInfo(BaseModel):
 
 
 class Legend(BaseModel):
-    """The classes of a map, in the order of the network's score channels."""
+    """Classes in the order of the network's score channels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: tuple[ClassInfo, ...] = Field(min_length=1, max_length=NODATA)
+    classes: tuple[ClassInfo, ...] = Field(min_length=1, max_length=MOST_CLASSES)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Legend":
@@ -53,6 +56,11 @@ class Legend(BaseModel):
     def ids(self) -> tuple[int, ...]:
         """Class ids, in channel order."""
         return tuple(c.id for c in self.classes)
+
+    @property
+    def fits_a_map(self) -> bool:
+        """True when a map of bytes can hold every id beside `NODATA`."""
+        return max(self.ids) < NODATA
 
     @property
     def flag_meanings(self) -> str:

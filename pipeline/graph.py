@@ -93,10 +93,11 @@ class Graph:
         return tuple(flags)
 
     def ready(self, rows: int) -> tuple[int, ...]:
-        """Rows of every value that the first `rows` image rows decide when more are to come."""
+        """Rows of every value that the first `rows` image rows decide when more are to come: a stride or more."""
         counts = [rows]
-        for node in self.nodes:
-            counts.append(min(node.layer.ready(counts[i]) for i in node.inputs))
+        for node, total in zip(self.nodes, self.total(rows + self.stride)[1:], strict=True):
+            decided = min(node.layer.ready(counts[i]) for i in node.inputs)
+            counts.append(max(0, min(decided, total)))  # the rows beyond may be those that are cut off at the end
         return tuple(counts)
 
     def total(self, rows: int) -> tuple[int, ...]:

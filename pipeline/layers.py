@@ -209,7 +209,11 @@ class Transposed(Layer):
 
 @dataclass(frozen=True, slots=True)
 class Pad(Layer):
-    """More rows and columns at the map's true edges: zeros or another number, or its edge repeated."""
+    """More rows and columns at the map's true edges: zeros or another number, or its edge repeated.
+
+    Negative numbers cut rows and columns off there instead. `ready` may then count rows that the map's end cuts off,
+    because it does not know where that is; `Graph.ready` does.
+    """
 
     top: int
     bottom: int
@@ -224,7 +228,7 @@ class Pad(Layer):
 
     def ready(self, rows: int) -> int:
         """Rows of the output that the first `rows` rows of the input decide when more are to come."""
-        return rows + self.top if rows else 0
+        return max(0, rows + self.top) if rows else 0
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
         """Rows of the input that the output's rows `start` to `stop` (not included) look at."""
@@ -241,7 +245,7 @@ class Pad(Layer):
         return functional.pad(rows, (0, 0, top, bottom), value=self.fill)
 
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:  # noqa: ARG002
-        """Pad the columns."""
+        """Pad or cut the columns."""
         if self.fill is None:
             return functional.pad(inputs[0], (self.left, self.right, 0, 0), mode="replicate")
         return functional.pad(inputs[0], (self.left, self.right, 0, 0), value=self.fill)

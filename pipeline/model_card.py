@@ -12,26 +12,46 @@ class _Frozen(BaseModel):
 
 
 class Architecture(_Frozen):
-    """Which network the weights belong to."""
+    """A network of the FCN paper's kind: a trunk of stride 32, and score layers on three of its feature maps."""
 
     family: Literal["fcn"] = "fcn"
-    trunk: Literal["vgg16"] = "vgg16"
+    trunk: Literal["vgg16", "alexnet", "googlenet", "efficientnet_lite0"] = "vgg16"
     stride: Literal[8, 16, 32] = 8
     """FCN-8s, FCN-16s or FCN-32s: the stride of the finest score map."""
     width: float = Field(default=1.0, gt=0, le=2)
-    """Channels of the trunk, as a share of VGG16's."""
+    """Channels of the trunk, as a share of the published one's."""
     fc_kernel: int = Field(default=7, ge=1, le=15)
-    """Kernel of fc6; 7 in VGG16."""
-    fc_channels: int = Field(default=4096, ge=1, le=8192)
+    """Kernel of fc6; 7 in VGG16, 6 in AlexNet."""
+    fc_channels: int = Field(default=4096, ge=0, le=8192)
+    """Channels of fc6 and fc7; 0: the trunk has none, and is scored directly (GoogLeNet, EfficientNet)."""
     upsampling: Literal["bilinear", "learned"] = "bilinear"
     input_upsampling: Literal[1, 2, 4] = 1
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    skip_scales: tuple[float, float] = (1.0, 1.0)
+    """Fixed factors of pool4 and pool3 before they are scored; 0.01 and 0.0001 in nets trained all at once."""
+    shift: int = Field(default=0, ge=0, lt=32)
+    """Rows and columns of zeros set before the image: 3 stands for the pad of 100 of the authors' Caffe nets, whose
+    coarse cells begin at -3 modulo 32."""
 
     @model_validator(mode="after")
-    def _odd_kernel(self) -> "Architecture":
-        if self.fc_kernel % 2 == 0:
-            raise ValueError(f"fc_kernel must be odd to keep the map's size, got {self.fc_kernel}")
+    def _possible(self) -> "Architecture":
+        if self.width != 1 and self.trunk not in ("vgg16", "alexnet"):
+            raise ValueError(
+                f"{self.trunk} has one width, got {self.width:g}: set width to 1, or take vgg16 or alexnet"
+            )
+        if self.shift and self.input_upsampling > 1:
+            raise ValueError(
+                f"a shift of {self.shift} does not go with an input enlarged {self.input_upsampling} times: set shift "
+                "to 0 or input_upsampling to 1"
+            )
         return self
+
+
+class TorchvisionFcn(_Frozen):
+    """A dilated ResNet with an FCN head, as torchvision builds it: stride 8."""
+
+    family: Literal["torchvision"] = "torchvision"
+    name: Literal["fcn_resnet50", "fcn_resnet101"] = "fcn_resnet50"
 
 
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
@@ -90,6 +110,8 @@ class Scores(_Frozen):
     """Which pixels those were."""
     pixel_accuracy: Annotated[float, Field(ge=0, le=1)]
     mean_iu: Annotated[float, Field(ge=0, le=1)]
+    mean_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_weighted_iu: Annotated[float, Field(ge=0, le=1)] | None = None
     class_iu: dict[str, float]
     baseline: str
     """A simpler method on the same pixels, and what it reached."""
@@ -111,7 +133,7 @@ class ModelCard(_Frozen):
     name: str = Field(pattern=NAME)
     version: str
     summary: str
-    architecture: Architecture | Factory = Field(discriminator="family")
+    architecture: Architecture | TorchvisionFcn | Factory = Field(discriminator="family")
     stride: int = Field(ge=1)
     """The raster's grid the network repeats on, in pixels; derived from the layers or probed, checked on load."""
     halo: int | None = Field(ge=0)

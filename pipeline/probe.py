@@ -17,7 +17,6 @@ stride larger than it must be; never one that is smaller.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -26,6 +25,7 @@ from torch import nn
 
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.reach import cells_begin
 from fcn_batch.pipeline.trial import forward, noise, try_out
 
 _LENGTH = 1920  # 128 * 3 * 5: a multiple of the strides that networks have
@@ -158,10 +158,7 @@ class _Strip:
         return stride if stride < self.unit else None
 
     def phase(self, stride: int) -> int:
-        """Where cells begin: halfway between the first pixels and the last pixels that cells look at.
-
-        Both are known but for multiples of the stride, so the phase is but for half of it: the one nearer to 0.
-        """
+        """Where cells begin, as near to 0 as can be told."""
         start, stop = self._data(stride)
 
         @cache  # of most networks, what looks up and what looks down jump at the same places
@@ -174,8 +171,7 @@ class _Strip:
         def bottom(rows: int) -> int:
             return -clean(rows)[1]
 
-        double = (_steepest(top, stride) - _steepest(bottom, stride)) % stride
-        return int((double if 2 * double <= stride else double - stride) / 2) % stride
+        return cells_begin(top, bottom, stride)
 
     def _data(self, stride: int) -> tuple[int, int]:
         start = round_up(self.length // 4, stride)
@@ -206,18 +202,3 @@ def _same(still: torch.Tensor, moved: torch.Tensor) -> bool:
         return True
     allowed = _SAME * a.std(dim=0, correction=0) + _ROUNDING * a.abs().amax(dim=0)
     return bool(((a - b).abs().amax(dim=0) <= allowed).all())
-
-
-def _steepest(edge: Callable[[int], int], stride: int) -> int:
-    """Where `edge`, which rises by `stride` from 0 to `stride`, jumps: the step begins at the number returned."""
-    low, high = 0, stride
-    at_low = edge(0)
-    at_high = at_low + stride
-    while high - low > 1:
-        middle = (low + high) // 2
-        at_middle = edge(middle)
-        if at_high - at_middle > at_middle - at_low:
-            low, at_low = middle, at_middle
-        else:
-            high, at_high = middle, at_middle
-    return low

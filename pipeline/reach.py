@@ -12,6 +12,7 @@ beyond a core, whose edges lie on multiples of the period, the network still loo
 interval arithmetic (all kernels are dense), so nothing is typed in; a test finds the same by following NaN.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -110,7 +111,53 @@ class Reach:
         """`beyond_core` rounded up to the period, so that a window with its halo starts on the grid."""
         return round_up(self.beyond_core, self.period)
 
+    @property
+    def phase(self) -> int:
+        """Where the coarsest cells begin, of a map with a cell for each pixel: see `cells_begin`."""
+        cell = np.arange(self.period)
+
+        def top(start: int) -> int:
+            """The first cell from which on none looks at what lies above `start`."""
+            turns = (start - 1 - self.first) // self.period
+            return int((cell + turns * self.period).max()) + 1
+
+        def bottom(rows: int) -> int:
+            """The first cell that looks at pixel -`rows` or beyond, negative."""
+            turns = (self.last + rows) // self.period
+            return int((turns * self.period - cell).max())
+
+        return cells_begin(top, bottom, self.period)
+
     def _at(self, edge: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """`edge` of cells beyond the first period: one period on, everything shifts by `period`."""
         turns, cell = np.divmod(index, self.cells)
         return np.asarray(edge[cell] + turns * self.period)
+
+
+def cells_begin(top: Callable[[int], int], bottom: Callable[[int], int], period: int) -> int:
+    """Where the coarsest cells begin, 0 to period - 1: halfway between the first and the last pixels that they look at.
+
+    `top` and `bottom` say where scores begin and, negative, where they end when so many rows more are missing there.
+    Both ends are known but for multiples of the period, so the answer is but for half of it: the one nearer to 0.
+    """
+    double = (steepest(top, period) - steepest(bottom, period)) % period
+    return int((double if 2 * double <= period else double - period) / 2) % period
+
+
+def steepest(edge: Callable[[int], int], period: int) -> int:
+    """Where `edge`, which rises by `period` from 0 to `period`, jumps: the step begins at the number returned.
+
+    >>> steepest(lambda rows: 8 if rows > 5 else 0, 8)
+    5
+    """
+    low, high = 0, period
+    at_low = edge(0)
+    at_high = at_low + period
+    while high - low > 1:
+        middle = (low + high) // 2
+        at_middle = edge(middle)
+        if at_high - at_middle > at_middle - at_low:
+            low, at_low = middle, at_middle
+        else:
+            high, at_high = middle, at_middle
+    return low

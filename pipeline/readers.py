@@ -1,5 +1,6 @@
 """How each kind of call that torch.export records becomes a layer. `READERS` names all that can be streamed."""
 
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -154,9 +155,24 @@ def _interpolate(recorder: Recorder, call: fx.Node) -> None:
 def _pad(recorder: Recorder, call: fx.Node) -> None:
     x, pads, mode, fill = _arguments(call)
     left, right, top, bottom = (*pads, 0, 0)[:4]
-    if mode not in ("constant", "replicate") or len(pads) > 4 or min(pads) < 0:
+    cuts = min(pads) < 0 and mode != "constant"
+    if mode not in ("constant", "replicate") or len(pads) > 4 or cuts:
         raise Obstacle(f"padding {mode} {list(pads)}")
     layer = Pad(top, bottom, left, right, (fill or 0.0) if mode == "constant" else None)
+    recorder.add(call, layer, (recorder.value(x),))
+
+
+def _slice(recorder: Recorder, call: fx.Node) -> None:
+    """Rows or columns cut off, as many at each edge whatever the image's size."""
+    x, dim, start, stop, step = _arguments(call)
+    size, first, last = int(x.meta["val"].shape[dim]), start or 0, sys.maxsize if stop is None else stop
+    if step == 1 and first == 0 and last >= size:
+        recorder.values[call] = recorder.value(x)
+        return
+    if dim % 4 not in (2, 3) or step != 1 or first < 0 or 0 <= last < size:
+        raise Obstacle(f"[{first}:{last}:{step}] of dimension {dim}, not a number of rows or columns at an edge")
+    before, after = -first, min(last, 0)
+    layer = Pad(before, after, 0, 0, 0.0) if dim % 4 == 2 else Pad(0, 0, before, after, 0.0)
     recorder.add(call, layer, (recorder.value(x),))
 
 
@@ -247,6 +263,7 @@ READERS: dict[str, _Reader] = {
     "upsample_bilinear2d": _interpolate,
     "upsample_nearest2d": _interpolate,
     "pad": _pad,
+    "slice": _slice,
     "cat": _cat,
     "add": _binary(torch.add),
     "sub": _binary(torch.sub),

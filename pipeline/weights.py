@@ -16,8 +16,8 @@ from torch import nn
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.factory import as_float32, build, card_of, read_factory
-from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.model_card import Factory, ModelCard, first_problem
+from fcn_batch.pipeline.networks import FcnNetwork, build_network
 
 _CARD_KEY = "fcn_batch.model_card"
 _HEADER_LIMIT = 16 * 2**20
@@ -32,11 +32,25 @@ class ModelFile:
     card: ModelCard
 
 
-def save_model(path: Path, network: Fcn, card: ModelCard) -> None:
-    """Write `network`, its weights in their own dtype, and `card` to `path` at once or not at all."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+def save_model(path: Path, network: FcnNetwork, card: ModelCard, *, dtype: torch.dtype | None = None) -> None:
+    """Write `network` and `card` to `path` at once or not at all.
+
+    Weights are written as `dtype`, or in their own if it is None; counters stay whole numbers. They are read as
+    float32 again whatever they were written as. ModelError when a weight is too large for `dtype`.
+    """
+    tensors = {name: _packed(path, name, tensor, dtype) for name, tensor in network.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={_CARD_KEY: card.model_dump_json()})
     write_whole(path, data)
+
+
+def _packed(path: Path, name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    packed = tensor.to(dtype)
+    if not torch.equal(packed.isfinite(), tensor.isfinite()):
+        raise ModelError(f"{path}: {name} holds {tensor.abs().max():g}, too large for {dtype}; save it as float32")
+    return packed
 
 
 def read_card(path: Path) -> ModelFile:
@@ -59,7 +73,7 @@ def structure(file: ModelFile) -> nn.Module:
     if isinstance(architecture, Factory):
         return load_model(file.path, sha256=file.sha256)[1]
     with torch.device("meta"):
-        return Fcn(architecture, len(card.input.bands), len(card.legend)).eval()
+        return build_network(architecture, len(card.input.bands), len(card.legend)).eval()
 
 
 def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, nn.Module]:
@@ -76,7 +90,7 @@ def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, nn.
     data = _read_bytes(path)
     file = _parse(path, data)
     _check_hash(path, file.sha256, sha256)
-    return file, _fcn(file, data)
+    return file, _own(file, data)
 
 
 def _check_hash(path: Path, found: str, wanted: str | None) -> None:
@@ -87,22 +101,22 @@ def _check_hash(path: Path, found: str, wanted: str | None) -> None:
         )
 
 
-def _fcn(file: ModelFile, data: bytes) -> Fcn:
+def _own(file: ModelFile, data: bytes) -> FcnNetwork:
     card, path = file.card, file.path
     if isinstance(card.architecture, Factory):
         raise ModelError(f"{path}: its card names the factory {card.architecture.target}; give that one's TOML file")
     with torch.device("meta"):  # nothing is allocated until the weights are known to fit the card
-        network = Fcn(card.architecture, len(card.input.bands), len(card.legend))
-    if (network.stride, network.halo, 0) != (card.stride, card.halo, card.phase):
+        network = build_network(card.architecture, len(card.input.bands), len(card.legend))
+    if (network.stride, network.halo, network.phase) != (card.stride, card.halo, card.phase):
         raise ModelError(
             f"{path}: the card says stride {card.stride}, halo {card.halo} and phase {card.phase}, the layers give "
-            f"{network.stride}, {network.halo} and 0; the file is damaged or was edited: get it again"
+            f"{network.stride}, {network.halo} and {network.phase}; the file is damaged or was edited: get it again"
         )
     _fill(path, network, _tensors(path, data))
     return network.eval()
 
 
-def _fill(path: Path, network: Fcn, tensors: dict[str, torch.Tensor]) -> None:
+def _fill(path: Path, network: FcnNetwork, tensors: dict[str, torch.Tensor]) -> None:
     tensors = as_float32(path, tensors)
     dead = [n for n, t in tensors.items() if n.endswith("weight") and not t.any()]
     if dead:

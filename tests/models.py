@@ -9,13 +9,16 @@ import torch
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard
+from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
+from fcn_batch.pipeline.networks import FcnNetwork
+from fcn_batch.pipeline.torchvision_fcn import DilatedFcn
 from fcn_batch.pipeline.weights import save_model
 
 
 def tiny_architecture(**changes: Any) -> Architecture:
-    """An FCN-8s with a sixteenth of VGG16's channels, and `changes` to it."""
-    return Architecture(**{"width": 0.0625, "fc_kernel": 3, "fc_channels": 16, **changes})
+    """An FCN-8s with a sixteenth of its trunk's channels, if that has several widths, and `changes` to it."""
+    width = 0.0625 if changes.get("trunk", "vgg16") in ("vgg16", "alexnet") else 1.0
+    return Architecture(**{"width": width, "fc_kernel": 3, "fc_channels": 16, **changes})
 
 
 def tiny_network(
@@ -30,42 +33,69 @@ def tiny_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Fcn(architecture or tiny_architecture(), bands, classes)
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                if name.startswith("score") or name.endswith("bias"):
-                    parameter.copy_(torch.randn_like(parameter) * 0.3)
-                elif name.startswith("up_"):
-                    parameter.add_(0.03 * torch.randn_like(parameter))
-            _balance(network.eval(), bands)
+        _shake(network)
     return network.to(dtype)
 
 
-def _balance(network: Fcn, bands: int) -> None:
+def tiny_dilated(
+    name: Literal["fcn_resnet50", "fcn_resnet101"] = "fcn_resnet50",
+    *,
+    bands: int = 3,
+    classes: int = 6,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> DilatedFcn:
+    """torchvision's FCN, which has one width, with random weights as those of `tiny_network`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DilatedFcn(TorchvisionFcn(name=name), bands, classes)
+        _shake(network)
+    return network.to(dtype)
+
+
+def _shake(network: FcnNetwork) -> None:
+    """Draw the weights that start at 0 or all alike, and give batch norms what they would have seen in training."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter is network.score.weight or name.startswith("score") or name.endswith("bias"):
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+            elif name.startswith("up_"):
+                parameter.add_(0.03 * torch.randn_like(parameter))
+        if norms:
+            for norm in norms:
+                norm.momentum = 1.0
+            network.train()(torch.randn(2, network.bands, 96, 96))
+        _balance(network.eval(), network.bands)
+
+
+def _balance(network: FcnNetwork, bands: int) -> None:
     """Bring the scores of every class to mean 0 and deviation 1 over an image of noise, more or less.
 
     Rounded, so that the last bits of a forward pass (they depend on the number of threads) do not show.
     """
     scores = network(torch.randn(1, bands, 160, 160))[0].flatten(1)
     deviation = scores.std(dim=1).round(decimals=2).clamp(min=0.01)
-    layers = [m for name, m in network.named_modules() if name.startswith("score")]
+    layers = [m for name, m in network.named_modules() if name.startswith("score") or m is network.score]
     for layer in layers:
         assert isinstance(layer, torch.nn.Conv2d)
         assert layer.bias is not None
         layer.weight /= deviation[:, None, None, None]
         layer.bias /= deviation
-    if network.architecture.upsampling == "bilinear":  # only then no class's scores move another's
+    learned = isinstance(network, Fcn) and network.architecture.upsampling == "learned"
+    if not learned:  # only then no class's scores move another's
         scores = network(torch.randn(1, bands, 160, 160))[0].flatten(1)
         assert network.score.bias is not None
         network.score.bias -= scores.mean(dim=1).round(decimals=2)
 
 
 def tiny_card(
-    network: Fcn, *, bands: tuple[str, ...] = ("red", "green", "blue"), gsd_m: float = 7000.0, **changes: Any
+    network: FcnNetwork, *, bands: tuple[str, ...] = ("red", "green", "blue"), gsd_m: float = 7000.0, **changes: Any
 ) -> ModelCard:
     """The card of `network` for images like `tests.rasters.noise`; class ids are 0, 10, 20, …"""
     classes = tuple(
         ClassInfo(id=10 * k, name=f"class {k}", colour=f"#{20 * k % 256:02x}{255 - 9 * k % 256:02x}40")
-        for k in range(network.score.out_channels)
+        for k in range(network.classes)
     )
     values = {
         "name": "tiny",
@@ -74,6 +104,7 @@ def tiny_card(
         "architecture": network.architecture,
         "stride": network.stride,
         "halo": network.halo,
+        "phase": network.phase,
         "input": InputSpec(bands=tuple(Band(name=name, mean=0.392, std=0.225) for name in bands), gsd_m=gsd_m),
         "legend": Legend(classes=classes),
     }

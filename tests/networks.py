@@ -60,8 +60,11 @@ class _Builder:
         self.kept: list[tuple[int, Fraction]] = []
 
     def conv(self) -> None:
-        """The same size: padded by the convolution ('same' too), or by a layer before it; even kernels too."""
-        choose = self.choose
+        """The same size: padded by the convolution ('same' too), or by a layer before it; even kernels too.
+
+        Or padded by more than it needs, and cut to its size again.
+        """
+        choose, cut = self.choose, (0, 0, 0, 0)
         kernel, dilation = (choose([3, 1, 2, 4, 5]), choose([3, 1, 2])), (choose([1, 1, 2]), choose([1, 2]))
         spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         groups = choose([1, 1, self.channels])
@@ -71,13 +74,18 @@ class _Builder:
             padding = choose(["same", (spans[0] // 2, spans[1] // 2)])
         else:
             top, left = choose(range(spans[0] + 1)), choose(range(spans[1] + 1))
-            pads = (left, spans[1] - left, top, spans[0] - top)
+            cut = (choose([0, 0, 1, 2]), choose([0, 0, 1]), choose([0, 0, 0, 1, 2]), choose([0, 0, 0, 1, 2]))
+            needed = (left, spans[1] - left, top, spans[0] - top)
+            pads = tuple(a + b for a, b in zip(needed, cut, strict=True))
             self.steps.append(choose([nn.ZeroPad2d, nn.ReplicationPad2d, lambda p: nn.ConstantPad2d(p, 0.7)])(pads))
         options: dict[str, Any] = {"padding": padding, "dilation": dilation, "groups": groups}
         mode = choose(["zeros", "zeros", "replicate"])
         self.steps.append(
             nn.Conv2d(self.channels, out, kernel, bias=choose([True, False]), padding_mode=mode, **options)
         )
+        if any(cut):
+            left, right, top, bottom = cut
+            self.steps.append(nn.ZeroPad2d((-left, -right, -top, -bottom)))
         self.channels = out
 
     def down(self) -> None:

@@ -17,7 +17,7 @@ FILES = sorted(
         *(p for d in ("pipeline", "workflows", "configs", "bench") for p in (ROOT / d).rglob("*.py")),
     ]
 )
-HEAVY = ("torch", "torchvision", "rasterio", "zarr", "dask", "distributed")
+HEAVY = ("torch", "torchvision", "rasterio", "zarr", "dask", "distributed", "matplotlib")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

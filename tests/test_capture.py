@@ -100,6 +100,12 @@ RECORDED = {
         lambda m, x: functional.interpolate(m[0](x), size=x.shape[2:], mode="bilinear", align_corners=False), _down()
     ),
     "cropped and padded": Net(lambda m, x: m[1](m[0](x)), _conv(padding=0), _conv(4, padding=2)),
+    "padded and cropped": Net(lambda m, x: functional.pad(m[0](x), (-1, -3, -2, -2)), _conv(padding=3)),
+    "cropped and moved": Net(
+        lambda m, x: m[1](functional.pad(m[0](x), (-2, 2, 3, -3))), _down(), nn.ConvTranspose2d(4, 4, 2, 2)
+    ),
+    "sliced": Net(lambda m, x: m[0](x)[:, :, 1:-3, 2:-2], _conv(padding=3)),
+    "sliced at one edge": Net(lambda m, x: m[0](x)[..., 2:, :-2], _conv(padding=2)),
     "in half the numbers": Net(lambda _, x: functional.avg_pool2d(x, 3, 1, 1)),
     "stride 7": Net(lambda m, x: functional.interpolate(m[0](x), scale_factor=7), nn.Conv2d(BANDS, 4, 7, stride=7)),
     "a tuple": Net(lambda m, x: (m[0](x), m[0](x) * 2), _conv()),
@@ -202,8 +208,14 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "the same, bilinear": (_enlarged(scale_factor=2.0002, mode="bilinear"), r"upsample_bilinear2d \(by "),
     "reflected": (_then(_conv(4, padding_mode="reflect")), r"part\.1: pad \(padding reflect \[1, 1, 1, 1\]\)"),
     "circular": (_then(_conv(4, padding_mode="circular")), r"part\.1: pad \(padding circular"),
-    "cropped": (Net(lambda m, x: functional.pad(m[0](x), (-1, -1, -1, -1)), _conv(padding=2)), r"padding constant"),
-    "sliced": (Net(lambda m, x: m[0](x)[:, :, 1:-1, 1:-1], _conv(padding=2)), r"slice"),
+    "sliced to a size": (Net(lambda m, x: m[0](x)[:, :, 1:1921, 1:-1], _conv(padding=2)), r"slice \(\[1:1921:1\] of d"),
+    "sliced from the end": (Net(lambda m, x: m[0](x)[:, :, -1920:], _conv(padding=(2, 1))), r"slice \(\[-1920:"),
+    "every other row": (Net(lambda m, x: m[0](x)[:, :, ::2], _conv()), r"slice \(\[0:\d+:2\] of dimension 2"),
+    "some channels": (Net(lambda m, x: m[0](x)[:, 1:], _conv()), r"slice \(\[1:\d+:1\] of dimension 1"),
+    "cropped and reflected": (
+        Net(lambda m, x: functional.pad(m[0](x), (-1, -1, 1, 1), mode="replicate"), _conv(padding=(0, 2))),
+        r"pad \(padding replicate \[-1, -1, 1, 1\]\)",
+    ),
     "reshaped": (Net(_reshaped, _conv()), r"view(_1)? \(not known\)"),
     "rolled": (Net(lambda m, x: m[0](x).roll(1, 2), _conv()), r"roll \(not known\)"),
     "summed up": (Net(lambda m, x: m[0](x).cumsum(2), _conv()), r"cumsum \(not known\)"),

@@ -25,8 +25,8 @@ def test_other_spellings_of_colours_are_refused(colour: str) -> None:
         _info(colour=colour)
 
 
-@pytest.mark.parametrize("number", [-1, NODATA, 256])
-def test_ids_fit_a_byte_beside_nodata(number: int) -> None:
+@pytest.mark.parametrize("number", [-1, 65535, 2**40])
+def test_ids_fit_two_bytes(number: int) -> None:
     with pytest.raises(ValidationError, match=f"input_value={number}"):
         _info(number)
 
@@ -35,6 +35,11 @@ def test_ids_fit_a_byte_beside_nodata(number: int) -> None:
 def test_nameless_and_misspelt_classes_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ClassInfo(**{"id": 0, "name": "water", "colour": "#1f78b4", **fields})
+
+
+@pytest.mark.parametrize(("highest", "fits"), [(0, True), (NODATA - 1, True), (NODATA, False), (999, False)])
+def test_a_map_holds_ids_below_nodata(*, highest: int, fits: bool) -> None:
+    assert Legend(classes=(_info(highest), _info(0 if highest else 1, "land"))).fits_a_map is fits
 
 
 def test_ids_keep_the_order_of_the_channels() -> None:

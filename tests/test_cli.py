@@ -53,8 +53,8 @@ EXAMPLES = [
 
 
 def test_the_commands_are_these() -> None:
-    of_models = {("model", "list"), ("model", "info"), ("model", "check")}
-    assert set(COMMANDS) == {("segment",), ("plan",), ("train",)} | of_models
+    of_models = {("model", name) for name in ("list", "info", "check", "convert", "convolutionalise")}
+    assert set(COMMANDS) == {("segment",), ("plan",), ("train",), ("evaluate",)} | of_models
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -89,7 +89,7 @@ def test_the_main_help_names_the_commands() -> None:
     result = fcn_batch("--help")
     assert result.exit_code == 0
     assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
-        "model", "plan", "segment", "train",
+        "evaluate", "model", "plan", "segment", "train",
     ]  # fmt: skip
 
 

@@ -34,6 +34,11 @@ NETWORKS = [
     {"stride": 8, "fc_kernel": 3, "input_upsampling": 2},
     {"stride": 8, "fc_kernel": 3, "input_upsampling": 4},
     {"stride": 16, "fc_kernel": 3, "input_upsampling": 4, "upsampling": "learned"},
+    {"stride": 8, "fc_kernel": 4, "skip_scales": (0.5, 0.1)},
+    {"stride": 16, "fc_kernel": 3, "shift": 3},
+    {"stride": 32, "fc_kernel": 2, "shift": 31, "upsampling": "learned"},
+    {"trunk": "alexnet", "stride": 8, "fc_kernel": 6},
+    {"trunk": "alexnet", "stride": 32, "fc_kernel": 6, "fc_channels": 0, "shift": 20},
 ]
 
 
@@ -238,7 +243,7 @@ def test_the_trunk_is_torchvisions() -> None:
 def test_the_trunk_computes_what_torchvisions_does() -> None:
     vgg = pytest.importorskip("torchvision.models.vgg")
     ours = VggTrunk(3, 0.125).eval()
-    stages = zip(ours.channels, (2, 2, 3, 3, 3), strict=True)
+    stages = zip((8, 16, 32, 64, 64), (2, 2, 3, 3, 3), strict=True)
     features = vgg.make_layers([v for channels, many in stages for v in (*[channels] * many, "M")]).eval()
     with torch.no_grad():
         for parameter in ours.parameters():  # torch's own start lets the signal fade
@@ -246,6 +251,7 @@ def test_the_trunk_computes_what_torchvisions_does() -> None:
         features.load_state_dict(ours.features.state_dict())
         x = torch.randn(1, 3, 64, 96)
         pool3, pool4, pool5 = ours(x)
+        assert ours.channels == (32, 64, 64)
         assert (pool3.shape, pool4.shape, pool5.shape) == ((1, 32, 8, 12), (1, 64, 4, 6), (1, 64, 2, 3))
         assert pool5.any()
         assert torch.equal(pool5, features(x))

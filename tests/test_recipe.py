@@ -1,30 +1,50 @@
-"""Recipes: read whole, wrong in every field at once, strips that never overlap."""
+"""Recipes: read whole, wrong in every field at once, stages, labels."""
 
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fcn_batch.pipeline.errors import TrainingError
 from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.recipe import StripSplit, read_recipe
+from fcn_batch.pipeline.model_card import Architecture, TorchvisionFcn
+from fcn_batch.pipeline.recipe import read_recipe
+from fcn_batch.pipeline.splits import USES, FileSplit, StripSplit
+from tests.recipes import recipe_values, tiny_recipe, write_toml
 
-WORLD = Path(__file__).parents[1] / "configs" / "models" / "landcover-world.toml"
-USES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+SHIPPED = sorted((Path(__file__).parents[1] / "configs" / "models").glob("*.toml"))
+WORLD = next(path for path in SHIPPED if path.stem == "landcover-world")
 
 
-def test_the_recipe_of_the_model_that_ships() -> None:
+def test_four_recipes_ship() -> None:
+    assert [path.stem for path in SHIPPED] == ["aerial", "buildings", "landcover-world", "nuclei"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.stem))
+def test_shipped_recipes_are_named_like_their_files(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.model.name == path.stem
+    assert recipe.images.bands == ("red", "green", "blue")
+    assert isinstance(recipe.architecture, Architecture)
+    assert recipe.data, "where the data come from"
+    assert all(part.licence for part in recipe.data)
+    if recipe.start is not None:
+        package = recipe.start.removeprefix("package:").partition("/")[0].replace("_", "-")
+        assert any(package in part.source for part in recipe.data), "weights to start from are data, too"
+
+
+def test_the_strips_of_the_world() -> None:
     recipe = read_recipe(WORLD)
-    assert recipe.model.name == WORLD.stem
-    assert recipe.pair.bands == ("red", "green", "blue")
+    assert isinstance(recipe.split, StripSplit)
     assert [c.id for c in recipe.classes] == list(range(6))
-    size = Size(2700, 5400)  # the world at 1/15 degree
-    train, val, test = (recipe.split.regions(size, use) for use in USES)
+    assert recipe.classes[1].label_ids == (1, 2, 3, 4, 5)
+    train, val, test = (recipe.split.regions(Size(2700, 5400), use) for use in USES)  # the world at 1/15 degree
     assert [(w.col, w.width) for w in val] == [(1800, 450)]
     assert [w.col for w in test] == [900, 2700, 4500]
     assert {w.stop_row for w in test} == {2250}
@@ -73,20 +93,11 @@ def test_strips_are_disjoint_and_cover_the_raster(split: StripSplit, height: int
             assert use_of[row, col] == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"test": (1, 2)}, "strip 1 is in both val and test"),
-        ({"never": (3,)}, "strip 3 is in both test and never"),
-        ({"never": (0, 1)}, "strip 1 is in both val and never"),
-        ({"score_rows": (7, 7)}, r"later one, got \[7, 7\]"),
-        ({"score_rows": (-1, 7)}, r"got \[-1, 7\]"),
-        ({"val": ()}, "val"),
-    ],
-)
-def test_splits_that_would_leak_or_score_nothing(change: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        StripSplit(**{"width": 10, "val": (1,), "test": (3,), **change})
+def test_what_a_file_says_is_what_is_read(tmp_path: Path) -> None:
+    values = recipe_values(images={"ignore": [9]}, schedule={"staged": True}, start="trunk.pth")
+    recipe = read_recipe(write_toml(tmp_path / "recipe.toml", values))
+    assert recipe == tiny_recipe(images={"ignore": [9]}, schedule={"staged": True}, start="trunk.pth")
+    assert recipe.sha256 != tiny_recipe(images={"ignore": [9]}, start="trunk.pth").sha256
 
 
 def _written(tmp_path: Path, *changes: tuple[str, str]) -> Path:
@@ -105,6 +116,7 @@ def _refused(path: Path) -> str:
         read_recipe(path)
     assert caught.value.exit_code == 8
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -118,18 +130,18 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
             (r"^colour = .*", 'colour = "blue"'),
             (r"^val = .*", "val = [2]"),
             (r"^gsd_m = .*", "gsd_m = nan"),
-            (r"^image = .*", ""),
+            (r"^paths = .*", ""),
         )
     )
     for field in (
         "model.name: ",
-        "architecture.width: ",
+        "architecture.fcn.width: ",
         "schedule.steps: ",
         "schedule.speed: ",
         "classes.0.colour: ",
-        "split: Value error, strip 2 is in both val and test",
+        "split.strips: Value error, strip 2 is in both val and test",
         "model.gsd_m: ",
-        "pair.image: ",
+        "images.paths: ",
     ):
         assert field in message
 
@@ -139,10 +151,68 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     [
         ("id = 1\n", "id = 0\n", "two classes have the id 0"),
         ('"barren"', '"water"', "two classes have the name 'water'"),
+        (r"\[16\]", "[16, 4]", "label id 4 means two classes"),
+        (r"labels = \[16\]\n", "", "label id 4 means two classes"),  # its own id then
     ],
 )
 def test_classes_that_are_not_distinct(tmp_path: Path, old: str, new: str, match: str) -> None:
     assert f"classes: Value error, {match}" in _refused(_written(tmp_path, (old, new)))
+
+
+def test_a_class_without_labels_means_its_own_id() -> None:
+    classes = [{"id": 7, "name": "a", "colour": "#000000"}, {"id": 9, "name": "b", "colour": "#0000ff", "labels": [3]}]
+    recipe = tiny_recipe(classes=classes)
+    assert [c.label_ids for c in recipe.classes] == [(7,), (3,)]
+    assert recipe.legend.ids == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "strides"), [(8, (32, 16, 8)), (16, (32, 16)), (32, (32,))], ids=["to 8", "to 16", "to 32"]
+)
+def test_stages_go_from_coarse_to_fine(given: int, strides: tuple[int, ...]) -> None:
+    recipe = tiny_recipe(architecture={"stride": given}, schedule={"staged": True})
+    stages = [stage for stage in recipe.stages if isinstance(stage, Architecture)]
+    assert tuple(stage.stride for stage in stages) == strides
+    assert stages[-1] == recipe.architecture
+    assert {stage.model_copy(update={"stride": given}) for stage in stages} == {recipe.architecture}
+    assert tiny_recipe(architecture={"stride": given}).stages == (recipe.architecture,)
+
+
+def test_torchvision_networks_have_no_stages() -> None:
+    architecture = TorchvisionFcn(name="fcn_resnet50")
+    values = {**recipe_values(), "architecture": architecture.model_dump()}
+    assert type(tiny_recipe()).model_validate(values).stages == (architecture,)
+    values["schedule"]["staged"] = True
+    with pytest.raises(ValidationError, match="fcn_resnet50 has no skips to add in stages"):
+        type(tiny_recipe()).model_validate(values)
+
+
+def test_an_architecture_is_of_the_papers_family_unless_it_says_so() -> None:
+    values = recipe_values()
+    del values["architecture"]["family"]
+    assert type(tiny_recipe()).model_validate(values) == tiny_recipe()
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"schedule": {"batch": 6, "accumulate": 4}}, "a batch of 6 windows cannot be done in 4 equal parts"),
+        ({"schedule": {"learning_rate": 0}}, "greater than 0"),
+        ({"augment": {"scale": 0.5}}, "greater than or equal to 1"),
+        ({"augment": {"turn": True}}, "Extra inputs"),
+        ({"split": {"by": "luck"}}, "luck"),
+        ({"split": {"by": "files", "val": ["a"]}}, "patterns for `val` and `test`"),
+        ({"images": {"bands": []}}, "at least 1"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_makes_no_sense_is_refused(parts: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        tiny_recipe(**parts)
+
+
+def test_a_split_by_files() -> None:
+    assert isinstance(tiny_recipe(split={"by": "files", "list": "split.json"}).split, FileSplit)
 
 
 def test_no_toml(tmp_path: Path) -> None:

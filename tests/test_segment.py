@@ -688,7 +688,7 @@ def test_areas_of_a_projected_raster_and_of_one_that_lies_nowhere(tmp_path: Path
     for entry in report_of(tmp_path)["classes"]:  # UTM's scale is 0.9996 here
         assert entry["area_km2"] == pytest.approx(entry["pixels"] * 1e-4 / 0.9996**2, rel=1e-3)
     assert all(c["area_km2"] is None for c in report_of(tmp_path, "b")["classes"])
-    assert "a.tif: tiny was trained at 7000 m per pixel, this raster has 10 m" in result.stderr
+    assert "a.tif: tiny was trained at 7 km per pixel, this raster has 10 m" in result.stderr
     assert "b.tif: the raster has no coordinate reference system" in result.stderr
 
 

@@ -81,11 +81,12 @@ def test_a_stream_has_the_same_bits_wherever_it_begins(network: Steps, dtype: to
     strip = stride * data.draw(st.sampled_from([1, 1, 2, 3, 5]), "strides in a strip")
     bottom, width = stride * data.draw(st.integers(8, 60), "strides down"), stride * data.draw(st.integers(1, 4))
     segment = stride * data.draw(st.integers(0, 8), "strides to the segment")
-    descent = Descent.of(Window(min(segment, bottom - 1), 0, 1, 1), bottom, strip, halo, graph.warm_up(strip))
+    segment = min(segment, bottom - stride)
+    descent = Descent.of(Window(segment, 0, 1, 1), bottom, strip, halo, graph.warm_up(strip))
     program, pixels = programmed(graph, dtype, strip, width), image(bottom, width, dtype)
     whole = streamed(program, pixels, strip, descent.top)
     starts: dict[int, int] = {}
-    for row in range(min(segment, bottom - 1), bottom):
+    for row in range(segment, bottom):
         start = descent.start(row)
         assert start % stride == 0
         assert (start - descent.top) % strip == 0, "on the segment's grid of strips"
@@ -97,11 +98,12 @@ def test_a_stream_has_the_same_bits_wherever_it_begins(network: Steps, dtype: to
         assert wrong == [], (start, starts[start], descent)
 
 
+@pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize(
     ("dtype", "top", "strip"), [(torch.float32, 0, 32), (torch.bfloat16, 96, 32), (torch.float32, 96, 64)], ids=str
 )
-def test_an_fcn_has_the_same_bits_wherever_it_begins(dtype: torch.dtype, top: int, strip: int) -> None:
-    graph = capture(tiny_network(), BANDS)
+def test_an_fcn_has_the_same_bits_wherever_it_begins(dtype: torch.dtype, top: int, strip: int, shift: int) -> None:
+    graph = capture(tiny_network(tiny_architecture(shift=shift)), BANDS)
     bottom, halo = 800, graph.reach.halo
     descent = Descent.of(Window(top + halo, 0, 1, 1), bottom, strip, halo, graph.warm_up(strip))
     assert descent.top == top

@@ -13,8 +13,9 @@ import torch
 
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.weights import load_model, read_card, save_model
-from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_network
+from fcn_batch.pipeline.networks import FcnNetwork
+from fcn_batch.pipeline.weights import load_model, read_card, save_model, structure
+from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_dilated, tiny_network
 
 KEY = "fcn_batch.model_card"
 Tensors = dict[str, torch.Tensor]
@@ -63,6 +64,43 @@ def test_a_saved_network_comes_back_with_the_same_scores(tmp_path: Path, archite
     x = torch.randn(1, 3, 64, 96)
     assert torch.equal(loaded(x), network(x))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def _of_kind(kind: str) -> FcnNetwork:
+    if kind == "fcn_resnet50":
+        return tiny_dilated()
+    shape: dict[str, Any] = {"fc_kernel": 6, "shift": 3} if kind == "alexnet" else {"fc_channels": 0}
+    return tiny_network(tiny_architecture(trunk=kind, **shape))
+
+
+@pytest.mark.parametrize("kind", ["alexnet", "googlenet", "efficientnet_lite0", "fcn_resnet50"])
+def test_networks_of_every_kind_come_back_from_half_precision(tmp_path: Path, kind: str) -> None:
+    network, path = _of_kind(kind), tmp_path / "model.safetensors"
+    card = tiny_card(network)
+    save_model(path, network, card, dtype=torch.float16)
+    written = safetensors.torch.load(path.read_bytes())
+    file, loaded = load_model(path)
+    assert file.card == card
+    assert type(structure(file)) is type(loaded) is type(network)
+    for name, tensor in network.state_dict().items():
+        counter = name.endswith("num_batches_tracked")
+        assert written[name].dtype == (torch.int64 if counter else torch.float16)
+        assert loaded.state_dict()[name].dtype == (torch.int64 if counter else torch.float32)
+        assert torch.equal(loaded.state_dict()[name], tensor if counter else tensor.half().float()), name
+    x = torch.randn(1, 3, 64, 32)
+    scores, expected = loaded(x), network(x)
+    assert (scores - expected).abs().max() <= 0.05 * expected.abs().max()
+    assert (scores.argmax(dim=1) == expected.argmax(dim=1)).double().mean() > 0.9
+
+
+def test_weights_that_half_precision_cannot_hold(tmp_path: Path) -> None:
+    network, path = tiny_network(), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        network.state_dict()["fc7.bias"][3] = 1e5
+    with pytest.raises(ModelError, match=r"fc7\.bias holds 100000, too large for torch\.float16; save it as float32"):
+        save_model(path, network, tiny_card(network), dtype=torch.float16)
+    assert not path.exists()
+    save_model(path, network, tiny_card(network), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -152,7 +190,9 @@ def test_weights_without_a_card(tmp_path: Path) -> None:
     ("field", "value", "match"),
     [
         ("architecture__stride", 12, r"architecture\.stride.*got 12"),
-        ("architecture__fc_kernel", 4, "must be odd.*got 4"),
+        ("architecture__fc_kernel", 0, r"architecture\.fc_kernel.*got 0"),
+        ("architecture__trunk", "googlenet", r"architecture: .*googlenet has one width, got 0\.0625"),
+        ("architecture__shift", 32, r"architecture\.shift.*got 32"),
         ("architecture__trunk", "resnet50", r"architecture\.trunk.*'resnet50'"),
         ("architecture__family", "vit", "architecture: .*'vit'"),
         ("bf16_disagreement", 1.5, r"bf16_disagreement.*got 1\.5"),
@@ -181,6 +221,13 @@ def test_an_edited_grid_is_found(good: Path, field: str, value: int | None) -> N
         _rewrite(good, None, **{field: value}),
         "says stride {stride}, halo {halo} and phase {phase}, the layers give 32, 160 and 0".format(**says),
     )
+
+
+def test_the_phase_of_a_shifted_network_is_checked(tmp_path: Path) -> None:
+    network = tiny_network(tiny_architecture(shift=3))
+    save_model(tmp_path / "model.safetensors", network, tiny_card(network))
+    assert read_card(tmp_path / "model.safetensors").card.phase == 29
+    _refused(_rewrite(tmp_path / "model.safetensors", phase=0), "halo 160 and phase 0, the layers give 32, 160 and 29")
 
 
 def test_a_card_that_names_a_factory_has_its_weights_elsewhere(good: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,10 +43,11 @@ MODEL_OPTIONS = (
     click.option(
         "-m",
         "--model",
-        default="landcover-world",
+        default="auto",
         show_default=True,
-        metavar="NAME|FILE",
-        help="An embedded model (see `fcn-batch model list`), a .safetensors or .toml file, or package.module:factory.",
+        metavar="auto|NAME|FILE",
+        help="auto: the embedded model that was trained on such images. Or its name (`fcn-batch model list`), a "
+        ".safetensors or .toml file, or package.module:factory.",
     ),
     click.option(
         "-b",
@@ -109,5 +111,142 @@ MODEL_OPTIONS = (
 def model_options(command: Any) -> Any:
     """Give `command` all of them."""
     for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _id_pair(text: str) -> tuple[int, int]:
+    """``7=2`` to (7, 2)."""
+    try:
+        source, target = (int(part) for part in text.split("="))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a pair of ids like 7=2") from None
+    return source, target
+
+
+def _name_and_id(text: str) -> tuple[str, int]:
+    """``forest=2`` to ("forest", 2); names may hold an equals sign."""
+    name, _, number = text.rpartition("=")
+    try:
+        return name, int(number)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a value and an id like forest=2") from None
+
+
+POLYGON_OPTIONS = (
+    click.option("--field", metavar="NAME", help="Polygons: the attribute that says what each one is."),
+    click.option(
+        "--value",
+        "values",
+        type=_name_and_id,
+        multiple=True,
+        metavar="VALUE=ID",
+        help="Polygons: the id that a value of --field stands for (repeat for each); -1: no label.",
+    ),
+    click.option("--burn", type=int, metavar="ID", help="Polygons without --field: the id inside; default: 1."),
+    click.option(
+        "--background",
+        type=int,
+        metavar="ID",
+        help="Polygons: the id outside; -1: no label there; default: 0.",
+    ),
+    click.option("--layer", metavar="NAME", help="Polygons: the layer of a file that has several."),
+)
+"""What label polygons mean."""
+
+
+COMPARISON_OPTIONS = (
+    click.option(
+        "--ignore", type=int, multiple=True, metavar="ID", help="Label id to leave out (repeat), beside 255 and nodata."
+    ),
+    click.option(
+        "--map",
+        "renamed",
+        type=_id_pair,
+        multiple=True,
+        metavar="FROM=TO",
+        help="Label id FROM stands for class TO of PREDICTION (repeat for each).",
+    ),
+    *POLYGON_OPTIONS,
+    click.option(
+        "--boundary",
+        type=_auto_or_pixels,
+        metavar="auto|PIXELS",
+        default="auto",
+        show_default=True,
+        help="Distance of boundary IU. auto: 2 % of the diagonal, at most 16; 0: leave it out.",
+    ),
+    click.option(
+        "-o",
+        "--output",
+        "folder",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Also write metrics.json, confusion.csv and confusion.png there.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace these files if they exist."),
+)
+"""How a map is compared with labels, and where the result goes."""
+
+
+def comparison_options(command: Any) -> Any:
+    """Give `command` all of them."""
+    for option in reversed(COMPARISON_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _means(text: str) -> tuple[float, ...]:
+    """``122.7,116.7,104`` to three numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers like 122.7,116.7,104") from None
+
+
+CONVERSION_OPTIONS = (
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="FILE",
+        help="Model file to write, .safetensors.",
+    ),
+    click.option(
+        "--classes",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Names of the classes, one a line; default: PASCAL VOC's or ImageNet's, where their number fits.",
+    ),
+    click.option("--name", metavar="NAME", help="The model's name; default: the output file's."),
+    click.option(
+        "--gsd",
+        "gsd_m",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        metavar="METRES",
+        help="Size of a pixel that it was trained at.",
+    ),
+    click.option(
+        "--pixels",
+        type=click.Choice(["imagenet", "caffe", "caffe-rgb", "half", "tensorflow"]),
+        help="How pixels were scaled in training, if not as usual for such a network.",
+    ),
+    click.option(
+        "--means",
+        type=_means,
+        metavar="R,G,B",
+        help="Mean of each band in training, of values from 0 to 255, if not as published.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the model file if it exists."),
+)
+"""How weights become a model file."""
+
+
+def conversion_options(command: Any) -> Any:
+    """Give `command` all of them."""
+    for option in reversed(CONVERSION_OPTIONS):
         command = option(command)
     return command

@@ -121,14 +121,15 @@ def curves_png(losses: Sequence[Sequence[float]], looks: Sequence[Look]) -> byte
         steps = begins[number] + np.arange(1, len(stage) + 1)
         above.plot(steps, stage, linewidth=0.4, color="0.7")
         width = max(1, len(stage) // 50)
-        smooth = np.convolve(stage, np.ones(width) / width, "valid") if stage else []
-        above.plot(steps[width - 1 :], smooth, color=f"C{number}", label=f"stage {number + 1}")
+        if stage:
+            smooth = np.convolve(stage, np.ones(width) / width, "valid")
+            above.plot(steps[width - 1 :], smooth, color=f"C{number}", label=f"stage {number + 1}")
     above.set_ylabel("loss")
     if len(losses) > 1:
         above.legend(fontsize=8)
-    steps = [begins[look.stage] + look.step for look in looks]
-    below.plot(steps, [look.mean_iu for look in looks], marker="o", markersize=3, label="mean IU")
-    below.plot(steps, [look.pixel_accuracy for look in looks], marker="o", markersize=3, label="pixel accuracy")
+    at = [begins[look.stage] + look.step for look in looks]
+    below.plot(at, [look.mean_iu for look in looks], marker="o", markersize=3, label="mean IU")
+    below.plot(at, [look.pixel_accuracy for look in looks], marker="o", markersize=3, label="pixel accuracy")
     below.set(xlabel="step", ylabel="val split", ylim=(0, 1))
     below.legend(fontsize=8)
     return _png(figure)

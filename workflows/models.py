@@ -10,9 +10,9 @@ from pathlib import Path
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.factory import toml_of
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import TARGET, Factory, ModelCard
+from fcn_batch.pipeline.model_card import TARGET, Architecture, Factory, ModelCard, TorchvisionFcn
 from fcn_batch.pipeline.probe import Grid, probe
+from fcn_batch.pipeline.reach import Reach
 from fcn_batch.pipeline.trial import Agreement, compare_stream, compare_window
 from fcn_batch.pipeline.weights import ModelFile, load_model, read_card
 
@@ -84,13 +84,23 @@ def _describe_network(file: ModelFile) -> list[tuple[str, str]]:
         arguments = ", ".join(f"{key}={value!r}" for key, value in net.arguments.items())
         reach = "looks at the whole image" if card.halo is None else f"halo {card.halo} px, by probe"
         return [("network", f"{net.target}({arguments})"), ("stride", f"{card.stride} px, {reach}")]
-    network = load_model(file.path)[1]
-    field = f", receptive field {network.reach.field} px" if isinstance(network, Fcn) else ""
-    enlarged = f"input enlarged {net.input_upsampling} times"
-    return [
-        ("network", f"FCN-{net.stride}s, {net.trunk} x {net.width:g}, {enlarged}"),
-        ("stride", f"{card.stride} px, halo {card.halo} px{field}"),
-    ]
+    layers = getattr(load_model(file.path)[1], "reach", None)
+    field = f", receptive field {layers.field} px" if isinstance(layers, Reach) else ""
+    phase = f", cells begin at {card.phase} px" if card.phase else ""
+    return [("network", _told_network(net)), ("stride", f"{card.stride} px, halo {card.halo} px{field}{phase}")]
+
+
+def _told_network(net: Architecture | TorchvisionFcn) -> str:
+    if isinstance(net, TorchvisionFcn):
+        return f"{net.name}, as torchvision builds it"
+    parts = [f"FCN-{net.stride}s", f"{net.trunk} x {net.width:g}", f"input enlarged {net.input_upsampling} times"]
+    if not net.fc_channels:
+        parts.append("scored without fc6 and fc7")
+    if net.skip_scales != (1, 1):
+        parts.append("pool4 x {:g} and pool3 x {:g}".format(*net.skip_scales))
+    if net.shift:
+        parts.append(f"shifted by {net.shift} px")
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import fcn_batch
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.device import (
     available_cpus,
     check_precision,
@@ -18,7 +18,7 @@ from fcn_batch.pipeline.device import (
     torch_kind,
     torch_version,
 )
-from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.errors import ModelError, OptionError
 from fcn_batch.pipeline.gdal import gdal_version
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.model_card import ModelCard
@@ -26,10 +26,10 @@ from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, Mo
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
+from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, forwarded, memory
 from fcn_batch.workflows.models import find_model
 
-_GSD_TOLERANCE = 2.0
 _THREADS_PER_CPU = 4
 _SHARE_OF_FREE_MEMORY = 0.5
 _LEAST_MEMORY = 2**30
@@ -90,9 +90,9 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
     """
     info = inspect(path)
     device = choose_device(options.device)
-    model, network, precision = _load(options, device)
-    spec = model.card.input
     notes: list[str] = []
+    model, network, precision = _load(_find(info, options, notes), options, device)
+    spec = model.card.input
     bands = choose_bands(info, spec, options.bands)
     full_scale = choose_full_scale(info, spec, options.full_scale)
     here = processes or 1
@@ -117,13 +117,27 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
             instructions=describe_device(device),
         ),
     )
-    notes += band_notes(info, spec, options.bands) + _georeference_notes(info) + _resolution_notes(info, model)
+    notes += band_notes(info, spec, options.bands) + _georeference_notes(info)
+    if options.model != "auto":  # which says it itself
+        notes += _resolution_notes(info, model)
     return Prepared(plan, info, model, device, network, notes)
 
 
-def _load(options: Options, device: str) -> tuple[ModelFile, Network, Precision]:
-    """The model and what the plan must know of it."""
-    model = find_model(options.model)
+def _find(info: RasterInfo, options: Options, notes: list[str]) -> ModelFile:
+    if options.model != "auto":
+        return find_model(options.model)
+    model, why = choose_model(info, options.bands)
+    notes.append(why)
+    return model
+
+
+def _load(model: ModelFile, options: Options, device: str) -> tuple[ModelFile, Network, Precision]:
+    """The model and what the plan must know of it; ModelError when a map of bytes cannot hold its classes."""
+    if not model.card.legend.fits_a_map:
+        raise ModelError(
+            f"{model.path}: has {len(model.card.legend)} classes with ids up to {max(model.card.legend.ids)}; a map of "
+            f"bytes holds ids 0 to {NODATA - 1}: train it further for fewer classes"
+        )
     module, card = structure(model), model.card
     precision = choose_precision(options.precision, device, card)
     bands = len(card.input.bands)
@@ -182,12 +196,6 @@ def choose_threads(wanted: int | None, device: str, processes: int) -> int:
     return wanted or max(1, cpus // processes)
 
 
-def ground_sample_distance(info: RasterInfo) -> float | None:
-    """Metres per pixel in the raster's middle row; None when its place on the Earth is not known."""
-    areas = row_areas_m2(info.georeference, info.size)
-    return None if areas is None else math.sqrt(areas[info.size.height // 2])
-
-
 def _georeference_notes(info: RasterInfo) -> list[str]:
     if info.has_gcps:
         return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
@@ -197,11 +205,10 @@ def _georeference_notes(info: RasterInfo) -> list[str]:
 
 
 def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
-    gsd, trained = ground_sample_distance(info), model.card.input.gsd_m
-    if gsd is None or trained / _GSD_TOLERANCE <= gsd <= trained * _GSD_TOLERANCE:
+    gsd = ground_sample_distance(info)
+    if gsd is None or is_near(gsd, model):
         return []
-    name = model.card.name
-    return [f"{name} was trained at {trained:g} m per pixel, this raster has {gsd:.3g} m: expect poor classes"]
+    return [misfit(gsd, model)]
 
 
 def describe(prepared: Prepared) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -10,14 +11,31 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 _LINE_EVERY_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is counted, and how it is shown."""
+
+    name: str
+    size: float = 1.0
+    """How many of what is counted are one of those shown."""
+    digits: int = 0
+
+
+PIXELS = Unit("MPx", 1e6, 1)
+STEPS = Unit("steps")
+
+
 class RunProgress(Protocol):
     """Told of a run's blocks as they finish."""
 
-    def start(self, what: str, total: int, done: int) -> None:
-        """Pixels of the raster, and how many of them were finished by an earlier run."""
+    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
+        """How much there is to do, and how much of it was done by an earlier run."""
 
-    def advance(self, pixels: int) -> None:
-        """More pixels are finished."""
+    def advance(self, amount: int) -> None:
+        """More is done."""
+
+    def say(self, text: str) -> None:
+        """How it goes: shown beside the progress until something else is said."""
 
     def note(self, text: str) -> None:
         """Something the user should read."""
@@ -29,10 +47,13 @@ class RunProgress(Protocol):
 class Quiet:
     """Says nothing."""
 
-    def start(self, what: str, total: int, done: int) -> None:
+    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
         """Nothing."""
 
-    def advance(self, pixels: int) -> None:
+    def advance(self, amount: int) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -46,28 +67,35 @@ class Lines:
     """A line every few seconds, for logs."""
 
     def __init__(self) -> None:
-        self._what = ""
+        self._what = self._said = ""
+        self._unit = PIXELS
         self._total = self._done = self._first = 0
         self._started = self._last = 0.0
 
-    def start(self, what: str, total: int, done: int) -> None:
-        """Begin; the speed counts only pixels of this run."""
-        self._what, self._total, self._done, self._first = what, total, done, done
+    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
+        """Begin; the speed counts only what this run does."""
+        self._what, self._unit, self._said = what, unit, ""
+        self._total, self._done, self._first = total, done, done
         self._started = self._last = time.monotonic()
 
-    def advance(self, pixels: int) -> None:
-        """Write a line when the last one is old enough, and for the last block."""
-        self._done += pixels
+    def advance(self, amount: int) -> None:
+        """Write a line when the last one is old enough, and for the last part."""
+        self._done += amount
         now = time.monotonic()
         if now - self._last < _LINE_EVERY_S and self._done < self._total:
             return
         self._last = now
         rate = (self._done - self._first) / max(now - self._started, 1e-9)
         left = (self._total - self._done) / max(rate, 1e-9)
+        unit = self._unit
         self.note(
-            f"{self._what}: {100 * self._done / self._total:.0f} % of {self._total / 1e6:.1f} MPx, "
-            f"{rate / 1e6:.2f} MPx/s, {left:.0f} s left"
+            f"{self._what}: {100 * self._done / self._total:.0f} % of {self._total / unit.size:.{unit.digits}f} "
+            f"{unit.name}, {rate / unit.size:.2f} {unit.name}/s, {left:.0f} s left{self._said}"
         )
+
+    def say(self, text: str) -> None:
+        """Kept for the next line."""
+        self._said = f", {text}"
 
     def note(self, text: str) -> None:
         """One line."""
@@ -84,11 +112,13 @@ class Bar:
     def __init__(self) -> None:
         self._console = Console(stderr=True, emoji=False)  # file names may look like :one:
         self._bar: Progress | None = None
+        self._unit, self._said = PIXELS, ""
         self._done = self._first = 0
         self._started = 0.0
 
-    def start(self, what: str, total: int, done: int) -> None:
+    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
         """Draw the bar."""
+        self._unit, self._said = unit, ""
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),  # a file name, not rich's markup
             BarColumn(),
@@ -103,13 +133,18 @@ class Bar:
         self._done, self._first, self._started = done, done, time.monotonic()
         self._bar.start()
 
-    def advance(self, pixels: int) -> None:
+    def advance(self, amount: int) -> None:
         """Move the bar."""
         if self._bar is None:
             return
-        self._done += pixels
-        rate = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
-        self._bar.update(self._bar.task_ids[0], completed=self._done, rate=f"{rate / 1e6:.2f} MPx/s")
+        self._done += amount
+        rate = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9) / self._unit.size
+        shown = f"{rate:.2f} {self._unit.name}/s{self._said}"
+        self._bar.update(self._bar.task_ids[0], completed=self._done, rate=shown)
+
+    def say(self, text: str) -> None:
+        """Shown with the next move."""
+        self._said = f"  {text}"
 
     def note(self, text: str) -> None:
         """A line above the bar."""

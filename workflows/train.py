@@ -1,218 +1,262 @@
 """`fcn-batch train`: a recipe and a folder of data in, a model file with held-out scores out.
 
-recipe -> regions -> random windows -> Batch -> Trainer -> averaged network
-                                                    every so often: mean IU over the val strips
-network -> scores over the test strips -> ModelCard -> NAME.safetensors
+recipe -> images, labels, regions -> random windows -> Batch -> Trainer -> averaged network, stage after stage
+                                                       every so often: mean IU over the val regions, a checkpoint
+network -> scores over the test regions -> ModelCard -> NAME.safetensors, and beside it NAME.training/
+
+`NAME.training/checkpoint.pt` holds all that the next step depends on. After a crash the same command goes on from it,
+and comes to the same weights as if nothing had happened.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.device import choose_device
+from fcn_batch.pipeline.distributed import Peers, joined, local_device
+from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.errors import OutputError, TrainingError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.geometry import Window, round_up
 from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.model_card import Band, InputSpec, ModelCard, Scores
-from fcn_batch.pipeline.recipe import Recipe, Schedule
-from fcn_batch.pipeline.training import Batch, Trainer, class_weights, seed
+from fcn_batch.pipeline.model_card import InputSpec, ModelCard, Scores
+from fcn_batch.pipeline.networks import build_network
+from fcn_batch.pipeline.places import resolve
+from fcn_batch.pipeline.recipe import Recipe
+from fcn_batch.pipeline.start import start_from
+from fcn_batch.pipeline.surgery import grow
+from fcn_batch.pipeline.training import STORED, Trainer, class_weights, round_weights, seed
 from fcn_batch.pipeline.weights import save_model
-from fcn_batch.workflows.labelled import LabelledRaster, bf16_disagreement, evaluate
+from fcn_batch.workflows.diary import Diary
+from fcn_batch.workflows.labelled import LabelledImage, band_statistics, open_images
+from fcn_batch.workflows.progress import STEPS, Quiet, RunProgress
+from fcn_batch.workflows.samples import draw_samples
+from fcn_batch.workflows.sampling import Sampler
+from fcn_batch.workflows.scoring import bf16_disagreement, evaluate
 
-_READ_AHEAD = 8
-_PART = 512
-"""Side of what is read at once to look at a whole region."""
-_TRIES = 4
-
-Report = Callable[[str], None]
+_LEAST_SECONDS = 30.0
+_SHARE_OF_TIME = 0.05
+"""Of the training, for writing checkpoints: those of large networks are written less often."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """The random numbers of one training image, drawn ahead so that threads cannot change their order."""
+class Order:
+    """What is to be trained, where it lies and where it goes."""
 
-    windows: list[Window]
-    dice: NDArray[np.float64]
+    recipe: Recipe
+    folder: Path
+    output: Path
+    device: str = "auto"
+    epochs: float | None = None
+    """Instead of the recipe's steps: so many times the pixels of the training regions, for each stage."""
+    overwrite: bool = False
+    restart: bool = False
 
-
-def train(recipe: Recipe, folder: Path, output: Path, *, device: str, overwrite: bool, report: Report) -> Path:
-    """Train as `recipe` says on the data in `folder` and write the model to `output`."""
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; give --overwrite to replace it")
-    if not output.absolute().parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {output.absolute().parent}; create it first")
-    seed(recipe.schedule.seed)
-    data = LabelledRaster.open(folder, recipe)
-    spec, counts = band_statistics(data, recipe)
-    _check_scored(data, recipe)
-    network = Fcn(recipe.architecture, len(spec.bands), len(recipe.classes))
-    weights = class_weights(counts, recipe.schedule.class_balance)
-    trainer = Trainer(network, recipe.schedule, weights, choose_device(device))
-    trained = fit(trainer, data, spec, recipe, report)
-    test = evaluate(trained, data, spec, recipe, "test")
-    card = _card(recipe, spec, network, test)
-    cost = bf16_disagreement(trained, data, spec, recipe)
-    card = card.model_copy(update={"bf16_disagreement": round(cost, 6)})
-    report(f"test: pixel accuracy {test.pixel_accuracy:.4f}, mean IU {test.mean_iu:.4f}")
-    save_model(output, trained, card)
-    return output
+    @property
+    def beside(self) -> Path:
+        """The folder for checkpoint, curves, samples and metrics."""
+        return self.output.with_suffix(".training")
 
 
-def band_statistics(data: LabelledRaster, recipe: Recipe) -> tuple[InputSpec, NDArray[np.int64]]:
-    """Mean and standard deviation of each band over the training strips, and pixels of each class there."""
-    total = np.zeros(len(data.bands))
-    squares = np.zeros(len(data.bands))
-    pixels = 0
-    counts = np.zeros(len(recipe.classes), dtype=np.int64)
-    for region in recipe.split.regions(data.image.info.size, "train"):
-        for part in _parts(region):
-            read = data.image.read(part, data.bands)
-            values = read.values[:, read.valid].astype(np.float64) / recipe.pair.full_scale
-            total += values.sum(axis=1)
-            squares += (values**2).sum(axis=1)
-            pixels += values.shape[1]
-            labels = data.read_labels(part)
-            counts += np.bincount(labels[labels != NODATA], minlength=len(counts))
-    if not pixels:
-        raise TrainingError(f"{data.image.info.path}: no valid pixel in the training strips; check [split]")
-    if not counts.sum():
-        raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the training strips; check [split]")
-    mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-12))
-    named = zip(recipe.pair.bands, mean.tolist(), std.tolist(), strict=True)
-    return InputSpec(
-        bands=tuple(Band(name=n, mean=m, std=s) for n, m, s in named),
-        dtype=cast("Any", data.image.info.dtype),
-        full_scale=recipe.pair.full_scale,
-        gsd_m=recipe.model.gsd_m,
-    ), counts
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What is learnt from."""
+
+    images: list[LabelledImage]
+    spec: InputSpec
+    weights: Any
+    """Loss weight of each class."""
 
 
-def _parts(region: Window) -> Iterator[Window]:
-    """The region in pieces that fit into memory."""
-    for row in range(region.row, region.stop_row, _PART):
-        for col in range(region.col, region.stop_col, _PART):
-            yield Window(row, col, _PART, _PART).intersection(region)
+def train(order: Order, progress: RunProgress) -> Path | None:
+    """Train as the recipe says and write the model; the path of the model file.
 
-
-def _check_scored(data: LabelledRaster, recipe: Recipe) -> None:
-    """TrainingError, before any training, when no label could score it."""
-    for use in ("val", "test"):
-        regions = recipe.split.regions(data.image.info.size, use)
-        if not any((data.read_labels(part) != NODATA).any() for region in regions for part in _parts(region)):
-            raise TrainingError(f"{data.labels.info.path}: no labelled pixel in the {use} strips; check [split]")
-
-
-def fit(trainer: Trainer, data: LabelledRaster, spec: InputSpec, recipe: Recipe, report: Report) -> Fcn:
-    """Run the schedule; the network with averaged weights. The val strips are watched, and choose nothing.
-
-    (One strip is no fair judge: a class that is nearly absent there decides its mean IU.)
+    Started by torchrun, all processes train together; the first one writes, and the others give None.
     """
-    schedule = recipe.schedule
-    losses: list[float] = []
+    _check_output(order)
+    device = local_device(choose_device(order.device))
+    with ExitStack() as stack:
+        peers = stack.enter_context(joined(device))
+        if peers.leads:
+            order.beside.mkdir(exist_ok=True)
+            stack.enter_context(only_one(order.beside / ".lock"))
+        images = open_images(order.recipe, order.folder)
+        spec, counts = band_statistics(images, order.recipe)
+        data = Data(images, spec, class_weights(counts, order.recipe.schedule.class_balance))
+        heard = progress if peers.leads else Quiet()
+        training = _Training(_with_epochs(order, data), data, device, peers, heard)
+        stack.callback(heard.stop)
+        network = training.run()
+        if not peers.leads:
+            return None
+        _finish(training, network)
+    return order.output
 
-    def after_step(step: int, loss: float) -> None:
-        losses.append(loss)
-        if step % schedule.evaluate_every and step != schedule.steps:
+
+def _check_output(order: Order) -> None:
+    if order.output.suffix != ".safetensors":
+        raise OutputError(f"{order.output}: a model file's name ends in .safetensors; call it so")
+    if order.output.exists() and not order.overwrite:
+        raise OutputError(f"{order.output}: exists already; give --overwrite to replace it")
+    if not order.output.absolute().parent.is_dir():
+        raise OutputError(f"{order.output}: there is no folder {order.output.absolute().parent}; create it first")
+
+
+def _with_epochs(order: Order, data: Data) -> Order:
+    """The order with epochs turned into steps."""
+    if order.epochs is None:
+        return order
+    recipe = order.recipe
+    network = build_network(recipe.architecture, len(data.spec.bands), len(recipe.classes))
+    sampler = Sampler(data.images, data.spec, recipe, network.stride)
+    steps = max(1, round(order.epochs * sampler.steps_of_an_epoch))
+    schedule = recipe.schedule.model_copy(update={"steps": steps})
+    return replace(order, recipe=recipe.model_copy(update={"schedule": schedule}))
+
+
+class _Training:
+    """The stages of one training, from its checkpoint on if there is one."""
+
+    def __init__(self, order: Order, data: Data, device: str, peers: Peers, progress: RunProgress) -> None:
+        self.order, self.recipe, self.data = order, order.recipe, data
+        self._device, self._peers, self._progress = device, peers, progress
+        self.diary = Diary.open(order.beside, self.recipe.sha256, restart=order.restart)
+        self._written, self._cost = time.monotonic(), 0.0
+
+    def run(self) -> Any:
+        """Train stage after stage; the last one's network."""
+        schedule, stages = self.recipe.schedule, self.recipe.stages
+        done = self.diary.stage * schedule.steps + self.diary.steps
+        if done:
+            self._progress.note(f"going on after step {self.diary.steps} of stage {self.diary.stage + 1}")
+        self._progress.start(f"training {self.recipe.model.name}", len(stages) * schedule.steps, done, STEPS)
+        network = None
+        for stage in range(self.diary.stage, len(stages)):
+            trainer = self._begin(stage, network)
+            if self.diary.trainer is not None:
+                trainer.restore(self.diary.trainer)
+                self.diary.trainer = None
+            self._stage(trainer)
+            network = self._result(trainer)
+            self.diary.next_stage()
+        self._progress.stop()
+        return network
+
+    def _begin(self, stage: int, coarser: Any) -> Trainer:
+        """A trainer for the network of `stage`, which starts from the coarser one or from given weights."""
+        recipe = self.recipe
+        seed(recipe.schedule.seed, stage)
+        network = build_network(recipe.stages[stage], len(self.data.spec.bands), len(recipe.classes))
+        if coarser is not None:
+            grow(coarser, network)
+        elif recipe.start is not None and self.diary.trainer is None:
+            fresh = start_from(network, resolve(recipe.start, self.order.folder), spec=self.data.spec)
+            self._progress.note(f"starting from {recipe.start}; newly made: {', '.join(fresh) or 'nothing'}")
+        return Trainer(network, recipe.schedule, self.data.weights, self._device, peers=self._peers, stage=stage)
+
+    def _stage(self, trainer: Trainer) -> None:
+        schedule = self.recipe.schedule
+        stride = trainer.network.stride
+        sampler = Sampler(self.data.images, self.data.spec, self.recipe, stride, peers=self._peers)
+        if self.diary.stage_over:
             return
-        val = evaluate(trainer.averaged, data, spec, recipe, "val")
-        report(
-            f"step {step}/{schedule.steps}: loss {np.mean(losses):.4f}, "
+        for batch in sampler.batches(trainer.stage, trainer.steps, schedule.steps):
+            try:
+                loss = trainer.step(batch)
+            except TrainingError as error:
+                self._save(trainer)
+                raise TrainingError(f"{error} (batch of {'; '.join(batch.origins)}). {self._kept(trainer)}") from error
+            self.diary.losses.append(loss)
+            if trainer.steps % schedule.evaluate_every == 0 or trainer.steps == schedule.steps:
+                self._look(trainer)
+                if self._peers.sum(float(self.diary.give_up(schedule.patience))):
+                    break
+            self._progress.advance(1)
+            self._save(trainer, only_if_due=True)
+        self.diary.stage_over = True
+        self._save(trainer)
+
+    def _kept(self, trainer: Trainer) -> str:
+        return f"The weights of step {trainer.steps} are kept in {self.order.beside}; --restart begins anew"
+
+    def _look(self, trainer: Trainer) -> None:
+        """Score the averaged network on the val regions."""
+        if not self._peers.leads:
+            return
+        val = evaluate(trainer.averaged, self.data.images, self.data.spec, len(self.recipe.classes), "val")
+        recent = self.diary.losses[-self.recipe.schedule.evaluate_every :]
+        self.diary.look(trainer.steps, float(np.mean(recent)), val, trainer.averaged.state_dict)
+        self._progress.say(f"loss {np.mean(recent):.4f}, val mean IU {val.mean_iu:.4f}")
+        self._progress.note(
+            f"stage {trainer.stage + 1}, step {trainer.steps}: loss {np.mean(recent):.4f}, "
             f"val pixel accuracy {val.pixel_accuracy:.4f}, mean IU {val.mean_iu:.4f}"
         )
-        losses.clear()
 
-    trainer.run(batches(data, spec, recipe, trainer.network.stride), after_step)
-    return trainer.averaged
+    def _save(self, trainer: Trainer, *, only_if_due: bool = False) -> None:
+        now = time.monotonic()
+        due = now - self._written >= max(_LEAST_SECONDS, self._cost / _SHARE_OF_TIME)
+        if self._peers.leads and (due or not only_if_due):
+            self.diary.save(trainer.state())
+            self._written = time.monotonic()
+            self._cost = self._written - now
 
-
-def batches(data: LabelledRaster, spec: InputSpec, recipe: Recipe, stride: int) -> Iterator[Batch]:
-    """Random windows of the training strips, flipped and jittered at random; read ahead by threads.
-
-    All random numbers are drawn in this thread, in order, so one seed gives one sequence of batches.
-    """
-    schedule = recipe.schedule
-    rng = np.random.default_rng(schedule.seed)
-    regions = recipe.split.regions(data.image.info.size, "train")
-    smallest = min(min(r.height, r.width) for r in regions)
-    side = min(round_up(schedule.crop, stride), smallest // stride * stride)
-    if side < stride:
-        raise TrainingError(f"the narrowest training strip has {smallest} pixels, the network needs {stride}")
-    share = np.array([r.pixels for r in regions], dtype=np.float64)
-    share /= share.sum()
-
-    def draw() -> list[Draw]:
-        """Chances for one batch: for each image some windows to choose from, and dice for what is done to it."""
-        drawn = []
-        for _ in range(schedule.batch):
-            windows = []
-            for index in rng.choice(len(regions), _TRIES, p=share):
-                region = regions[index]
-                row = region.row + rng.integers(region.height - side + 1)
-                col = region.col + rng.integers(region.width - side + 1)
-                windows.append(Window(int(row), int(col), side, side))
-            drawn.append(Draw(windows, rng.random(4 + len(data.bands))))
-        return drawn
-
-    def read(drawn: list[Draw]) -> Batch:
-        images, labels = zip(*(_sample(data, spec, one, schedule) for one in drawn), strict=True)
-        return Batch(np.stack(images), np.stack(labels))
-
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        ahead = [pool.submit(read, draw()) for _ in range(min(_READ_AHEAD, schedule.steps))]
-        for step in range(schedule.steps):
-            batch = ahead.pop(0).result()
-            if step + _READ_AHEAD < schedule.steps:
-                ahead.append(pool.submit(read, draw()))
-            yield batch
+    def _result(self, trainer: Trainer) -> Any:
+        """The stage's network: the best one by the val regions when there is patience, else the last."""
+        network = trainer.averaged
+        if self.recipe.schedule.patience and self.diary.best is not None:
+            network.load_state_dict(self.diary.best)
+        return network.eval()
 
 
-def _sample(
-    data: LabelledRaster, spec: InputSpec, drawn: Draw, schedule: Schedule
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Image and labels of the first window with a mix of classes, flipped, turned and jittered by the dice."""
-    for window in drawn.windows:
-        labels = data.read_labels(window)
-        counts = np.bincount(labels[labels != NODATA], minlength=1)
-        if counts.any() and counts.max() <= schedule.one_class_at_most * counts.sum():
-            break
-    image, dice = data.read_image(window, spec), drawn.dice
-    if dice[0] < 0.5:
-        image, labels = image[:, ::-1], labels[::-1]
-    if dice[1] < 0.5:
-        image, labels = image[:, :, ::-1], labels[:, ::-1]
-    if dice[2] < 0.5:
-        image, labels = image.transpose(0, 2, 1), labels.T
-    shift = (2 * dice[3] - 1) * schedule.jitter
-    gain = 1 + (2 * dice[4:] - 1) * schedule.jitter
-    image = image * gain[:, None, None].astype(np.float32) + np.float32(shift)
-    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+def _finish(training: _Training, network: Any) -> None:
+    """Score the network as it will be stored, and write everything."""
+    order, recipe, data = training.order, training.recipe, training.data
+    round_weights(network, recipe.model.weights)
+    test = evaluate(network, data.images, data.spec, len(recipe.classes), "test")
+    card = _card(recipe, data, network, test)
+    report = {"model": recipe.model.name, "recipe": recipe.sha256, "test": _numbers(test, recipe)}
+    training.diary.report(report)
+    draw_samples(order.beside, network, data.images, data.spec, recipe.legend)
+    save_model(order.output, network, card, dtype=STORED[recipe.model.weights])
+    training.diary.close()
 
 
-def _card(recipe: Recipe, spec: InputSpec, network: Fcn, test: Confusion) -> ModelCard:
-    names = [c.name for c in recipe.classes]
+def _numbers(confusion: Confusion, recipe: Recipe) -> dict[str, Any]:
+    iu = {c.name: None if np.isnan(v) else float(v) for c, v in zip(recipe.classes, confusion.iu, strict=True)}
+    return {
+        "pixel_accuracy": confusion.pixel_accuracy,
+        "mean_accuracy": confusion.mean_accuracy,
+        "mean_iu": confusion.mean_iu,
+        "frequency_weighted_iu": confusion.frequency_weighted_iu,
+        "iu": iu,
+    }
+
+
+def _card(recipe: Recipe, data: Data, network: Any, test: Confusion) -> ModelCard:
+    numbers = _numbers(test, recipe)
+    files = sum(bool(image.regions["test"]) for image in data.images)
+    pixels = sum(region.pixels for image in data.images for region in image.regions["test"])
     return ModelCard(
         name=recipe.model.name,
         version=recipe.model.version,
         summary=recipe.model.summary,
-        architecture=recipe.architecture,
+        architecture=network.architecture,
         stride=network.stride,
         halo=network.halo,
-        input=spec,
-        legend=Legend(classes=recipe.classes),
+        phase=network.phase,
+        input=data.spec,
+        legend=recipe.legend,
         training=recipe.data,
         scores=Scores(
-            split=f"strips {list(recipe.split.test)} of {recipe.split.width} columns, held out",
+            split=f"held out by {recipe.split.by}: {pixels / 1e6:.1f} MPx of {files} images",
             pixel_accuracy=round(test.pixel_accuracy, 4),
             mean_iu=round(test.mean_iu, 4),
-            class_iu={n: round(float(v), 4) for n, v in zip(names, test.iu, strict=True) if np.isfinite(v)},
+            mean_accuracy=round(test.mean_accuracy, 4),
+            frequency_weighted_iu=round(test.frequency_weighted_iu, 4),
+            class_iu={name: round(v, 4) for name, v in numbers["iu"].items() if v is not None},
             baseline=recipe.model.baseline,
         ),
+        bf16_disagreement=round(bf16_disagreement(network, data.images, data.spec), 6),
     )

@@ -1,0 +1,95 @@
+"""LADDER.md from ladder.json."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_batch.pipeline.durable import write_whole
+
+_NUMBERS = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "mean_iu": "mean IU",
+    "frequency_weighted_iu": "f.w. IU",
+}
+
+_HEAD = """# The ladder: what the paper found, on open data
+
+Made by `python -m bench.ladder`; every number is of the held-out test split. Each network was trained for the same
+number of steps ({steps}) on the same windows of 256 pixels, eight a step, on one CPU thread; seeds {seeds}. A cell is
+the mean over the seeds and, behind ±, half the distance from the worst to the best. These are small budgets: the
+embedded models train longer (their cards have their scores).
+
+An ordering is called *carried* when the worst seed of one side is better than the best seed of the other.
+"""
+
+
+def write_table(known: dict[str, Any], path: Path) -> None:
+    """Write the page; `known` is the contents of ladder.json."""
+    found = list(known["runs"].values())
+    if not found:
+        raise ValueError("no run to show: ladder.json is empty")
+    steps = ", ".join(sorted({str(run["steps"]) for run in found}))
+    seeds = ", ".join(sorted({str(run["seed"]) for run in found}))
+    parts = [_HEAD.format(steps=steps, seeds=seeds)]
+    for data in sorted({run["data"] for run in found if run["what"] == "strides"}):
+        rows = _of(found, "strides", data)
+        limits = known["ceilings"][data]
+        title = f"## Strides: {data}\n\nTrunk EfficientNet-Lite0, ImageNet weights."
+        parts.append(_table(title, rows, ("ceiling of mean IU", {f"FCN-{s}s": f"{v:.3f}" for s, v in limits.items()})))
+    title = (
+        "## Trunks: nuclei\n\nThe paper's three families, FCN-8s, narrow (VGG16 at a quarter of its width, AlexNet at "
+        "half, GoogLeNet whole), from random weights."
+    )
+    parts.append(_table(title, _of(found, "trunks", "nuclei"), None))
+    title = (
+        "## Stages: nuclei\n\nFCN-8s by way of FCN-32s and FCN-16s, a third of the steps each; or all at once, with "
+        "the skips scaled by 0.01 and 0.0001. The first table's FCN-8s was trained at once without scales."
+    )
+    parts.append(_table(title, _of(found, "stages", "nuclei"), None))
+    write_whole(path, "\n".join(part for part in parts if part))
+
+
+def _of(found: Iterable[dict[str, Any]], what: str, data: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs of a comparison by side, in order of first appearance."""
+    sides: dict[str, list[dict[str, Any]]] = {}
+    order = ("FCN-32s", "FCN-16s", "FCN-8s", "vgg16", "alexnet", "googlenet", "staged", "at once")
+    for run in sorted(found, key=lambda r: (order.index(r["name"]), r["seed"])):
+        if (run["what"], run["data"]) == (what, data):
+            sides.setdefault(run["name"], []).append(run)
+    return sides
+
+
+def _table(title: str, sides: dict[str, list[dict[str, Any]]], extra: tuple[str, dict[str, str]] | None) -> str:
+    if not sides:
+        return ""
+    heads = ["", *_NUMBERS.values(), "mean IU of each seed", *([extra[0]] if extra else []), "seconds"]
+    lines = [title, "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for name, runs in sides.items():
+        cells = [name, *(_spread([run[key] for run in runs]) for key in _NUMBERS)]
+        cells.append(", ".join(f"{run['mean_iu']:.3f}" for run in runs))
+        if extra:
+            cells.append(extra[1][name])
+        cells.append(f"{np.mean([run['seconds'] for run in runs]):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_orderings(sides), ""])
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def _orderings(sides: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Which neighbours, from best to worst, the spread lets us tell apart."""
+    ranked = sorted(sides, key=lambda name: -np.mean([run["mean_iu"] for run in sides[name]]))
+    lines = []
+    for better, worse in pairwise(ranked):
+        low = min(run["mean_iu"] for run in sides[better])
+        high = max(run["mean_iu"] for run in sides[worse])
+        lines.append(
+            f"- {better} above {worse} in mean IU: {'carried' if low > high else 'not carried by the spread'}."
+        )
+    return lines

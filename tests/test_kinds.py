@@ -1,0 +1,81 @@
+"""Models of every kind of network, from the file to the map."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fcn_batch.pipeline.networks import FcnNetwork
+from fcn_batch.pipeline.weights import save_model
+from fcn_batch.workflows.models import check_model, describe_check, describe_model, find_model
+from tests.models import tiny_architecture, tiny_card, tiny_dilated, tiny_network
+from tests.rasters import noise, write_raster
+from tests.runs import class_map, segmented, small_blocks
+
+KINDS: dict[str, dict[str, Any]] = {
+    "shifted": {"shift": 3, "fc_kernel": 1},
+    "alexnet": {"trunk": "alexnet", "fc_kernel": 6, "shift": 3, "skip_scales": (0.01, 0.0001)},
+    "googlenet": {"trunk": "googlenet", "stride": 16, "fc_channels": 0},
+    "efficientnet": {"trunk": "efficientnet_lite0", "fc_channels": 0},
+    "dilated": {},
+}
+TOLD = {
+    "shifted": ("FCN-8s, vgg16 x 0.0625, input enlarged 1 times, shifted by 3 px", "cells begin at 29 px"),
+    "alexnet": (
+        "alexnet x 0.0625, input enlarged 1 times, pool4 x 0.01 and pool3 x 0.0001, shifted by 3 px",
+        "halo 224",
+    ),
+    "googlenet": ("FCN-16s, googlenet x 1, input enlarged 1 times, scored without fc6 and fc7", "halo 224 px"),
+    "efficientnet": ("FCN-8s, efficientnet_lite0 x 1", "halo 480 px, receptive field 915 px"),
+    "dilated": ("fcn_resnet50, as torchvision builds it", "8 px, halo 232 px, receptive field 451 px"),
+}
+
+
+def _saved(folder: Path, kind: str) -> tuple[Path, FcnNetwork]:
+    network: FcnNetwork = tiny_dilated() if kind == "dilated" else tiny_network(tiny_architecture(**KINDS[kind]))
+    path = folder / "model.safetensors"
+    save_model(path, network, tiny_card(network))
+    return path, network
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.long] * (k == "dilated")) for k in KINDS])
+def test_the_map_is_that_of_one_pass_over_the_whole_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    small_blocks(monkeypatch, chunk=512)
+    torch.set_num_threads(1)
+    model, network = _saved(tmp_path, kind)
+    values = noise(3, 100, 70)
+    raster = write_raster(tmp_path / "a.tif", values, photometric="RGB")
+    segmented(raster, "-m", model, "--precision", "fp32")
+    pixels = torch.from_numpy(((values / 255 - 0.392) / 0.225).astype(np.float32))[None]
+    padded = functional.pad(pixels, (0, -70 % network.stride, 0, -100 % network.stride))
+    with torch.inference_mode():
+        scores = network(padded)[0, :, :100, :70].numpy()
+    classes = class_map(tmp_path, "a")
+    chosen = np.take_along_axis(scores, classes[None].astype(np.int64) // 10, axis=0)[0]
+    assert (scores.max(axis=0) - chosen).max() <= 1e-4 * np.abs(scores).max()
+    assert len(np.unique(classes)) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_info(tmp_path: Path, kind: str) -> None:
+    model, _ = _saved(tmp_path, kind)
+    told = dict(describe_model(find_model(str(model))))
+    network, stride = TOLD[kind]
+    assert network in told["network"]
+    assert stride in told["stride"]
+
+
+@pytest.mark.parametrize("kind", ["shifted", "alexnet"])
+def test_model_check(tmp_path: Path, kind: str) -> None:
+    model, network = _saved(tmp_path, kind)
+    check = check_model(str(model))
+    assert (check.exact, check.obstacles) == (True, [])
+    assert check.found.phase == network.phase == 29
+    assert check.streamed is not None
+    assert check.streamed.classes == 0
+    assert "29 px, as the card says" in dict(describe_check(check))["phase"]

