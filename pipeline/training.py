@@ -27,6 +27,7 @@ from torch.nn import functional
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.distributed import ALONE, Peers
 from fcn_batch.pipeline.errors import TrainingError
+from fcn_batch.pipeline.networks import FcnNetwork
 from fcn_batch.pipeline.recipe import Schedule
 
 _WARM_UP = 0.05
@@ -93,7 +94,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: FcnNetwork,
         schedule: Schedule,
         weights: NDArray[np.float32],
         device: str,

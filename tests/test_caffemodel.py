@@ -67,6 +67,7 @@ FLOATS = np.zeros(4, dtype="<f4").tobytes()
         (field(100, field(7, blob(np.ones(1)))), "has no name"),
         (_of(blob(np.ones(1))) * 2, "two layers are called 'a'"),
         (_of(field(7, field(1, 5)) + field(5, FLOATS)), r"16 bytes of values for the shape \(5,\)"),
+        (_of(field(7, field(1, 3)) + field(5, FLOATS)), r"16 bytes of values for the shape \(3,\)"),
         (_of(field(7, field(1, -4)) + field(5, FLOATS)), r"cannot have the shape \(-4,\)"),
         (_of(field(7, field(1, -2) * 2) + field(5, FLOATS)), "cannot have the shape"),
         (_of(field(1, -4) + field(2, -1) + field(3, 1) + field(4, 1) + field(5, FLOATS)), "cannot have the shape"),

@@ -22,7 +22,7 @@ from fcn_batch.pipeline.foreign import Foreign, recognise
 from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
 from fcn_batch.pipeline.networks import FcnNetwork, build_network
 from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.scalings import input_spec
+from fcn_batch.pipeline.scalings import Pixels, input_spec
 from fcn_batch.pipeline.voc import VOC_NAMES, voc_colour
 from fcn_batch.pipeline.weights import load_model, save_model
 from fcn_batch.workflows.plan import Options, prepare
@@ -208,6 +208,27 @@ def test_means_of_one_s_own() -> None:
     spec = input_spec("caffe", 1.0, (92.318, 97.203, 116.190))
     x = normalise(np.full((3, 1, 1), 200, np.uint8), np.ones((1, 1), np.bool_), spec, dtype=np.float64)
     assert x.ravel().tolist() == pytest.approx([200 - 92.318, 200 - 97.203, 200 - 116.190], rel=1e-12)
+
+
+def _told(pixels: Pixels) -> torch.Tensor:
+    spec = input_spec(pixels, 1.0)
+    return torch.from_numpy(normalise(_image(), np.ones(_image().shape[1:], np.bool_), spec, dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "weights"),
+    [("imagenet", models.VGG16_Weights.IMAGENET1K_V1), ("caffe-rgb", models.VGG16_Weights.IMAGENET1K_FEATURES)],
+)
+def test_pixels_are_scaled_as_torchvision_says(pixels: Pixels, weights: models.WeightsEnum) -> None:
+    preset = weights.transforms()
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preset.mean, preset.std))
+    assert torch.allclose(_told(pixels), (torch.from_numpy(_image() / 255.0) - mean) / std, rtol=1e-12)
+
+
+def test_googlenet_s_pixels_are_those_behind_its_own_transform() -> None:
+    with torch.device("meta"):
+        net = models.GoogLeNet(transform_input=True, aux_logits=False, init_weights=False)
+    assert torch.allclose(_told("half"), net._transform_input(_told("imagenet")[None])[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -691,14 +712,16 @@ def test_bands_scaled_as_the_file_s_leave_the_bits_alone(tmp_path: Path) -> None
     theirs = _classifier("vgg16").float().state_dict()
     torch.save(theirs, tmp_path / "a.pth")
     network = build_network(Architecture(**SMALL), 3, 2)
-    start_from(network, tmp_path / "a.pth", spec=input_spec("imagenet", 2.0))
+    spec = input_spec("imagenet", 2.0)
+    named = spec.model_copy(update={"bands": tuple(b.model_copy(update={"name": f"a {b.name}"}) for b in spec.bands)})
+    start_from(network, tmp_path / "a.pth", spec=named)
     assert torch.equal(network.state_dict()["trunk.features.0.weight"], theirs["features.0.weight"])
 
 
 # --- memory --------------------------------------------------------------------------------------------------
 
 
-def test_converting_takes_little_more_than_twice_the_file(tmp_path: Path) -> None:
+def test_converting_takes_less_than_twice_the_file(tmp_path: Path) -> None:
     """Measured in a process of its own; the file's own pages, mapped, are not counted."""
     path = caffemodel(tmp_path / "a.caffemodel", random_net("8s", width=16, fc=2048))
     code = (
@@ -718,4 +741,4 @@ def test_converting_takes_little_more_than_twice_the_file(tmp_path: Path) -> Non
         pytest.skip("this system does not say what memory a process has")
     arguments = [sys.executable, "-c", code, str(path), str(tmp_path / "a.safetensors")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2.2 * path.stat().st_size
+    assert int(done.stdout) < 2 * path.stat().st_size

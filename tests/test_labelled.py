@@ -60,12 +60,22 @@ def test_an_id_that_nobody_named_is_an_error(tmp_path: Path, monkeypatch: pytest
         open_images(tiny_recipe(images={"ignore": range(2, 256)}), tmp_path)
 
 
+def test_ids_where_nothing_is_used_are_nobodys_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, labels = two_colours(tmp_path)
+    labels[:, 5 * STRIP : 6 * STRIP] = 77
+    write_raster(tmp_path / "labels.tif", labels[None], **GRID)
+    for kept in (2**31, 0):
+        monkeypatch.setattr(labelled, "_KEPT_BYTES", kept)
+        assert len(open_images(tiny_recipe(), tmp_path)) == 1
+
+
 def test_an_id_to_ignore_teaches_nothing(tmp_path: Path) -> None:
     _, labels = two_colours(tmp_path)
     recipe = tiny_recipe(_classes((0,), (7,)), images={"ignore": [1, 255]})
-    write_raster(tmp_path / "labels.tif", np.where(labels == 0, np.arange(COLS) % 2 * 7, labels)[None], **GRID)
+    odd = np.arange(COLS, dtype=np.uint8) % 2
+    write_raster(tmp_path / "labels.tif", np.where(labels == 0, odd * 7, labels)[None], **GRID)
     (image,), _ = opened(tmp_path, recipe)
-    expected = np.where(labels == 0, np.arange(COLS) % 2, 255)
+    expected = np.where(labels == 0, odd, 255)
     assert np.array_equal(image.read_labels(WHOLE), expected)
 
 
@@ -166,11 +176,8 @@ def test_kept_in_memory_or_not_the_windows_are_the_same(
 
 def test_first_come_first_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _files(tmp_path, ["test.tif", "train.tif", "val.tif"], lambda name: f"labels/{name}")
-    recipe = tiny_recipe(
-        _classes(range(0, 50, 2), range(1, 50, 2)),
-        images={"paths": ["*.tif"], "labels": "labels/{stem}.tif"},
-        split=FILES,  # type: ignore[arg-type]
-    )
+    classes = _classes(tuple(range(0, 50, 2)), tuple(range(1, 50, 2)))
+    recipe = tiny_recipe(classes, images={"paths": ["*.tif"], "labels": "labels/{stem}.tif"}, split=FILES)
     monkeypatch.setattr(labelled, "_KEPT_BYTES", 2 * 8 * 8 * 4)  # two bands, mask and channel, twice
     assert [image.kept is not None for image in open_images(recipe, tmp_path)] == [True, True, False]
 

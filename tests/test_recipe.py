@@ -153,9 +153,10 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
         ('"barren"', '"water"', "two classes have the name 'water'"),
         (r"\[16\]", "[16, 4]", "label id 4 means two classes"),
         (r"labels = \[16\]\n", "", "label id 4 means two classes"),  # its own id then
+        ("id = 1\n", "id = 255\n", "class id 255 does not fit a map of bytes: give ids from 0 to 254"),
     ],
 )
-def test_classes_that_are_not_distinct(tmp_path: Path, old: str, new: str, match: str) -> None:
+def test_classes_that_are_not_distinct_or_fit_no_map(tmp_path: Path, old: str, new: str, match: str) -> None:
     assert f"classes: Value error, {match}" in _refused(_written(tmp_path, (old, new)))
 
 

@@ -127,9 +127,7 @@ def test_scaled_windows_keep_image_and_labels_together(tmp_path: Path) -> None:
     assert max(sizes) >= 18
 
 
-def test_the_seed_the_stage_and_the_step_are_all_that_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_seed_the_stage_and_the_step_are_all_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_colours(tmp_path)
 
     def drawn(stage: int = 0, start: int = 0, **schedule: Any) -> list[tuple[bytes, bytes, tuple[str, ...]]]:

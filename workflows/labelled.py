@@ -176,7 +176,8 @@ def _keep(image: LabelledImage, room: int) -> LabelledImage:
     if len(bands) < len(image.bands):
         pixels = Pixels(np.broadcast_to(pixels.values, (len(image.bands), *pixels.valid.shape)), pixels.valid)
     labels = image.labels.read(whole)
-    _check_ids(image, labels)
+    for part in (part for use in USES for part in image.parts(use)):
+        _check_ids(image, labels[part.slices()])
     image.image.close()
     return replace(image, kept=(pixels, image.channels.of(labels)))
 

@@ -7,6 +7,7 @@ uninterrupted one would have seen, and every process of several draws the same b
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,7 @@ class Sampler:
         """This process's share of the batches of steps `start` to `stop` - 1; read ahead by threads."""
         with ThreadPoolExecutor(_READ_AHEAD) as pool:
             numbers = iter(range(start, stop))
-            ahead = [
-                pool.submit(self._batch, stage, step) for step, _ in zip(numbers, range(_READ_AHEAD), strict=False)
-            ]
+            ahead = [pool.submit(self._batch, stage, step) for step in islice(numbers, _READ_AHEAD)]
             while ahead:
                 batch = ahead.pop(0).result()
                 if (step := next(numbers, None)) is not None:

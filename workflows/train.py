@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fcn_batch.pipeline.device import choose_device
+from fcn_batch.pipeline.device import choose_device, keep_pages
 from fcn_batch.pipeline.distributed import Peers, joined, local_device
 from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.errors import OutputError, TrainingError
+from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.metrics import Confusion
 from fcn_batch.pipeline.model_card import InputSpec, ModelCard, Scores
 from fcn_batch.pipeline.networks import build_network
@@ -79,6 +80,7 @@ def train(order: Order, progress: RunProgress) -> Path | None:
     device = local_device(choose_device(order.device))
     with ExitStack() as stack:
         peers = stack.enter_context(joined(device))
+        keep_pages()
         if peers.leads:
             order.beside.mkdir(exist_ok=True)
             stack.enter_context(only_one(order.beside / ".lock"))
@@ -149,7 +151,7 @@ class _Training:
         recipe = self.recipe
         seed(recipe.schedule.seed, stage)
         network = build_network(recipe.stages[stage], len(self.data.spec.bands), len(recipe.classes))
-        if coarser is not None:
+        if isinstance(coarser, Fcn) and isinstance(network, Fcn):
             grow(coarser, network)
         elif recipe.start is not None and self.diary.trainer is None:
             fresh = start_from(network, resolve(recipe.start, self.order.folder), spec=self.data.spec)

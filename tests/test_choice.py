@@ -1,0 +1,120 @@
+"""`--model auto`: the nearest resolution, the bands that are there, and what is said about it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rasterio.transform import Affine
+
+from fcn_batch.pipeline.errors import InputError, ModelError
+from fcn_batch.pipeline.raster import RasterInfo, inspect
+from fcn_batch.pipeline.weights import ModelFile, read_card
+from fcn_batch.workflows import choice
+from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, metres
+from tests.models import save_tiny_model, tiny_card, tiny_network
+from tests.rasters import noise, write_raster
+from tests.runs import scene, segmented
+
+KINDS = {"landcover-world": 7421.0, "aerial": 1.0, "buildings": 0.132, "nuclei": 0.5e-6}
+RGB = ("red", "green", "blue")
+
+
+def _model(name: str, gsd_m: float, bands: tuple[str, ...] = RGB) -> ModelFile:
+    network = tiny_network(bands=len(bands))
+    return ModelFile(Path(f"{name}.safetensors"), tiny_card(network, name=name, gsd_m=gsd_m, bands=bands), "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def models() -> list[ModelFile]:
+    return [_model(name, gsd_m) for name, gsd_m in KINDS.items()]
+
+
+def _raster(path: Path, gsd_m: float | None = None, bands: int = 3, **profile: Any) -> RasterInfo:
+    """A raster whose pixels are so many metres, or that does not say."""
+    if gsd_m is not None:
+        profile |= {"crs": "EPSG:32633", "transform": Affine(gsd_m, 0, 500000, 0, -gsd_m, 1000)}  # near the equator
+    return inspect(write_raster(path, noise(bands, 4, 4), **profile))
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "name"),
+    [(5000, "landcover-world"), (100, "landcover-world"), (60, "aerial"), (0.5, "aerial"), (0.3, "buildings")],
+)
+def test_the_nearest_resolution_is_chosen(tmp_path: Path, models: list[ModelFile], gsd_m: float, name: str) -> None:
+    """As a factor: 0.3 m is nearer to 0.132 m than to 1 m, 60 m is nearer to 1 m than to 7 km."""
+    info = _raster(tmp_path / "a.tif", gsd_m)
+    for order in (models, models[::-1]):
+        model, why = choose_model(info, None, order)
+        assert model.card.name == name
+        assert f"--model auto took {name}, trained at {metres(KINDS[name])} per pixel: " in why
+        near = abs(gsd_m / KINDS[name]) <= 2 and abs(KINDS[name] / gsd_m) <= 2
+        assert is_near(ground_sample_distance(info) or 0, model) == near
+        assert ("this raster has " in why) == near
+        assert ("no other is nearer to this raster's; train one" in why) == (not near)
+
+
+def test_degrees_are_metres_in_the_middle_row(tmp_path: Path) -> None:
+    info = inspect(scene(tmp_path / "a.tif", 40, 50, transform=Affine(1 / 15, 0, 0, 0, -1 / 15, 62)))
+    gsd = ground_sample_distance(info)
+    assert gsd == pytest.approx(7421 * 0.5**0.5, rel=0.05), "half as wide at 60 degrees north"
+
+
+def test_a_slide_says_its_micrometres(tmp_path: Path, models: list[ModelFile]) -> None:
+    """As Aperio's scanners write them."""
+    path = tmp_path / "slide.tif"
+    _raster(path, TIFFTAG_IMAGEDESCRIPTION="")
+    info = RasterInfo(**{**_fields(inspect(path)), "microns": 0.4990})
+    assert ground_sample_distance(info) == pytest.approx(0.4990e-6)
+    model, why = choose_model(info, None, models)
+    assert model.card.name == "nuclei"
+    assert "trained at 0.5 µm per pixel: this raster has 0.499 µm" in why
+
+
+def _fields(info: RasterInfo) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in info.__dataclass_fields__}
+
+
+def test_nothing_says_how_large_a_pixel_is(tmp_path: Path, models: list[ModelFile]) -> None:
+    info = _raster(tmp_path / "a.tif")
+    assert ground_sample_distance(info) is None
+    model, why = choose_model(info, None, models)
+    assert model.card.name == "aerial"
+    assert why == "--model auto took aerial, but nothing says how large a pixel is; choose with --model"
+    others = [model for model in models if model.card.name != "aerial"]
+    assert choose_model(info, None, others)[0].card.name == "landcover-world"
+
+
+def test_models_whose_bands_are_not_there_are_left_out(tmp_path: Path, models: list[ModelFile]) -> None:
+    near = _model("grey", 10.0, ("red",))
+    info = _raster(tmp_path / "a.tif", 10.0)
+    assert choose_model(info, None, [*models, near])[0].card.name == "aerial"
+    assert choose_model(info, (2,), [*models, near])[0].card.name == "grey"
+    four = _raster(tmp_path / "b.tif", 10.0, bands=4)
+    with pytest.raises(InputError, match="cannot tell which of its 4 bands are red, green, blue") as caught:
+        choose_model(four, None, models)
+    assert caught.value.exit_code
+    with pytest.raises(ModelError, match="--model auto: no model ships with this installation"):
+        choose_model(info, None, [])
+
+
+def test_the_reason_is_printed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = [read_card(save_tiny_model(tmp_path / f"{n}.safetensors", gsd_m=g)) for n, g in (("a", 7000), ("b", 1))]
+    monkeypatch.setattr(choice, "embedded", lambda: iter(shipped))
+    raster = scene(tmp_path / "scene.tif", 40, 50)
+    result = segmented(raster, "-o", tmp_path / "out", "--model", "auto", "--device", "cpu")
+    (report,) = (tmp_path / "out").rglob("*run.json")
+    notes = json.loads(report.read_text())["notes"]
+    (why,) = [
+        note for note in notes if note.startswith("--model auto took tiny, trained at 7 km per pixel: this raster")
+    ]
+    assert why in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1000, "1 km"), (7421, "7.42 km"), (999, "999 m"), (0.132, "0.132 m"), (0.01, "0.01 m"), (0.005, "5 mm")]
+    + [(9e-4, "900 µm"), (0.5e-6, "0.5 µm"), (2.5e-7, "0.25 µm")],
+)
+def test_lengths_are_written_as_people_do(value: float, text: str) -> None:
+    assert metres(value) == text
