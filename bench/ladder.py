@@ -2,8 +2,8 @@
 
 ``python -m bench.ladder --data DIR`` trains some fifty small networks (about two hours on two cores), each for the same
 number of steps and scored on the held-out test split, and writes ``bench/ladder.json`` and ``bench/LADDER.md``. What is
-in ladder.json already is not trained again. DIR holds the folders ``dubai`` and ``nuclei``: see
-configs/models/aerial.md and nuclei.md for where they come from.
+in ladder.json already is not trained again. DIR holds the folders ``dubai``, ``nuclei`` and
+``banepa_buildings``: configs/models/*.md say where they come from. The page also has the scores of the models that ship.
 """
 
 import argparse
@@ -19,19 +19,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.baselines import colour_table, otsu, report, score
 from bench.ladder_table import write_table
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.device import set_threads
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.metrics import Confusion
 from fcn_batch.pipeline.recipe import Recipe, read_recipe
+from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows.labelled import LabelledImage, open_images
+from fcn_batch.workflows.models import find_model
 from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.scoring import evaluate
 from fcn_batch.workflows.train import Order, train
 
 HERE = Path(__file__).parent
 SETS = {"aerial": "dubai", "nuclei": "nuclei"}
+FOLDERS = {"landcover-world": ".", **SETS, "buildings": "banepa_buildings"}
 STRIDES, SEEDS = (32, 16, 8), (1, 2, 3)
+_BITS = {"landcover-world": 6}
+"""Of each band in the table of colours; 5 for the others, which have less to learn it from."""
 _TRUNKS: dict[str, dict[str, Any]] = {
     "vgg16": {"width": 0.25, "fc_kernel": 7, "fc_channels": 256},
     "alexnet": {"width": 0.5, "fc_kernel": 6, "fc_channels": 256},
@@ -152,16 +159,37 @@ def ceilings(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def embedded_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the models that ship, and of what they have to beat, on the test split of each one's recipe."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, place in FOLDERS.items():
+        recipe = read_recipe(HERE.parent / "configs" / "models" / f"{name}.toml")
+        images, classes = open_images(recipe, folder / place), len(recipe.classes)
+        model, network = load_model(find_model(name).path)
+        table = colour_table(images, classes, len(recipe.images.bands), _BITS.get(name, 5))
+        sides = {
+            name: evaluate(network, images, model.card.input, classes, "test"),
+            "table of colours": score(images, classes, table),
+        }
+        if name == "nuclei":
+            sides["Otsu's threshold"] = score(images, classes, lambda image: np.uint8(1) * otsu(image))
+        found[name] = {side: report(confusion, recipe) for side, confusion in sides.items()}
+    return found
+
+
 def main() -> None:
     """Train what is missing, write the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.ladder", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the folders dubai and nuclei")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the folders dubai, nuclei and banepa_buildings"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of each network")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once, one thread each")
     options = parser.parse_args()
     store = HERE / "ladder.json"
     known: dict[str, Any] = json.loads(store.read_text("utf-8")) if store.exists() else {"ceilings": {}, "runs": {}}
     known["ceilings"] = known["ceilings"] or ceilings(options.data)
+    known["models"] = embedded_models(options.data)
     missing = [run for run in runs() if run.key not in known["runs"]]
     with ProcessPoolExecutor(options.jobs) as pool:
         futures = {pool.submit(train_one, run, options.data, options.steps): run for run in missing}

@@ -50,7 +50,19 @@ def write_table(known: dict[str, Any], path: Path) -> None:
         "the skips scaled by 0.01 and 0.0001. The first table's FCN-8s was trained at once without scales."
     )
     parts.append(_table(title, _of(found, "stages", "nuclei"), None))
+    parts += [_models(name, sides) for name, sides in known["models"].items()]
     write_whole(path, "\n".join(part for part in parts if part))
+
+
+def _models(name: str, sides: dict[str, dict[str, Any]]) -> str:
+    """A model that ships, beside what it has to beat."""
+    classes = list(sides[name]["iu"])
+    heads = ["", *_NUMBERS.values(), *(f"IU {one}" for one in classes)]
+    lines = [f"## The model `{name}`", "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for side, numbers in sides.items():
+        cells = [side, *(f"{numbers[key]:.3f}" for key in _NUMBERS), *(f"{numbers['iu'][one]:.3f}" for one in classes)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _of(found: Iterable[dict[str, Any]], what: str, data: str) -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Tensors out of other people's checkpoints: safetensors, PyTorch's files (never executed), .caffemodel."""
+"""Tensors out of other people's checkpoints: safetensors, PyTorch's files (never executed), .caffemodel, HDF5."""
 
 import argparse
 import re
@@ -17,11 +17,10 @@ from numpy._core import multiarray
 from fcn_batch.pipeline.caffemodel import read_caffemodel
 from fcn_batch.pipeline.errors import ModelError
 
-Kind = Literal["safetensors", "torch", "caffe"]
+Kind = Literal["safetensors", "torch", "caffe", "hdf5"]
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_ZIP, _PICKLE, _HDF5 = b"PK\x03\x04", b"\x80", b"\x89HDF"
 _OTHERS = {
-    b"\x89HDF": "an HDF5 file (Keras); save its weights as .safetensors",
     b"version https://git-lfs": "a Git LFS pointer, not the weights: fetch them with `git lfs pull`",
     b"<": "a web page, not the weights: download the file itself",
     b"\x1f\x8b": "compressed: unpack it first",
@@ -62,6 +61,8 @@ def read_tensors(path: Path) -> Checkpoint:
         return Checkpoint(path, "safetensors", _named(path, _load_safetensors(path)))
     if head[:1] == _PICKLE or head[:4] == _ZIP:
         return Checkpoint(path, "torch", _named(path, _unwrapped(_load_torch(path, zipped=head[:4] == _ZIP))))
+    if head[:4] == _HDF5:
+        return Checkpoint(path, "hdf5", _load_hdf5(path))
     if path.suffix == ".caffemodel":
         return Checkpoint(path, "caffe", _load_caffe(path))
     what = next((told for start, told in _OTHERS.items() if head.startswith(start)), None)
@@ -113,6 +114,29 @@ def _load_caffe(path: Path) -> dict[str, torch.Tensor]:
         for layer, blobs in read_caffemodel(path).items()
         for index, blob in enumerate(blobs)
     }
+
+
+def _load_hdf5(path: Path) -> dict[str, torch.Tensor]:
+    """All arrays of numbers, by their path in the file, as Keras writes them."""
+    try:
+        import h5py
+    except ImportError:
+        message = f"{path}: is an HDF5 file, which the package h5py reads: pip install 'fcn-batch[models]'"
+        raise ModelError(message) from None
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            found[name] = torch.from_numpy(item[()])
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(keep)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not a whole HDF5 file: {error}; get the file again") from error
+    if not found:
+        raise ModelError(f"{path}: holds no arrays of numbers; give a file of weights")
+    return found
 
 
 def _unwrapped(found: Any) -> Any:

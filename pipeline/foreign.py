@@ -2,8 +2,8 @@
 
 Known are torchvision's VGG16, AlexNet, GoogLeNet and ResNets (classifiers), torchvision's FCN over ResNets, the
 authors' Caffe nets (shelhamer/fcn.berkeleyvision.org) and their PyTorch form (wkentaro/pytorch-fcn; the same layer
-names), EfficientNet-Lite0, and model files of our own. Keys do not tell how the pixels were scaled; what is known of
-it is said here.
+names), EfficientNet-Lite0, VGG16's convolutions as Keras stores them, and model files of our own. Keys do not tell how
+the pixels were scaled; what is known of it is said here.
 """
 
 import math
@@ -88,6 +88,7 @@ def recognise(checkpoint: Checkpoint, *, at_once: bool = False, pixels: Pixels |
         ("inception3a.", _googlenet),
         ("_conv_stem.", _efficientnet),
         ("layer4.2.conv3.", _resnet),
+        ("block1/layers/", _keras_vgg),
     )
     read = next((read for start, read in known if any(key.startswith(start) for key in checkpoint.tensors)), None)
     if read is None:
@@ -211,6 +212,24 @@ def _torchvision_fcn(checkpoint: Checkpoint) -> Foreign:
         raise ModelError(f"{path}: neither fcn_resnet50 nor fcn_resnet101; {_KNOWN}")
     ours = {key: tensor for key, tensor in theirs.items() if not key.startswith("aux_classifier.")}
     return Foreign(path, _depth(ours), ours, "imagenet", classifier=False)
+
+
+def _keras_vgg(checkpoint: Checkpoint) -> Foreign:
+    """The convolutions of Keras's VGG16 in blocks, as holistic edge detectors (Xie & Tu 2015) keep them.
+
+    Weights are (rows, cols, in, out); pixels are Caffe's. What stands beside the blocks belongs to the edges.
+    """
+    ours: Tensors = {}
+    for key, tensor in checkpoint.tensors.items():
+        if found := re.fullmatch(r"block(\d)/layers/conv2d(?:_(\d))?/vars/([01])", key):
+            number = _VGG.get(f"{found[1]}_{int(found[2] or 0) + 1}")
+            if number is None:
+                raise ModelError(f"{checkpoint.path}: {key} has no place in VGG16; {_KNOWN}")
+            part = "bias" if found[3] == "1" else "weight"
+            ours[f"trunk.features.{number}.{part}"] = tensor if part == "bias" else tensor.permute(3, 2, 0, 1)
+    if _FIRST in ours:
+        ours[_FIRST] = _swapped(ours[_FIRST])
+    return Foreign(checkpoint.path, "vgg16", ours, "caffe", classifier=True)
 
 
 def _depth(ours: Tensors) -> Literal["fcn_resnet50", "fcn_resnet101"]:

@@ -11,7 +11,8 @@ from fcn_batch.pipeline.errors import InputError, ModelError
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, read_card
 from fcn_batch.workflows import choice
-from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, metres
+from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, metres, misfit
+from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
 from tests.runs import scene, segmented
@@ -22,7 +23,8 @@ RGB = ("red", "green", "blue")
 
 def _model(name: str, gsd_m: float, bands: tuple[str, ...] = RGB) -> ModelFile:
     network = tiny_network(bands=len(bands))
-    return ModelFile(Path(f"{name}.safetensors"), tiny_card(network, name=name, gsd_m=gsd_m, bands=bands), "0" * 64)
+    card = tiny_card(network, name=name, gsd_m=gsd_m, bands=bands)
+    return ModelFile(Path(f"{name}.safetensors"), "0" * 64, card)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,13 @@ def test_the_nearest_resolution_is_chosen(tmp_path: Path, models: list[ModelFile
     for order in (models, models[::-1]):
         model, why = choose_model(info, None, order)
         assert model.card.name == name
-        assert f"--model auto took {name}, trained at {metres(KINDS[name])} per pixel: " in why
-        near = abs(gsd_m / KINDS[name]) <= 2 and abs(KINDS[name] / gsd_m) <= 2
-        assert is_near(ground_sample_distance(info) or 0, model) == near
-        assert ("this raster has " in why) == near
-        assert ("no other is nearer to this raster's; train one" in why) == (not near)
+        trained, near = metres(KINDS[name]), 0.5 <= gsd_m / KINDS[name] <= 2
+        assert is_near(gsd_m, model) == near
+        if near:
+            assert why == f"--model auto took {name}: trained at {trained} per pixel, here {metres(gsd_m)}"
+        else:
+            assert why.startswith(f"--model auto took {name}, the nearest there is: {misfit(gsd_m, model)}")
+            assert f"{name} was trained at {trained} per pixel, this raster has {metres(gsd_m)}: expect poor" in why
 
 
 def test_degrees_are_metres_in_the_middle_row(tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_a_slide_says_its_micrometres(tmp_path: Path, models: list[ModelFile]) -
     assert ground_sample_distance(info) == pytest.approx(0.4990e-6)
     model, why = choose_model(info, None, models)
     assert model.card.name == "nuclei"
-    assert "trained at 0.5 µm per pixel: this raster has 0.499 µm" in why
+    assert why == "--model auto took nuclei: trained at 0.5 µm per pixel, here 0.499 µm"
 
 
 def _fields(info: RasterInfo) -> dict[str, Any]:
@@ -86,11 +90,11 @@ def test_nothing_says_how_large_a_pixel_is(tmp_path: Path, models: list[ModelFil
 
 
 def test_models_whose_bands_are_not_there_are_left_out(tmp_path: Path, models: list[ModelFile]) -> None:
-    near = _model("grey", 10.0, ("red",))
+    near = _model("heat", 10.0, ("infrared",))
     info = _raster(tmp_path / "a.tif", 10.0)
     assert choose_model(info, None, [*models, near])[0].card.name == "aerial"
-    assert choose_model(info, (2,), [*models, near])[0].card.name == "grey"
-    four = _raster(tmp_path / "b.tif", 10.0, bands=4)
+    assert choose_model(info, (2,), [*models, near])[0].card.name == "heat"
+    four = _raster(tmp_path / "b.tif", 10.0, bands=4, photometric="MINISBLACK")
     with pytest.raises(InputError, match="cannot tell which of its 4 bands are red, green, blue") as caught:
         choose_model(four, None, models)
     assert caught.value.exit_code
@@ -105,16 +109,22 @@ def test_the_reason_is_printed_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     result = segmented(raster, "-o", tmp_path / "out", "--model", "auto", "--device", "cpu")
     (report,) = (tmp_path / "out").rglob("*run.json")
     notes = json.loads(report.read_text())["notes"]
-    (why,) = [
-        note for note in notes if note.startswith("--model auto took tiny, trained at 7 km per pixel: this raster")
-    ]
+    (why,) = [note for note in notes if note.startswith("--model auto took tiny: trained at 7 km per pixel, here ")]
     assert why in result.stderr
+
+
+def test_a_misfit_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_tiny_model(tmp_path / "a.safetensors", gsd_m=1)
+    monkeypatch.setattr(choice, "embedded", lambda: iter([read_card(path)]))
+    raster = scene(tmp_path / "scene.tif", 40, 50)
+    for name in ("auto", str(path)):
+        notes = prepare(raster, Options(model=name, device="cpu")).notes
+        assert len([note for note in notes if "tiny was trained at 1 m per pixel" in note]) == 1
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1000, "1 km"), (7421, "7.42 km"), (999, "999 m"), (0.132, "0.132 m"), (0.01, "0.01 m"), (0.005, "5 mm")]
-    + [(9e-4, "900 µm"), (0.5e-6, "0.5 µm"), (2.5e-7, "0.25 µm")],
+    [(1000, "1 km"), (999, "999 m"), (0.01, "0.01 m"), (0.005, "5 mm"), (9e-4, "900 µm"), (2.5e-7, "0.25 µm")],
 )
 def test_lengths_are_written_as_people_do(value: float, text: str) -> None:
     assert metres(value) == text

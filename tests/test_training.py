@@ -52,7 +52,7 @@ def _schedule(**changes: Any) -> Schedule:
     return Schedule(**{"steps": 3, "batch": 4, "learning_rate": 0.01, **changes})
 
 
-def _trainer(network: nn.Module, weights: tuple[float, ...] = (1.0, 1.0), stage: int = 0, **changes: Any) -> Trainer:
+def _trainer(network: Any, weights: tuple[float, ...] = (1.0, 1.0), stage: int = 0, **changes: Any) -> Trainer:
     return Trainer(network, _schedule(**changes), np.array(weights, np.float32), "cpu", stage=stage)
 
 
