@@ -3,7 +3,8 @@
 ``python -m bench.ladder --data DIR`` trains some fifty small networks (about two hours on two cores), each for the same
 number of steps and scored on the held-out test split, and writes ``bench/ladder.json`` and ``bench/LADDER.md``. What is
 in ladder.json already is not trained again. DIR holds the folders ``dubai``, ``nuclei`` and
-``banepa_buildings``: configs/models/*.md say where they come from. The page also has the scores of the models that ship.
+``banepa_buildings``: configs/models/*.md say where they come from. The page also has the scores of the models that
+ship.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.baselines import colour_table, otsu, report, score
+from bench.coarser import coarser
 from bench.ladder_table import write_table
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.device import set_threads
@@ -39,6 +41,8 @@ FOLDERS = {"landcover-world": ".", **SETS, "buildings": "banepa_buildings"}
 STRIDES, SEEDS = (32, 16, 8), (1, 2, 3)
 _BITS = {"landcover-world": 6}
 """Of each band in the table of colours; 5 for the others, which have less to learn it from."""
+_COARSER = 0.3
+"""Metres per pixel that the buildings are scored at too."""
 _TRUNKS: dict[str, dict[str, Any]] = {
     "vgg16": {"width": 0.25, "fc_kernel": 7, "fc_channels": 256},
     "alexnet": {"width": 0.5, "fc_kernel": 6, "fc_channels": 256},
@@ -173,6 +177,11 @@ def embedded_models(folder: Path) -> dict[str, dict[str, Any]]:
         }
         if name == "nuclei":
             sides["Otsu's threshold"] = score(images, classes, lambda image: np.uint8(1) * otsu(image))
+        if name == "buildings":
+            with tempfile.TemporaryDirectory() as scratch:
+                there = open_images(recipe, coarser(folder / place, _COARSER / model.card.input.gsd_m, Path(scratch)))
+                seen = evaluate(network, there, model.card.input, classes, "test")
+            sides[f"{name}, resampled to {_COARSER:g} m"] = seen
         found[name] = {side: report(confusion, recipe) for side, confusion in sides.items()}
     return found
 

@@ -129,8 +129,16 @@ def _crashed(recipe: Recipe, folder: Path, output: Path, after: int) -> None:
 # a training that learns
 
 
-def test_a_small_training(data: Path, tmp_path: Path) -> None:
+def test_a_small_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, labels = two_colours(data)
+    tested: list[bool] = []
+
+    def watched(network: Any, *arguments: Any) -> Confusion:
+        if arguments[-1] == "test":
+            tested.append(all((p.half().float() == p).all() for p in network.parameters()))
+        return evaluate(network, *arguments)
+
+    monkeypatch.setattr(training, "evaluate", watched)
     parts: dict[str, Any] = {
         "model": {"weights": "fp16"},
         "architecture": {"input_upsampling": 4},
@@ -157,7 +165,8 @@ def test_a_small_training(data: Path, tmp_path: Path) -> None:
     assert scores.mean_iu == pytest.approx(whole.mean_iu, abs=2e-3)
     assert scores.pixel_accuracy == pytest.approx(whole.pixel_accuracy, abs=2e-3)
     assert scores.class_iu == pytest.approx({f"class {k}": whole.iu[k] for k in (0, 1)}, abs=2e-3)
-    again = evaluate(network, images, spec, 2, "test")  # of the weights as they are stored, in 16 bits
+    assert tested == [True], "the weights were scored before they were rounded"
+    again = evaluate(network, images, spec, 2, "test")
     assert scores.mean_iu == round(again.mean_iu, 4)
     assert all((p.half().float() == p).all() for p in network.parameters())
     known = labels[3:, np.isin(np.arange(COLS) // STRIP, TESTED)]

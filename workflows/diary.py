@@ -15,6 +15,8 @@ from fcn_batch.pipeline.training import from_bytes, to_bytes
 from fcn_batch.workflows.charts import curves_png
 
 _CHECKPOINT = "checkpoint.pt"
+_RECENT = 50
+"""Steps whose mean loss is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ class Diary:
     def steps(self) -> int:
         """Steps done in this stage."""
         return len(self.losses)
+
+    @property
+    def told(self) -> str:
+        """How it goes, in a few words."""
+        loss = f"loss {sum(self.losses[-_RECENT:]) / len(self.losses[-_RECENT:]):.3f}"
+        return f"{loss}, val mean IU {self.looks[-1].mean_iu:.3f}" if self.looks else loss
 
     def look(self, step: int, loss: float, val: Confusion, state: Callable[[], dict[str, Any]]) -> None:
         """Note a look at the val split; `state` gives the weights, asked for when they are the best so far."""

@@ -171,6 +171,7 @@ class _Training:
                 self._save(trainer)
                 raise TrainingError(f"{error} (batch of {'; '.join(batch.origins)}). {self._kept(trainer)}") from error
             self.diary.losses.append(loss)
+            self._progress.say(self.diary.told)
             if trainer.steps % schedule.evaluate_every == 0 or trainer.steps == schedule.steps:
                 self._look(trainer)
                 if self._peers.sum(float(self.diary.give_up(schedule.patience))):
@@ -190,7 +191,6 @@ class _Training:
         val = evaluate(trainer.averaged, self.data.images, self.data.spec, len(self.recipe.classes), "val")
         recent = self.diary.losses[-self.recipe.schedule.evaluate_every :]
         self.diary.look(trainer.steps, float(np.mean(recent)), val, trainer.averaged.state_dict)
-        self._progress.say(f"loss {np.mean(recent):.4f}, val mean IU {val.mean_iu:.4f}")
         self._progress.note(
             f"stage {trainer.stage + 1}, step {trainer.steps}: loss {np.mean(recent):.4f}, "
             f"val pixel accuracy {val.pixel_accuracy:.4f}, mean IU {val.mean_iu:.4f}"
