@@ -1,6 +1,6 @@
 """The paper's findings again, on open data: finer strides, other trunks, stages or all at once.
 
-``python -m bench.ladder --data DIR`` trains some fifty small networks (about two hours on two cores), each for the same
+``python -m bench.ladder --data DIR`` trains 33 small networks (about an hour on one core), each for the same
 number of steps and scored on the held-out test split, and writes ``bench/ladder.json`` and ``bench/LADDER.md``. What is
 in ladder.json already is not trained again. DIR holds the folders ``dubai``, ``nuclei`` and
 ``banepa_buildings``: configs/models/*.md say where they come from. The page also has the scores of the models that
@@ -92,7 +92,7 @@ def recipe_of(run: Run, steps: int) -> Recipe:
     values = base_recipe(run.data).model_dump()
     net, schedule = values["architecture"], values["schedule"]
     net["input_upsampling"] = 1
-    schedule.update(steps=steps, crop=256, evaluate_every=steps, seed=run.seed)
+    schedule.update(steps=steps, batch=16, crop=192, evaluate_every=steps, seed=run.seed)
     if run.what == "strides":
         net["stride"] = int(run.name.removeprefix("FCN-").removesuffix("s"))
     elif run.what == "trunks":  # from random weights: ImageNet's are at hand for none of the three
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of the folders dubai, nuclei and banepa_buildings"
     )
-    parser.add_argument("--steps", type=int, default=300, help="of each network")
+    parser.add_argument("--steps", type=int, default=100, help="of each network")
     parser.add_argument("--jobs", type=int, default=2, help="networks at once, one thread each")
     options = parser.parse_args()
     store = HERE / "ladder.json"

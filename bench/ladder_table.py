@@ -19,7 +19,7 @@ _NUMBERS = {
 _HEAD = """# The ladder: what the paper found, on open data
 
 Made by `python -m bench.ladder`; every number is of the held-out test split. Each network was trained for the same
-number of steps ({steps}) on the same windows of 256 pixels, eight a step, on one CPU thread; seeds {seeds}. A cell is
+number of steps ({steps}) on windows of 192 pixels, sixteen a step, on one CPU thread; seeds {seeds}. A cell is
 the mean over the seeds and, behind ±, half the distance from the worst to the best. These are small budgets: the
 embedded models train longer (their cards have their scores).
 

@@ -3,7 +3,7 @@
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -34,7 +34,7 @@ class Identity(_Frozen):
 class LearntClass(ClassInfo):
     """A class of the map, and which ids in the label files mean it."""
 
-    labels: tuple[int, ...] | None = None
+    labels: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Default: its own id."""
 
     @property

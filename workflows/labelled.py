@@ -111,9 +111,13 @@ def open_images(recipe: Recipe, folder: Path) -> list[LabelledImage]:
 
 def _pairs(images: Images, folder: Path) -> Iterator[tuple[Path, Path]]:
     """Image files and their label files. ``*`` in the pattern is {1} in the labels' name, a second one {2}."""
+    seen: set[Path] = set()
     for pattern in images.paths:
         star = re.compile(_stars(pattern))
         for path in expand(pattern, folder):
+            if path in seen:  # by an earlier pattern
+                continue
+            seen.add(path)
             relative = path.relative_to(folder) if path.is_relative_to(folder) else path
             found = star.fullmatch(relative.as_posix())
             stars = ("", *(found.groups("") if found else ()))

@@ -9,7 +9,7 @@ and comes to the same weights as if nothing had happened.
 """
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def train(order: Order, progress: RunProgress) -> Path | None:
         peers = stack.enter_context(joined(device))
         keep_pages()
         if peers.leads:
-            order.beside.mkdir(exist_ok=True)
+            _make_folder(order.beside)
+            stack.callback(_remove_if_empty, order.beside)
             stack.enter_context(only_one(order.beside / ".lock"))
         images = open_images(order.recipe, order.folder)
         spec, counts = band_statistics(images, order.recipe)
@@ -104,6 +105,19 @@ def _check_output(order: Order) -> None:
         raise OutputError(f"{order.output}: exists already; give --overwrite to replace it")
     if not order.output.absolute().parent.is_dir():
         raise OutputError(f"{order.output}: there is no folder {order.output.absolute().parent}; create it first")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}; choose another -o FILE") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A training that was refused leaves nothing behind."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _with_epochs(order: Order, data: Data) -> Order:
