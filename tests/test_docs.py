@@ -4,12 +4,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from affine import Affine
 
-from fcn_batch.workflows.models import find_model
+from fcn_batch.pipeline.recipe import Polygons, Recipe
+from fcn_batch.pipeline.splits import BlockSplit
+from fcn_batch.pipeline.weights import ModelFile
+from fcn_batch.workflows.models import embedded
 from tests.rasters import noise, write_raster
 
 README = Path(__file__).parent.parent / "README.md"
@@ -51,6 +55,15 @@ def test_blocks_that_are_not_run_say_why() -> None:
         assert block["language"] in RUN or block["why"], block["code"]
 
 
+def test_the_recipe_in_the_documentation_is_one() -> None:
+    block = next(
+        b for b in BLOCK.finditer((README.parent / "docs" / "training.md").read_text()) if b["language"] == "toml"
+    )
+    recipe = Recipe.model_validate(tomllib.loads(block["code"]))
+    assert recipe.images.polygons == Polygons()
+    assert isinstance(recipe.split, BlockSplit)
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -58,11 +71,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_embedded_models_page_says_what_its_card_says() -> None:
-    model = find_model("landcover-world")
-    scores = model.card.scores
+@pytest.mark.parametrize("model", list(embedded()), ids=lambda model: model.card.name)
+def test_an_embedded_models_page_says_what_its_card_says(model: ModelFile) -> None:
+    page, scores = model.path.with_suffix(".md").read_text("utf-8"), model.card.scores
     assert scores is not None
-    row = next(line for line in model.path.with_suffix(".md").read_text().splitlines() if "| landcover-world |" in line)
-    expected = [scores.pixel_accuracy, scores.mean_iu, *scores.class_iu.values()]
-    assert [float(cell) for cell in row.split("|")[2:-1]] == pytest.approx(expected, abs=5e-4)
-    assert f"{model.card.halo} px" in model.path.with_suffix(".md").read_text()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    heads = next(cells for cells in lines if "mean IU" in cells)
+    row = dict(zip(heads, next(cells for cells in lines if cells[0] == model.card.name), strict=True))
+    assert float(row["pixel accuracy"]) == pytest.approx(scores.pixel_accuracy, abs=6e-4)
+    assert float(row["mean IU"]) == pytest.approx(scores.mean_iu, abs=6e-4)
+    told = [float(cell) for cell in list(row.values())[-len(model.card.legend) :]]
+    assert told == pytest.approx([scores.class_iu[c.name] for c in model.card.legend.classes], abs=6e-4)
+    assert f"halo {model.card.halo} px" in page
