@@ -275,8 +275,9 @@ def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkey
     assert fcn_batch("model", "info", "one").stdout.startswith("model")
 
 
-def test_the_default_model_ships() -> None:
-    assert fcn_batch("model", "list").stdout.startswith("landcover-world ")
+def test_the_embedded_models_ship() -> None:
+    listed = [line.split()[0] for line in fcn_batch("model", "list").stdout.splitlines()]
+    assert listed == ["aerial", "buildings", "landcover-world", "nuclei"]
     card = json.loads(fcn_batch("model", "info", "landcover-world", "--json").stdout)
     assert card["name"] == "landcover-world"
     assert card["scores"]["mean_iu"] > 0
