@@ -21,7 +21,9 @@ _HEAD = """# The ladder: what the paper found, on open data
 Made by `python -m bench.ladder`; every number is of the held-out test split. Each network was trained for the same
 number of steps ({steps}) on windows of 192 pixels, sixteen a step, on one CPU thread; seeds {seeds}. A cell is
 the mean over the seeds and, behind ±, half the distance from the worst to the best. These are small budgets: the
-embedded models train longer (their cards have their scores).
+embedded models train longer (at the end of the page). For nuclei, the boundary class counts as nucleus. The ceiling is
+what the labels themselves would score after averaging to cells of the stride and bilinear upsampling; networks can be
+above it, because their coarse scores need not be averages.
 
 An ordering is called *carried* when the worst seed of one side is better than the best seed of the other.
 """
@@ -42,7 +44,8 @@ def write_table(known: dict[str, Any], path: Path) -> None:
         parts.append(_table(title, rows, ("ceiling of mean IU", {f"FCN-{s}s": f"{v:.3f}" for s, v in limits.items()})))
     title = (
         "## Trunks: nuclei\n\nThe paper's three families, FCN-8s, narrow (VGG16 at a quarter of its width, AlexNet at "
-        "half, GoogLeNet whole), from random weights."
+        "half, GoogLeNet whole), from random weights. GoogLeNet is torchvision's, with batch norm; the other two have "
+        "none, which costs them most of so short a training."
     )
     parts.append(_table(title, _of(found, "trunks", "nuclei"), None))
     title = (
