@@ -235,7 +235,7 @@ def test_googlenet_s_pixels_are_those_behind_its_own_transform() -> None:
     ("words", "code", "match"),
     [
         (["-o", "a.pth"], 6, "ends in .safetensors"),
-        (["-o", "nowhere/a.safetensors"], 6, "no such folder"),
+        (["-o", "nowhere/a.safetensors"], 6, "there is no folder"),
         (["--name", "Ä b"], 2, "--name 'Ä b': give small letters"),
         (["--classes", "none.txt"], 2, "--classes none.txt: No such file"),
         (["--classes", "empty.txt"], 2, "no names in it"),

@@ -12,6 +12,7 @@ from fcn_batch.pipeline.foreign import recognise
 from fcn_batch.pipeline.model_card import NAME
 from fcn_batch.pipeline.scalings import Pixels
 from fcn_batch.pipeline.weights import save_model
+from fcn_batch.workflows.models import check_model_output
 
 Classifier = Literal["vgg16", "alexnet", "googlenet"]
 
@@ -43,7 +44,7 @@ def convert_file(wanted: Conversion) -> Path:
     ModelError when the weights cannot be converted, OutputError when the output exists or cannot be written,
     OptionError when an option does not fit.
     """
-    _check_output(wanted)
+    check_model_output(wanted.output, overwrite=wanted.overwrite)
     facts = Facts(_name(wanted), wanted.gsd_m, _class_names(wanted.classes), wanted.means)
     source = recognise(read_tensors(wanted.source), at_once=wanted.at_once, pixels=wanted.pixels)
     if wanted.classifier is None:
@@ -57,15 +58,6 @@ def convert_file(wanted: Conversion) -> Path:
     except OSError as error:
         raise OutputError(f"{wanted.output}: cannot write here: {error.strerror}; choose another -o FILE") from error
     return wanted.output
-
-
-def _check_output(wanted: Conversion) -> None:
-    if wanted.output.suffix != ".safetensors":
-        raise OutputError(f"{wanted.output}: a model file's name ends in .safetensors; call it so")
-    if wanted.output.exists() and not wanted.overwrite:
-        raise OutputError(f"{wanted.output}: exists already; give --overwrite to replace it")
-    if not wanted.output.absolute().parent.is_dir():
-        raise OutputError(f"{wanted.output}: there is no such folder; make it, or choose another -o FILE")
 
 
 def _name(wanted: Conversion) -> str:

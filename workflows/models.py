@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.errors import ModelError, OutputError
 from fcn_batch.pipeline.factory import toml_of
 from fcn_batch.pipeline.model_card import TARGET, Architecture, Factory, ModelCard, TorchvisionFcn
 from fcn_batch.pipeline.probe import Grid, probe
@@ -41,6 +41,16 @@ def find_model(name_or_path: str) -> ModelFile:
         known = ", ".join(p.stem for p in sorted(_folder().glob("*.safetensors")))
         raise ModelError(f"{name_or_path}: no embedded model has this name ({known}), and no file either")
     return read_card(path.absolute())
+
+
+def check_model_output(path: Path, *, overwrite: bool) -> None:
+    """OutputError, before any work, when a model file cannot be written to `path`."""
+    if path.suffix != ".safetensors":
+        raise OutputError(f"{path}: a model file's name ends in .safetensors; call it so")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; give --overwrite to replace it")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
 
 
 def _folder() -> Path:

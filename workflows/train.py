@@ -32,6 +32,7 @@ from fcn_batch.pipeline.training import STORED, Trainer, class_weights, round_we
 from fcn_batch.pipeline.weights import save_model
 from fcn_batch.workflows.diary import Diary
 from fcn_batch.workflows.labelled import LabelledImage, band_statistics, open_images
+from fcn_batch.workflows.models import check_model_output
 from fcn_batch.workflows.progress import STEPS, Quiet, RunProgress
 from fcn_batch.workflows.samples import draw_samples
 from fcn_batch.workflows.sampling import Sampler
@@ -76,7 +77,7 @@ def train(order: Order, progress: RunProgress) -> Path | None:
 
     Started by torchrun, all processes train together; the first one writes, and the others give None.
     """
-    _check_output(order)
+    check_model_output(order.output, overwrite=order.overwrite)
     device = local_device(choose_device(order.device))
     with ExitStack() as stack:
         peers = stack.enter_context(joined(device))
@@ -96,15 +97,6 @@ def train(order: Order, progress: RunProgress) -> Path | None:
             return None
         _finish(training, network)
     return order.output
-
-
-def _check_output(order: Order) -> None:
-    if order.output.suffix != ".safetensors":
-        raise OutputError(f"{order.output}: a model file's name ends in .safetensors; call it so")
-    if order.output.exists() and not order.overwrite:
-        raise OutputError(f"{order.output}: exists already; give --overwrite to replace it")
-    if not order.output.absolute().parent.is_dir():
-        raise OutputError(f"{order.output}: there is no folder {order.output.absolute().parent}; create it first")
 
 
 def _make_folder(folder: Path) -> None:
