@@ -18,8 +18,8 @@ _NUMBERS = {
 
 _HEAD = """# The ladder: what the paper found, on open data
 
-Made by `python -m bench.ladder`; every number is of the held-out test split. Each network was trained for the same
-number of steps ({steps}) on windows of 192 pixels, sixteen a step, on one CPU thread; seeds {seeds}. A cell is
+Made by `python -m bench.ladder`; every number is of the held-out test split. Within a table each network was trained
+for the same number of steps on windows of 192 pixels, sixteen a step, on one CPU thread; seeds {seeds}. A cell is
 the mean over the seeds and, behind ±, half the distance from the worst to the best. These are small budgets: the
 embedded models train longer (at the end of the page). For nuclei, the boundary class counts as nucleus. The ceiling is
 what the labels themselves would score after averaging to cells of the stride and bilinear upsampling; networks can be
@@ -34,9 +34,8 @@ def write_table(known: dict[str, Any], path: Path) -> None:
     found = list(known["runs"].values())
     if not found:
         raise ValueError("no run to show: ladder.json is empty")
-    steps = ", ".join(sorted({str(run["steps"]) for run in found}))
     seeds = ", ".join(sorted({str(run["seed"]) for run in found}))
-    parts = [_HEAD.format(steps=steps, seeds=seeds)]
+    parts = [_HEAD.format(seeds=seeds)]
     for data in sorted({run["data"] for run in found if run["what"] == "strides"}):
         rows = _of(found, "strides", data)
         limits = known["ceilings"][data]
@@ -50,7 +49,7 @@ def write_table(known: dict[str, Any], path: Path) -> None:
     parts.append(_table(title, _of(found, "trunks", "nuclei"), None))
     title = (
         "## Stages: nuclei\n\nFCN-8s by way of FCN-32s and FCN-16s, a third of the steps each; or all at once, with "
-        "the skips scaled by 0.01 and 0.0001. The first table's FCN-8s was trained at once without scales."
+        "the skips scaled by 0.01 and 0.0001. The FCN-8s of the tables above was trained at once without scales."
     )
     parts.append(_table(title, _of(found, "stages", "nuclei"), None))
     parts += [_models(name, sides) for name, sides in known["models"].items()]
@@ -82,7 +81,8 @@ def _table(title: str, sides: dict[str, list[dict[str, Any]]], extra: tuple[str,
     if not sides:
         return ""
     heads = ["", *_NUMBERS.values(), "mean IU of each seed", *([extra[0]] if extra else []), "seconds"]
-    lines = [title, "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    budget = max(run["steps"] for runs in sides.values() for run in runs)
+    lines = [title, f"{budget} steps.", "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for name, runs in sides.items():
         cells = [name, *(_spread([run[key] for run in runs]) for key in _NUMBERS)]
         cells.append(", ".join(f"{run['mean_iu']:.3f}" for run in runs))

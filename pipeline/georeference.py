@@ -6,6 +6,16 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
+class GroundControl:
+    """Ground control points: where a few pixels lie, in the place of a transform."""
+
+    crs_wkt: str | None
+    """WKT2 of the reference system of x and y, or None when it is not known."""
+    points: tuple[tuple[float, float, float, float, float], ...]
+    """(row, col, x, y, z) of each point; rows and columns count from the upper left corner of pixel (0, 0)."""
+
+
+@dataclass(frozen=True, slots=True)
 class GeoReference:
     """Coordinate reference system and affine transform of a raster.
 

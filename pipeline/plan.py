@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.georeference import GeoReference, GroundControl
 from fcn_batch.pipeline.tiling import BlockGrid
 
 Way = Literal["stream", "tiles", "blend"]
@@ -49,6 +49,10 @@ class InputIdentity(_Frozen):
     dtype: str
     crs_wkt: str | None
     transform: tuple[float, float, float, float, float, float]
+    ground: GroundControl | None = None
+    """Where pixels lie when no transform says it."""
+    microns: float | None = None
+    """Micrometres per pixel, of a slide that says so."""
 
     @property
     def size(self) -> Size:
@@ -75,7 +79,7 @@ class Cut(_Frozen):
 
     way: Way
     chunk: int = Field(ge=1)
-    """Side of a zarr chunk; rows of a block."""
+    """Side of what is written at once: a zarr chunk, or a shard of several; rows of a block."""
     lane: int = Field(ge=1)
     """Columns of a block: whole chunks."""
     segment: int = Field(ge=1)
@@ -134,6 +138,16 @@ class Plan(_Frozen):
     """The raster value that corresponds to 1 in training."""
     cut: Cut
     kernel: Kernel
+    inner: int | None = Field(default=None, ge=1)
+    """Side of the chunks that a shard holds; None: what is written at once is a chunk of its own."""
+    confidence: bool = False
+    """True when a store of confidences is made beside the map."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> "Plan":
+        if self.inner is not None and self.cut.chunk % self.inner:
+            raise ValueError(f"a shard of {self.cut.chunk} is not a whole number of chunks of {self.inner}")
+        return self
 
     @property
     def grid(self) -> BlockGrid:

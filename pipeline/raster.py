@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import Interleaving, MaskFlags, WktVersion
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
@@ -28,7 +29,7 @@ from rasterio.windows import Window as RasterioWindow
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
 
 DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
 """GDAL drivers that may open an input."""
@@ -67,8 +68,8 @@ class RasterInfo:
     """Rows and columns of the first band's storage block: (1, width) and the like mean strips."""
     has_mask: bool
     """True when alpha, a mask band or nodata can make pixels invalid."""
-    has_gcps: bool
-    """True when ground control points stand where the transform should be."""
+    ground: GroundControl | None
+    """Ground control points, where they stand in the place of a transform."""
     microns: float | None = None
     """Micrometres per pixel, of a slide that says so."""
 
@@ -185,10 +186,9 @@ def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:
     with local_only(), _open(local) as dataset:
         _check_bands(dataset, local, dtypes)
         _check_blocks(dataset, local)
-        has_gcps = bool(dataset.gcps[0])
         transform = tuple(dataset.transform)[:6]
-        crs = dataset.crs if dataset.crs and not (has_gcps and transform == IDENTITY) else None
-        wkt = crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+        ground = _ground_control(dataset) if transform == IDENTITY else None
+        wkt = _wkt(dataset.crs) if ground is None else None
         try:
             georeference = GeoReference(wkt, transform)
         except ValueError as error:
@@ -204,9 +204,18 @@ def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:
             colour_roles=tuple(role.name for role in dataset.colorinterp),
             storage_block=tuple(dataset.block_shapes[0]),
             has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
-            has_gcps=has_gcps,
+            ground=ground,
             microns=_microns(dataset),
         )
+
+
+def _wkt(crs: CRS | None) -> str | None:
+    return crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+
+
+def _ground_control(dataset: DatasetReader) -> GroundControl | None:
+    points, crs = dataset.gcps
+    return GroundControl(_wkt(crs), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)) if points else None
 
 
 def _microns(dataset: DatasetReader) -> float | None:

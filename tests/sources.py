@@ -36,7 +36,7 @@ def info_of(size: Size, storage: tuple[int, int] | None = None, bands: int = 3, 
         colour_roles=("undefined",) * bands,
         storage_block=storage or (1, size.width),
         has_mask=True,
-        has_gcps=False,
+        ground=None,
     )
 
 

@@ -22,7 +22,7 @@ from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.mapfile import MapFile
 from fcn_batch.pipeline.store import ClassStore, FinishedMap, Layout
-from fcn_batch.workflows.evaluate import chunk_windows
+from fcn_batch.workflows.maps import chunk_windows
 from tests.rasters import write_raster
 from tests.runs import fcn_batch
 
@@ -162,7 +162,7 @@ def read_as_meant(folder: Path) -> tuple[Ids, Ids]:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_all_numbers_are_those_of_the_whole_arrays(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.evaluate._SIDE", 64)
+    monkeypatch.setattr("fcn_batch.workflows.maps._SIDE", 64)
     found = evaluated(folder / name, folder / "truth.tif", *MEANING, "--boundary", 3)
     assert_same(found, brute_force(*read_as_meant(folder), 3))
     assert found["pixels"] + found["pixels_without_label"] == 150 * 170
@@ -238,7 +238,7 @@ def test_labels_that_are_polygons(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_every_pixel_is_read_once_in_small_parts(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.evaluate._SIDE", 64)
+    monkeypatch.setattr("fcn_batch.workflows.maps._SIDE", 64)
     times, largest = np.zeros((150, 170), int), 0
     kind: Any = FinishedMap if name.endswith("zarr") else MapFile
     read = kind.read

@@ -89,7 +89,7 @@ def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None,
         colour_roles=tuple(roles),
         storage_block=(1, 100),
         has_mask=False,
-        has_gcps=False,
+        ground=None,
     )
 
 

@@ -52,7 +52,7 @@ def test_info_of_a_georeferenced_file(tmp_path: Path) -> None:
     assert info.colour_roles == ("red", "green", "blue")
     assert info.storage_block[1] == 50
     assert info.has_mask
-    assert not info.has_gcps
+    assert info.ground is None
 
 
 @pytest.mark.parametrize("transform", [Affine(10, 0, 5, 0, 10, 7), Affine(3, 4, 5, 4, -3, 7)])
@@ -75,7 +75,7 @@ def test_control_points_alone(tmp_path: Path) -> None:
         GroundControlPoint(5, 0, 10, 49),
     ]
     info = inspect(write_raster(tmp_path / "a.tif", noise(1, 5, 5), gcps=gcps, crs="EPSG:4326"))
-    assert info.has_gcps
+    assert info.ground is not None and info.ground.points[1] == (0, 5, 11, 50, 0)
     assert info.georeference.crs_wkt is None
     assert info.georeference.transform == IDENTITY
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +15,20 @@ from fcn_batch.pipeline.boundary import BoundarySweep, default_distance
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.errors import InputError, OptionError, TrainingError
 from fcn_batch.pipeline.gdal import gdal_cache
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.labels import Burn, Grid, Labels, open_labels
-from fcn_batch.pipeline.mapfile import GREY, MapFile
+from fcn_batch.pipeline.mapfile import GREY
+from fcn_batch.pipeline.maps import ClassMap, Ids
 from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.store import FinishedMap
 from fcn_batch.workflows.evaluation import Evaluation, evaluation_files, refuse_to_clobber, write_evaluation
+from fcn_batch.workflows.maps import cache_mb, chunk_windows, open_map
 from fcn_batch.workflows.meaning import UNKNOWN, Meaning, Translation, check_kind, listed, polygons_mean
 from fcn_batch.workflows.progress import RunProgress
 
-_SIDE = 2048
-"""Rows and columns of a chunk, where the storage blocks let us choose."""
-_LARGEST_CHUNK = 2**24
-"""Pixels of a chunk, however large the storage blocks: labels take 4 bytes each."""
 _LARGEST_SWEEP = 2**31
 """Bytes of rows to keep for the boundaries."""
 _OPTION_FOR = {"burn.values": "--value VALUE=ID", "layer": "--layer", "georeference": "gdal_edit.py -a_srs -a_ullr"}
 """How to say on the command line what a recipe says with a key."""
-
-Ids = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +55,6 @@ def request_for(prediction: Path, labels: Path, **chosen: Any) -> Request:
     return Request(prediction, labels, meaning, polygons_mean(**chosen), **rest)
 
 
-class ClassMap(Protocol):
-    """A class map to read from, by several threads at once."""
-
-    @property
-    def size(self) -> Size:
-        """Height and width."""
-
-    @property
-    def georeference(self) -> GeoReference:
-        """Where it lies."""
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """Rows and columns of a storage block."""
-
-    @property
-    def legend(self) -> Legend | None:
-        """Its classes, if it names them."""
-
-    def read(self, window: Window) -> Ids:
-        """Class ids of a window: (rows, cols), uint8, 255 where there is none."""
-
-
-def open_map(path: Path) -> ClassMap:
-    """The class map at `path`: a zarr store of ours, or a raster of one band. InputError when it is neither."""
-    return FinishedMap(path) if path.is_dir() else MapFile(path)
-
-
 def evaluate(request: Request, progress: RunProgress) -> Evaluation:
     """Compare a class map with labels.
 
@@ -107,7 +73,7 @@ def evaluate(request: Request, progress: RunProgress) -> Evaluation:
     counting = _Counting(request, predicted.legend)
     progress.start(request.prediction.name, predicted.size.pixels, 0)
     try:
-        with gdal_cache(_cache_mb(predicted.block)), _labels_as_input():
+        with gdal_cache(cache_mb(predicted.block)), _labels_as_input():
             labels = open_labels(request.labels, Grid(predicted.size, predicted.georeference), burn=request.burn)
             with closing(labels):
                 for window, given, label_ids in _chunks(predicted, labels):
@@ -210,24 +176,3 @@ def _chunks(predicted: ClassMap, labels: Labels) -> Iterator[tuple[Window, Ids, 
             if len(waiting) > 1:
                 yield waiting.popleft().result()
         yield waiting.popleft().result()
-
-
-def chunk_windows(size: Size, block: tuple[int, int]) -> Iterator[Window]:
-    """Windows of whole storage blocks (rows, cols), about _SIDE x _SIDE pixels, row by row.
-
-    >>> [w.height for w in chunk_windows(Size(5000, 4000), (1, 4000))]
-    [1048, 1048, 1048, 1048, 808]
-    >>> len(list(chunk_windows(Size(5000, 4000), (512, 512))))
-    6
-    """
-    width = min(size.width, round_up(_SIDE, block[1]))
-    height = max(block[0], _SIDE**2 // width // block[0] * block[0])
-    height = max(1, min(height, size.height, _LARGEST_CHUNK // width))
-    for row in range(0, size.height, height):
-        for col in range(0, size.width, width):
-            yield Window(row, col, min(height, size.height - row), min(width, size.width - col))
-
-
-def _cache_mb(block: tuple[int, int]) -> int:
-    """A size of GDAL's cache in which a storage block of the map stays while parts of it are read."""
-    return 256 + 4 * block[0] * block[1] // 2**20  # ids have up to 4 bytes

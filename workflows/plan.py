@@ -58,6 +58,10 @@ class Options:
     """None: bf16 where it is fast and the model's card says that it changes few classes, else fp32."""
     memory: int | None = None
     """Bytes for each process; None: half of what is free."""
+    shard: int | None = None
+    """Side of the store's files, each of several chunks; None: every chunk is a file."""
+    confidence: bool = False
+    """True: also store how sure the network is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,8 @@ def identify(info: RasterInfo) -> InputIdentity:
         dtype=info.dtype,
         crs_wkt=info.georeference.crs_wkt,
         transform=info.georeference.transform,
+        ground=info.ground,
+        microns=info.microns,
     )
 
 
@@ -197,7 +203,7 @@ def choose_threads(wanted: int | None, device: str, processes: int) -> int:
 
 
 def _georeference_notes(info: RasterInfo) -> list[str]:
-    if info.has_gcps:
+    if info.ground is not None:
         return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
     if info.georeference.crs_wkt is None:
         return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
