@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("pipeline", "workflows", "configs")
+LINKED = ("commands", "pipeline", "workflows", "configs")
 
 
 def _checkout_files() -> list[Path]:

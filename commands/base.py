@@ -1,0 +1,60 @@
+"""What all commands share: `--debug`, errors as one line and an exit code, how facts are printed."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcn_batch.pipeline.errors import FcnBatchError
+
+PATH = click.Path(path_type=Path)
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Command(click.Command):
+    """A command with `--debug`, whose errors are one line and an exit code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        show = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.", expose_value=False)
+        show.callback = lambda ctx, _, value: ctx.meta.update(debug=value)
+        self.params.append(show)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; turn errors into messages unless `--debug` was given."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+            raise  # click's own; of a closed pipe it makes a quiet end
+        except KeyboardInterrupt:
+            click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
+            ctx.exit(_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
+            if ctx.meta["debug"]:
+                traceback.print_exc()
+            message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
+            if isinstance(error, FcnBatchError):
+                message, code = str(error), error.exit_code
+            click.echo(f"fcn-batch: {message}", err=True)
+            ctx.exit(code)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+Group.group_class = Group
+
+
+def echo_pairs(pairs: list[tuple[str, str]]) -> None:
+    """Print labels and values, one pair a line."""
+    for label, value in pairs:
+        click.echo(f"{label:<12} {value}")
+
+
+def examples(*calls: str) -> str:
+    """The end of a help text: calls of the program."""
+    return "\n  ".join([f"\b\nExample{'s'[: len(calls) - 1]}:", *calls])

@@ -1,0 +1,94 @@
+"""`segment` and `plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcn_batch.commands.arguments import model_options
+from fcn_batch.commands.base import PATH, Command, echo_pairs, examples
+
+if TYPE_CHECKING:
+    from fcn_batch.workflows.plan import Options
+
+
+def _options(chosen: dict[str, Any]) -> "Options":
+    from fcn_batch.workflows.plan import Options
+
+    return Options(**chosen)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "fcn-batch segment big_image.tif",
+        "fcn-batch segment scene.tif --bands 3,2,1 -o maps/",
+        "fcn-batch segment a.tif b.tif -m my_model.safetensors -o maps/ --workers 4",
+    ),
+)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=PATH,
+    metavar="DIR",
+    help="Folder for the outputs, made if missing; default: beside each input.",
+)
+@model_options
+@click.option(
+    "-w",
+    "--workers",
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Run on N processes of this machine; 0: in this process.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp://HOST:PORT.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--restart", is_flag=True, help="Discard an interrupted run instead of going on with it.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
+def segment(
+    inputs: tuple[Path, ...],
+    folder: Path | None,
+    workers: int,
+    scheduler: str | None,
+    overwrite: bool,
+    restart: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Make the class map of each INPUT.
+
+    Writes NAME.classes.zarr (for xarray and GIS), NAME.classes.tif (cloud-optimised GeoTIFF with colours and
+    names) and, last, NAME.run.json; its presence means that all is complete. Prints these paths. An interrupted
+    run goes on where it stopped when the same command is given again.
+    """
+    from fcn_batch.workflows.execute import Workers
+    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.segment import Request
+    from fcn_batch.workflows.segment import segment as run
+
+    request = Request(inputs, _options(chosen), folder, Workers(workers, scheduler), overwrite, restart)
+    for path in run(request, progress_for(quiet=quiet)):
+        click.echo(path)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "fcn-batch plan big_image.tif --tile 512",
+    ),
+)
+@click.argument("path", metavar="INPUT", type=PATH)
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(path: Path, as_json: bool, **chosen: Any) -> None:
+    """Show how INPUT would be cut, what it would cost and need, without running anything."""
+    from fcn_batch.workflows.plan import describe, prepare
+
+    prepared = prepare(path, _options(chosen))
+    if as_json:
+        click.echo(prepared.plan.model_dump_json(indent=2))
+        return
+    echo_pairs(describe(prepared))
