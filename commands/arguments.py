@@ -104,6 +104,14 @@ MODEL_OPTIONS = (
         help="Memory for each process, such as 4GB; default: half of what is free.",
     ),
     click.option("--device", default="auto", show_default=True, metavar=DEVICES, help="Where the network runs."),
+    click.option("--confidence", is_flag=True, help="Also make NAME.confidence.zarr: how sure the network is."),
+    click.option(
+        "--shard",
+        type=int,
+        metavar="PIXELS",
+        help="Side of the zarr store's files, a multiple of the chunk of 2048. Fewer files, but GDAL before 3.13 "
+        "cannot read them.",
+    ),
 )
 """What decides the plan, beside the input: the same for `segment` and `plan`."""
 

@@ -1,4 +1,4 @@
-"""`segment` and `plan`."""
+"""`segment`, and what looks at a run before or after it: `plan`, `validate`, `verify`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
     help="Run on N processes of this machine; 0: in this process.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp://HOST:PORT.")
+@click.option("--pyramid", is_flag=True, help="Also make NAME.pyramid.zarr: the map at ever coarser levels.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run instead of going on with it.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
@@ -53,6 +54,7 @@ def segment(
     folder: Path | None,
     workers: int,
     scheduler: str | None,
+    pyramid: bool,
     overwrite: bool,
     restart: bool,
     quiet: bool,
@@ -61,15 +63,16 @@ def segment(
     """Make the class map of each INPUT.
 
     Writes NAME.classes.zarr (for xarray and GIS), NAME.classes.tif (cloud-optimised GeoTIFF with colours and
-    names) and, last, NAME.run.json; its presence means that all is complete. Prints these paths. An interrupted
-    run goes on where it stopped when the same command is given again.
+    names), a QGIS style and a STAC item for both and, last, NAME.run.json; its presence means that all is complete.
+    Prints the paths of maps and report. An interrupted run goes on where it stopped when the same command is given
+    again.
     """
     from fcn_batch.workflows.execute import Workers
     from fcn_batch.workflows.progress import progress_for
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
 
-    request = Request(inputs, _options(chosen), folder, Workers(workers, scheduler), overwrite, restart)
+    request = Request(inputs, _options(chosen), folder, Workers(workers, scheduler), overwrite, restart, pyramid)
     for path in run(request, progress_for(quiet=quiet)):
         click.echo(path)
 
@@ -92,3 +95,50 @@ def plan(path: Path, as_json: bool, **chosen: Any) -> None:
         click.echo(prepared.plan.model_dump_json(indent=2))
         return
     echo_pairs(describe(prepared))
+
+
+@click.command(
+    cls=Command,
+    epilog=examples("fcn-batch validate maps/scene.run.json", "fcn-batch validate maps/scene.classes.tif --json"),
+)
+@click.argument("output", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
+def validate(output: Path, as_json: bool, quiet: bool) -> None:
+    """Read the outputs of a run again and compare them with its report.
+
+    OUTPUT is NAME.run.json, an output beside it, or a folder with one run.json. Finds what a disk, a copy or a hand
+    has changed: damaged, missing and foreign files, wrong place, wrong classes.
+    """
+    from fcn_batch.pipeline.errors import IntegrityError
+    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.validate import validate as run
+
+    found = run(output, progress_for(quiet=quiet))
+    click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
+    if not found.ok:
+        raise IntegrityError(f"{output}: not as it was made; make it again with --overwrite, or get a good copy")
+
+
+@click.command(
+    cls=Command, epilog=examples("fcn-batch verify maps/scene.run.json", "fcn-batch verify maps/ --samples 50 --seed 7")
+)
+@click.argument("output", type=PATH)
+@click.option("-n", "--samples", default=10, show_default=True, metavar="N", help="Windows to compute again.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Another seed takes other windows.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
+def verify(output: Path, samples: int, seed: int, as_json: bool, quiet: bool) -> None:
+    """Compute random windows of a map again, from its input, and compare the classes.
+
+    Each window is seen with twice the halo around it, in one piece. OUTPUT is NAME.run.json, an output beside it, or a
+    folder with one run.json.
+    """
+    from fcn_batch.pipeline.errors import IntegrityError
+    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.verify import verify as run
+
+    found = run(output, samples, seed, progress_for(quiet=quiet))
+    click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
+    if not found.ok:
+        raise IntegrityError(f"{output}: labels differ from what the network gives; see above, and make the map again")

@@ -5,14 +5,12 @@ the most frequent class (MODE): any average of class ids would be a class that i
 """
 
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import numpy as np
 import rasterio
@@ -20,15 +18,17 @@ import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what rasterio.shutil.copy raises; public under no other name
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import WktVersion
 from rasterio.windows import Window as RasterioWindow
 
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.errors import OutputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, gdal_cache
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.sidefile import write_side_file
 
 BLOCK = 512
 """Rows and columns of a storage block."""
@@ -41,9 +41,6 @@ COG_OPTIONS = {
     "bigtiff": "IF_SAFER",
 }
 """Options of GDAL's COG driver."""
-COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
-"""Name, type (0 integer, 2 text) and usage, in GDAL's numbers, of the columns of the attribute table."""
-
 Windows = Iterable[tuple[Window, NDArray[np.uint8]]]
 
 
@@ -56,6 +53,8 @@ class MapHead:
     legend: Legend
     tags: Mapping[str, str | int] = field(default_factory=dict)
     """How the map was made; becomes the file's metadata."""
+    ground: GroundControl | None = None
+    """Where a few pixels lie, when no transform says it; the georeference is then that of plain pixels."""
 
 
 def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
@@ -65,7 +64,8 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
     cols), 255 where there is no data; windows that are whole blocks of 512x512 are fastest. On the way there is
     a GeoTIFF of the same size in the same folder; it is removed in any case. An existing `path` is replaced.
     The result is read back and compared, as a full disk does not always show while writing, and GeoTIFF has no
-    keys for some reference systems (a rotated pole): these stand in the side file.
+    keys for some reference systems (a rotated pole), and no room for thousands of ground control points: these stand
+    in the side file.
 
     ValueError when the windows do not fit the map; OutputError when something cannot be written. Errors
     that `windows` raises pass through.
@@ -79,9 +79,10 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
                 rasterio.shutil.copy(scratch, partial, driver="COG", **COG_OPTIONS)
                 side.unlink(missing_ok=True)  # GDAL's: ours holds the same and takes its place
             _compare(partial, checksums, path)
-        missing = None if _place_differs(partial, head.georeference, path) is None else head.georeference.crs_wkt
-        write_side_file(partial, head.legend, missing)
-        if (differs := _place_differs(partial, head.georeference, path)) is not None:
+        with _writing(path):
+            _write_names(partial, head)
+            differs = place_differs(partial, head)
+        if differs is not None:
             raise OutputError(
                 f"{path} does not keep the raster's place on the Earth: {differs}; "
                 "give the raster a reference system that GeoTIFF knows (gdal_edit.py -a_srs)"
@@ -97,57 +98,19 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def write_side_file(path: Path, legend: Legend, crs_wkt: str | None = None) -> Path:
-    """Write `NAME.tif.aux.xml` with the class names of the map `path`, and return its path.
-
-    Two forms, because no reader takes both in all versions: category names (GDAL, QGIS layer info) and a
-    thematic attribute table with colours (QGIS shows exactly these classes). With `crs_wkt`, it also holds the
-    reference system, which GDAL then takes instead of the GeoTIFF's own. OutputError when it cannot be written.
-    """
-    by_id = {c.id: c for c in legend.classes}
-    root = ET.Element("PAMDataset")
-    if crs_wkt is not None:
-        _text(root, "SRS", crs_wkt)
-    band = ET.SubElement(root, "PAMRasterBand", band="1")
-    names = ET.SubElement(band, "CategoryNames")
-    for class_id in range(max(by_id) + 1):
-        _text(names, "Category", by_id[class_id].name if class_id in by_id else "")
-    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
-    for index, (name, kind, usage) in enumerate(COLUMNS):
-        column = ET.SubElement(table, "FieldDefn", index=str(index))
-        for tag, value in (("Name", name), ("Type", kind), ("Usage", usage)):
-            _text(column, tag, value)
-    for index, class_id in enumerate(sorted(by_id)):
-        row = ET.SubElement(table, "Row", index=str(index))
-        for cell in _attributes(by_id[class_id]):
-            _text(row, "F", cell)
-    ET.indent(root)
-    side, partial = Path(f"{path}.aux.xml"), Path(f"{path}.aux.xml.partial")
-    try:
-        with _writing(side):
-            partial.write_bytes(ET.tostring(root, encoding="utf-8"))
-            partial.replace(side)
-    finally:
-        partial.unlink(missing_ok=True)
-    return side
-
-
-def _attributes(info: ClassInfo) -> tuple[object, ...]:
-    """One row of the attribute table, in the order of COLUMNS."""
-    return (info.id, info.name, *info.rgb, 255)
-
-
-def _text(parent: ET.Element, tag: str, value: object) -> None:
-    """Add an element with text; characters that XML 1.0 cannot hold, escaped or not, become U+FFFD."""
-    legal = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(value))
-    ET.SubElement(parent, tag).text = legal
+def _write_names(partial: Path, head: MapHead) -> None:
+    """The side file of the finished map `partial`; with the place in it too if the map itself does not keep that."""
+    if place_differs(partial, head) is None:
+        write_side_file(partial, head.legend)
+    else:
+        write_side_file(partial, head.legend, head.georeference.crs_wkt, head.ground)
 
 
 def _write_tiles(scratch: Path, head: MapHead, windows: Windows) -> list[tuple[Window, int]]:
     """Write the plain GeoTIFF; return the windows with the checksums of their pixels."""
     checksums: list[tuple[Window, int]] = []
     with _writing(scratch), accept_pixel_space():
-        dataset = rasterio.open(scratch, "w", **_profile(head.georeference, head.size))
+        dataset = rasterio.open(scratch, "w", **_profile(head))
     try:
         with _writing(scratch):
             _describe(dataset, head)
@@ -168,8 +131,9 @@ def _write_tiles(scratch: Path, head: MapHead, windows: Windows) -> list[tuple[W
     return checksums
 
 
-def _profile(ref: GeoReference, size: Size) -> dict[str, Any]:
+def _profile(head: MapHead) -> dict[str, Any]:
     """Creation options of the plain GeoTIFF."""
+    ref, size, ground = head.georeference, head.size, head.ground
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "height": size.height,
@@ -188,6 +152,10 @@ def _profile(ref: GeoReference, size: Size) -> dict[str, Any]:
         profile["crs"] = CRS.from_wkt(ref.crs_wkt)
     if ref.crs_wkt is not None or ref.transform != IDENTITY:
         profile["transform"] = Affine(*ref.transform)
+    if ground is not None:
+        # CRS() where none is known: rasterio takes no points without a system
+        profile["crs"] = CRS.from_wkt(ground.crs_wkt) if ground.crs_wkt is not None else CRS()
+        profile["gcps"] = [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in ground.points]
     return profile
 
 
@@ -213,18 +181,31 @@ def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None
                 )
 
 
-def _place_differs(map_file: Path, ref: GeoReference, path: Path) -> str | None:
-    """How reference system or transform of the file (with its side file) differ from `ref`; None: they agree."""
-    with _writing(path), accept_pixel_space(), rasterio.open(map_file, driver="GTiff") as dataset:
-        crs, transform = dataset.crs, tuple(dataset.transform)[:6]
-    wanted = CRS.from_wkt(ref.crs_wkt) if ref.crs_wkt is not None else CRS()
-    # rasterio reads systems by way of WKT1 where that exists, so some come back in other words
-    if crs not in (wanted, CRS.from_wkt(wanted.to_wkt()) if wanted else None):
-        read = crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
-        return f"its reference system reads as {read} instead of {ref.crs_wkt}"
+def place_differs(map_file: Path, head: MapHead) -> str | None:
+    """How the place of a map on the disk (with its side file) differs from what `head` says; None: they agree."""
+    ref, ground = head.georeference, head.ground
+    with accept_pixel_space(), rasterio.open(map_file, driver="GTiff") as dataset:
+        crs, transform, (found, found_crs) = dataset.crs, tuple(dataset.transform)[:6], dataset.gcps
     if not np.allclose(transform, ref.transform, rtol=1e-12, atol=0):
         return f"its transform reads as {transform} instead of {ref.transform}"
-    return None
+    if ground is None:
+        return "it has ground control points" if found else _system_differs(crs, ref.crs_wkt)
+    points = [(p.row, p.col, p.x, p.y, p.z or 0.0) for p in found]
+    if len(points) != len(ground.points):
+        return f"it has {len(points)} ground control points instead of {len(ground.points)}"
+    for point, wanted in zip(points, ground.points, strict=True):
+        if not np.allclose(point, wanted, rtol=1e-12, atol=1e-9):
+            return f"a ground control point reads as {point} instead of {wanted}"
+    return _system_differs(found_crs, ground.crs_wkt)
+
+
+def _system_differs(crs: CRS | None, wkt: str | None) -> str | None:
+    wanted = CRS.from_wkt(wkt) if wkt is not None else CRS()
+    # rasterio reads systems by way of WKT1 where that exists, so some come back in other words
+    if (crs or CRS()) in (wanted, CRS.from_wkt(wanted.to_wkt()) if wanted else None):
+        return None
+    read = crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+    return f"its reference system reads as {read} instead of {wkt}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS, Proj, Transformer
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.geometry import Size
@@ -61,6 +61,12 @@ def authority_code(ref: GeoReference) -> str | None:
         return None
     registered = CRS.from_authority(*match)
     return ":".join(match) if registered.equals(crs, ignore_axis_order=True) else None
+
+
+def projjson(ref: GeoReference) -> dict[str, Any] | None:
+    """The reference system as PROJJSON, the form that GeoParquet takes; None without one."""
+    crs = _crs(ref)
+    return None if crs is None else crs.to_json_dict()
 
 
 def change_of_system(source: GeoReference, target: GeoReference) -> Change | None:
@@ -138,7 +144,10 @@ def _projected_row_areas(crs: CRS, ref: GeoReference, size: Size) -> NDArray[np.
     a, b, c, d, e, f = ref.transform
     asked = np.linspace(0, size.height, min(size.height, _SCALE_SAMPLES) + 1)
     x, y = a * size.width / 2 + b * asked + c, d * size.width / 2 + e * asked + f
-    lon, lat = Transformer.from_crs(crs, geodetic, always_xy=True).transform(x, y)
+    try:
+        lon, lat = Transformer.from_crs(crs, geodetic, always_xy=True).transform(x, y)
+    except ProjError:  # some projections have no inverse
+        return None
     scale = np.asarray(Proj(crs).get_factors(lon, lat).areal_scale)
     if not (np.isfinite(scale) & (scale > 0)).all():
         return None

@@ -47,3 +47,9 @@ class TrainingError(FcnBatchError):
     """Training cannot start or go on: labels, recipe or loss are at fault."""
 
     exit_code = 8
+
+
+class IntegrityError(FcnBatchError):
+    """Outputs are not what their run made, or not what its network gives."""
+
+    exit_code = 9

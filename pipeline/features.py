@@ -118,7 +118,7 @@ def _where(path: Path, crs: str | None, given: GeoReference | None, image: GeoRe
     if (crs is None) != (image.crs_wkt is None):
         which = "polygons have" if crs is None else "image has"
         raise TrainingError(
-            f"{path}: the {which} no reference system, the other has; say with `georeference` where the polygons lie "
-            "(GeoJSON counts as longitude and latitude, also where it holds pixels)"
+            f"{path}: the {which} no reference system, the other has; say with `georeference` where the polygons lie, "
+            "or with `ogr2ogr -a_srs` in a copy (GeoJSON counts as longitude and latitude, also where it holds pixels)"
         )
     return GeoReference(None if crs is None else wkt_of(crs), IDENTITY)

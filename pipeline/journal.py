@@ -35,6 +35,8 @@ class Receipt(BaseModel):
     """Index in the plan's grid."""
     sha256: str
     """Of the block's class ids, row by row."""
+    confidence_sha256: str | None = None
+    """Of its confidence planes, one after the other, row by row; None when the plan wants none."""
     shape: tuple[int, int]
     """Rows and columns."""
     pixels: dict[int, int]

@@ -1,7 +1,7 @@
 """Run a network on pixels: numpy in, numpy out. No rasters, no stores.
 
 Pixels go to the device as they are in the file; scaling, the network and the choice of the best class are done
-there, and one byte a pixel comes back.
+there, and one byte a pixel comes back; three if it is asked how sure the network is.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fcn_batch.pipeline.confidence import confidence_planes
 from fcn_batch.pipeline.device import DTYPES
 from fcn_batch.pipeline.functions import Plain
 from fcn_batch.pipeline.geometry import round_up
@@ -24,6 +25,9 @@ from fcn_batch.pipeline.layers import Interpolate, Pointwise
 from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.plan import Precision
 from fcn_batch.pipeline.stream import Program, RowStream
+
+Choice = NDArray[np.uint8]
+"""(1 or 3, rows, cols): number of the best channel at each pixel and, if wanted, the two confidence planes."""
 
 
 class Scaling:
@@ -70,17 +74,18 @@ class Strips:
         strips.rows, strips.warm_up = rows, self.program.graph.warm_up(rows)
         return strips
 
-    def begin(self) -> "StripPass":
-        """A pass from the top of an image."""
-        return StripPass(self)
+    def begin(self, *, confidence: bool = False) -> "StripPass":
+        """A pass from the top of an image; with `confidence` it also says how sure the network is."""
+        return StripPass(self, confidence=confidence)
 
 
 class StripPass:
     """One pass over a lane, strip by strip, to class numbers."""
 
-    def __init__(self, strips: Strips) -> None:
+    def __init__(self, strips: Strips, *, confidence: bool) -> None:
         self._stream = RowStream(strips.program)
         self._scaling = strips.scaling
+        self._confidence = confidence
 
     @torch.inference_mode()
     def push(
@@ -91,28 +96,33 @@ class StripPass:
         Of equal scores the first channel wins, on every device.
         """
         scores = self._stream.push(self._scaling.image(values, valid, grid), last=last)
-        return None if scores is None else Decided(scores)
+        return None if scores is None else Decided(choose(scores, confidence=self._confidence))
 
 
 class Decided:
     """Rows of best channels on their way from the device: a GPU goes on with the next strip meanwhile."""
 
-    def __init__(self, scores: torch.Tensor) -> None:
-        best = scores[0].argmax(dim=0).to(torch.uint8)
-        self.rows = best.shape[0]
+    def __init__(self, chosen: torch.Tensor) -> None:
+        """`chosen` as `choose` gives it."""
+        self.rows = chosen.shape[1]
         self._arrived: torch.cuda.Event | None = None
-        self._host = best
-        if best.device.type == "cuda":
-            self._host = torch.empty(best.shape, dtype=torch.uint8, pin_memory=True)
-            self._host.copy_(best, non_blocking=True)
+        self._host = chosen
+        if chosen.device.type == "cuda":
+            self._host = torch.empty(chosen.shape, dtype=torch.uint8, pin_memory=True)
+            self._host.copy_(chosen, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def channels(self) -> NDArray[np.uint8]:
-        """(rows, cols), uint8; waits until they are there."""
+    def choice(self) -> Choice:
+        """(1 or 3, rows, cols); waits until they are there."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        best: NDArray[np.uint8] = self._host.cpu().numpy()
+        choice: Choice = self._host.cpu().numpy()
+        return choice
+
+    def channels(self) -> NDArray[np.uint8]:
+        """The best channels alone: (rows, cols), uint8."""
+        best: NDArray[np.uint8] = self.choice()[0]
         return best
 
 
@@ -127,6 +137,11 @@ class Tiles(Protocol):
 
     def channels(self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Number of the best channel over `core` of a tile: (rows, cols), uint8."""
+
+    def choice(
+        self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice], *, confidence: bool
+    ) -> Choice:
+        """`channels` and, with `confidence`, how sure the network is: (1 or 3, rows, cols)."""
 
 
 def make_tiles(
@@ -160,10 +175,19 @@ class _Tiles:
         out: NDArray[np.float32] = self._scores(values, valid)[0].float().cpu().numpy()
         return out
 
-    @torch.inference_mode()
     def channels(self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice]) -> NDArray[np.uint8]:
         """Number of the best channel over `core` of a tile: (rows, cols), uint8."""
-        return best_channels(self._scores(values, valid)[:, :, core[0], core[1]])
+        best: NDArray[np.uint8] = self.choice(values, valid, core, confidence=False)[0]
+        return best
+
+    @torch.inference_mode()
+    def choice(
+        self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice], *, confidence: bool
+    ) -> Choice:
+        """`channels` and, with `confidence`, how sure the network is: (1 or 3, rows, cols)."""
+        scores = self._scores(values, valid)[:, :, core[0], core[1]]
+        choice: Choice = choose(scores, confidence=confidence).cpu().numpy()
+        return choice
 
 
 class _GraphTiles(_Tiles):
@@ -242,20 +266,24 @@ class _Upsamplings(TorchFunctionMode):
 class Upsampler:
     """The last upsampling of blended score maps, a few rows at a time, to class numbers."""
 
-    def __init__(self, classes: int, factor: int, device: str) -> None:
+    def __init__(self, classes: int, factor: int, device: str, *, confidence: bool = False) -> None:
         self._device = torch.device(device)
         layer = Interpolate(factor, factor, "bilinear") if factor > 1 else Pointwise(Plain(torch.clone))
         node = Node(layer, (0,), classes, columns=Fraction(factor), name="upsampling")
         self._stream = RowStream(Program(Graph(classes, (node,)), self._device, torch.float32, (1, 1)))
+        self._confidence = confidence
 
     @torch.inference_mode()
-    def push(self, scores: NDArray[np.float32], *, last: bool) -> NDArray[np.uint8] | None:
-        """The next rows of cells, (classes, rows, cols), to the best channel of rows of pixels."""
+    def push(self, scores: NDArray[np.float32], *, last: bool) -> Choice | None:
+        """The next rows of cells, (classes, rows, cols), to what is chosen in rows of pixels."""
         wide = self._stream.push(torch.from_numpy(scores)[None].to(self._device), last=last)
-        return None if wide is None else best_channels(wide)
+        if wide is None:
+            return None
+        choice: Choice = choose(wide, confidence=self._confidence).cpu().numpy()
+        return choice
 
 
-def best_channels(scores: torch.Tensor) -> NDArray[np.uint8]:
-    """Number of the best of (1, classes, rows, cols) at each pixel; the first of equal ones."""
-    best: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
-    return best
+def choose(scores: torch.Tensor, *, confidence: bool = False) -> torch.Tensor:
+    """Scores (1, classes, rows, cols) to a `Choice` on their device: of equal scores the first channel is the best."""
+    best = scores[0].argmax(dim=0).to(torch.uint8)[None]
+    return torch.cat([best, confidence_planes(scores[0])]) if confidence else best

@@ -5,6 +5,7 @@ then taking off where a window begins is exact, and a window's pixels are those 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from rasterio import Affine
 from rasterio.features import rasterize
 
 from fcn_batch.pipeline.alignment import Grid
-from fcn_batch.pipeline.burn import Burn
+from fcn_batch.pipeline.burn import VECTOR_SUFFIXES, Burn
 from fcn_batch.pipeline.crs import Change, change_of_system
-from fcn_batch.pipeline.errors import TrainingError
+from fcn_batch.pipeline.errors import InputError, TrainingError
 from fcn_batch.pipeline.features import Features, libraries, read_features
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
@@ -98,6 +99,11 @@ class Polygons:
         """All polygons of a file that lie on the grid, perhaps none, with the errors of VectorLabels.open."""
         return _on_grid(path, read_features(path, Burn(layer=layer), None, grid.georeference), grid)[0]
 
+    def bounds(self, chosen: NDArray[np.int64]) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the polygons of those numbers."""
+        left, top, right, bottom = libraries().shapely.total_bounds(self.shapes[chosen])
+        return float(left), float(top), float(right), float(bottom)
+
     def near(self, window: Window) -> NDArray[np.int64]:
         """Numbers of the polygons whose boxes touch a window, in the file's order."""
         box = libraries().shapely.box(window.col, window.row, window.stop_col, window.stop_row)
@@ -117,6 +123,33 @@ class Polygons:
         shared = ~shapely.touches(boxes[cell], shapes[polygon])
         touched[cell[shared]] = True
         return centred, touched
+
+
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """The polygons of a file, each for itself; what lies on a grid is there in one piece or more."""
+
+    names: list[str]
+    """What a field says of each polygon of the file, or its number from 1 on; also of those not on the grid."""
+    polygons: Polygons
+    """The pieces on the grid."""
+    numbers: NDArray[np.int64]
+    """Of each piece: the number among `names`."""
+
+    @classmethod
+    def open(cls, path: Path, grid: Grid, field: str | None = None, layer: str | None = None) -> "Zones":
+        """All polygons of a file, perhaps none on the grid. InputError where they cannot be read or placed."""
+        if path.suffix.lower() not in VECTOR_SUFFIXES:
+            raise InputError(f"{path} is no file of polygons; one of {', '.join(VECTOR_SUFFIXES)} is supported")
+        try:
+            features = read_features(
+                path, Burn(field, {} if field is None else {"any": 0}, layer=layer), None, grid.georeference
+            )
+            polygons, numbers = _on_grid(path, features, grid)
+        except TrainingError as error:  # the reader's word for whatever polygons, and no training is meant here
+            raise InputError(str(error)) from error
+        names = features.values if field is not None else [str(k + 1) for k in range(len(features.shapes))]
+        return cls(names, polygons, numbers)
 
 
 def _on_grid(path: Path, features: Features, grid: Grid) -> tuple[Polygons, NDArray[np.int64]]:

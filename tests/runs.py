@@ -98,10 +98,10 @@ def class_map_of_cog(folder: Path, stem: str) -> NDArray[Any]:
 
 
 def output_bytes(folder: Path, stem: str) -> dict[str, bytes]:
-    """Everything a run made but its report (which holds times): name and content of each file."""
+    """Everything a run made but its report and item (which hold times): name and content of each file."""
     store = folder / f"{stem}.classes.zarr"
     files = [path for path in store.rglob("*") if path.is_file()]
-    files += [folder / f"{stem}.classes.tif", folder / f"{stem}.classes.tif.aux.xml"]
+    files += [folder / f"{stem}.classes.{ending}" for ending in ("tif", "tif.aux.xml", "qml")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -76,7 +76,7 @@ def memory_raster(height: int, width: int, seed: int = 0, empty: list[tuple[int,
     return ArraySource(noise(3, height, width, seed=seed), valid)
 
 
-def make_plan(size: Size, cut: Cut) -> Plan:
+def make_plan(size: Size, cut: Cut, *, confidence: bool = False) -> Plan:
     """A plan with that cut; what is not about the cut is made up."""
     return Plan(
         input=InputIdentity(
@@ -93,14 +93,15 @@ def make_plan(size: Size, cut: Cut) -> Plan:
         bands=(1, 2, 3),
         full_scale=255.0,
         cut=cut,
+        confidence=confidence,
         kernel=Kernel(device="cpu", torch="", gdal="", fcn_batch="", threads=1, instructions=""),
     )
 
 
-def make_pass(source: ArraySource, cut: Cut, classes: int) -> Pass:
+def make_pass(source: ArraySource, cut: Cut, classes: int, *, confidence: bool = False) -> Pass:
     """What a pass works with; the class ids are 1, 3, 5, …"""
     ids = np.arange(1, 2 * classes, 2, dtype=np.uint8)
-    return Pass(make_plan(source.size, cut), source, ids, "cpu", Effort())
+    return Pass(make_plan(source.size, cut, confidence=confidence), source, ids, "cpu", Effort())
 
 
 def gathered(bands: Iterator[Band], part: Window) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.geometry import Window, round_up
 from fcn_batch.pipeline.graph import Graph
 from fcn_batch.pipeline.plan import Cut
-from fcn_batch.pipeline.predictor import Scaling, Tiles, make_tiles
+from fcn_batch.pipeline.predictor import Scaling, Tiles, choose, make_tiles
 from fcn_batch.pipeline.tiling import Axis, BlockGrid, works
 from fcn_batch.workflows.blended import blended
 from tests.sources import SPEC, ArraySource, assert_classes, gathered, make_pass, memory_raster
@@ -176,12 +176,11 @@ def test_the_same_bits_before_the_best_is_chosen(start: int, monkeypatch: pytest
     """Scores, not only classes, whatever row a part begins in."""
     seen: list[NDArray[np.float32]] = []
 
-    def keep(scores: torch.Tensor) -> NDArray[np.uint8]:
+    def keep(scores: torch.Tensor, *, confidence: bool) -> torch.Tensor:
         seen.append(scores[0].numpy().copy())
-        best: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).numpy()
-        return best
+        return choose(scores, confidence=confidence)
 
-    monkeypatch.setattr("fcn_batch.pipeline.predictor.best_channels", keep)
+    monkeypatch.setattr("fcn_batch.pipeline.predictor.choose", keep)
     cut = Cut(way="blend", chunk=16, lane=64, segment=160, tile=48, overlap=16, stride=STRIDE, blend="gaussian")
     source = memory_raster(140, 60)
     maps = []

@@ -1,7 +1,10 @@
 import itertools
+import json
 import re
 import resource
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,13 @@ from rio_cogeo.cogeo import cog_validate
 
 from fcn_batch.pipeline import classmap
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog, write_side_file
+from fcn_batch.pipeline.classmap import MapHead, write_cog
 from fcn_batch.pipeline.errors import InputError, OutputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
 from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.sidefile import write_side_file
 
 UTM = CRS.from_epsg(32633).to_wkt()
 NORTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0))
@@ -149,6 +153,67 @@ def test_every_georeference_survives(tmp_path: Path, ref: GeoReference) -> None:
         assert ref.crs_wkt is None or dataset.crs == CRS.from_epsg(32633)
 
 
+PIXELS = GeoReference(None, IDENTITY)
+POINTS = ((0.0, 0.0, 10 / 3, 50.0, 0.0), (0.0, 600.0, 10.5, 50.1, 120.25), (700.0, 0.5, 10.0, 49.0, -3.0))
+
+
+def with_points(folder: Path, ground: GroundControl) -> Path:
+    values = ids(700, 600)
+    write_cog(folder / "map.tif", MapHead(PIXELS, Size(700, 600), LEGEND, TAGS, ground), parts(values, 512))
+    return folder / "map.tif"
+
+
+@pytest.mark.parametrize("crs", [CRS.from_epsg(4326), CRS.from_epsg(32633), None], ids=["degrees", "metres", "unknown"])
+def test_ground_control_points_are_carried_on(tmp_path: Path, crs: CRS | None) -> None:
+    path = with_points(tmp_path, GroundControl(None if crs is None else crs.to_wkt(), POINTS))
+    assert cog_validate(path, strict=True)[0]
+    Path(f"{path}.aux.xml").unlink()  # the file itself has them
+    found = inspect(path).ground
+    assert found is not None
+    assert np.allclose(found.points, POINTS, rtol=1e-15)
+    assert (None if found.crs_wkt is None else CRS.from_wkt(found.crs_wkt)) == crs
+    with opened(path) as dataset:
+        assert (dataset.crs, tuple(dataset.transform)[:6]) == (None, IDENTITY)
+        assert (dataset.read(1) == ids(700, 600)).all()
+
+
+@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
+def test_gdal_sees_the_ground_control_points(tmp_path: Path) -> None:
+    path = with_points(tmp_path, GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS))
+    told = json.loads(subprocess.run(["gdalinfo", "-json", path], capture_output=True, check=True).stdout)
+    points = [[p[key] for key in ("line", "pixel", "x", "y", "z")] for p in told["gcps"]["gcpList"]]
+    assert np.allclose(points, POINTS, rtol=1e-12)
+    assert 'ID["EPSG",4326]' in told["gcps"]["coordinateSystem"]["wkt"]
+    assert told["bands"][0]["colorInterpretation"] == "Palette"
+
+
+def test_points_that_a_geotiff_has_no_room_for_stand_beside_it(tmp_path: Path) -> None:
+    number = np.arange(11_000.0)
+    many = np.stack([number % 700, number % 599, number / 7, -number / 3, 0 * number], axis=1)
+    path = with_points(tmp_path, GroundControl(UTM, tuple(map(tuple, many.tolist()))))
+    assert len(ET.parse(tmp_path / "map.tif.aux.xml").findall("GCPList/GCP")) == 11_000  # noqa: S314 (ours)
+    found = inspect(path).ground
+    assert found is not None
+    assert np.array_equal(found.points, many)
+    assert CRS.from_wkt(str(found.crs_wkt)) == CRS.from_epsg(32633)
+
+
+@pytest.mark.parametrize(
+    ("ground", "message"),
+    [
+        (GroundControl(UTM, POINTS[:2]), "3 ground control points instead of 2"),
+        (GroundControl(UTM, (*POINTS[:2], (700.0, 0.5, 10.0, 49.0, -2.0))), r"reads as \(700.0, 0.5, .* instead of"),
+        (GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS), "reference system reads as .*zone 33N"),
+        (GroundControl(None, POINTS), "reference system reads as .*zone 33N"),
+        (None, "it has ground control points"),
+    ],
+)
+def test_other_ground_control_points_are_found(tmp_path: Path, ground: GroundControl | None, message: str) -> None:
+    path = with_points(tmp_path, GroundControl(UTM, POINTS))
+    differs = classmap.place_differs(path, MapHead(PIXELS, Size(700, 600), LEGEND, {}, ground))
+    assert re.search(message, differs or "")
+
+
 # The first two have no GeoTIFF keys; rasterio reads the third in other words than it is written in.
 @pytest.mark.parametrize(
     ("proj", "beside"),
@@ -184,12 +249,12 @@ def test_reference_systems_that_geotiff_cannot_say_stand_beside_it(tmp_path: Pat
 )
 def test_differences_of_place_are_found(tmp_path: Path, ref: GeoReference, message: str) -> None:
     path = write(tmp_path, ids(9, 9))
-    assert classmap._place_differs(path, NORTH_UP, path) is None
-    assert re.search(message, classmap._place_differs(path, ref, path) or "")
+    assert classmap.place_differs(path, MapHead(NORTH_UP, Size(9, 9), LEGEND)) is None
+    assert re.search(message, classmap.place_differs(path, MapHead(ref, Size(9, 9), LEGEND)) or "")
 
 
 def test_a_map_that_loses_its_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classmap, "_place_differs", lambda *_: "it is elsewhere")
+    monkeypatch.setattr(classmap, "place_differs", lambda *_: "it is elsewhere")
     with pytest.raises(OutputError, match=r"map\.tif does not keep the raster's place on the Earth: it is elsewhere"):
         write(tmp_path, ids(9, 9))
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,8 @@ EXAMPLES = [
 
 def test_the_commands_are_these() -> None:
     of_models = {("model", name) for name in ("list", "info", "check", "convert", "convolutionalise")}
-    assert set(COMMANDS) == {("segment",), ("plan",), ("train",), ("evaluate",)} | of_models
+    names = ("segment", "plan", "validate", "verify", "export", "train", "evaluate")
+    assert set(COMMANDS) == {(name,) for name in names} | of_models
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -89,7 +90,7 @@ def test_the_main_help_names_the_commands() -> None:
     result = fcn_batch("--help")
     assert result.exit_code == 0
     assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
-        "evaluate", "model", "plan", "segment", "train",
+        "evaluate", "export", "model", "plan", "segment", "train", "validate", "verify",
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,43 @@ def test_an_overlap_that_is_wished_for_is_approximate_too() -> None:
 def test_wishes_that_cannot_be(wish: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         _cut(_network(), Size(1000, 1000), **wish)
+
+
+@pytest.mark.parametrize(
+    ("network", "wish"), [(_network(), {}), (_unknown(halo=96), {}), (_network(), {"overlap": 32})],
+    ids=["stream", "tiles", "blend"],
+)  # fmt: skip
+def test_a_shard_is_what_is_written_at_once(network: Network, wish: dict[str, Any]) -> None:
+    size = Size(20_000, 30_000)
+    plain, _ = _cut(network, size, **wish)
+    cut, _ = _cut(network, size, shard=4 * CHUNK, **wish)
+    assert (cut.way, cut.chunk, cut.tile, cut.overlap) == (plain.way, 4 * CHUNK, plain.tile, plain.overlap)
+    assert cut.lane % cut.chunk == cut.segment % cut.chunk == 0
+    more = 3 * (cut.chunk * min(cut.lane, size.width) - plain.chunk * min(plain.lane, size.width))
+    assert memory(network, info_of(size), cut) - memory(network, info_of(size), plain) == more
+    sure = replace(network, confidence=True)
+    assert memory(sure, info_of(size), cut) - memory(sure, info_of(size), plain) == 3 * more, (
+        "two planes and the classes"
+    )
+
+
+def test_a_shard_too_large_for_memory_is_told() -> None:
+    with pytest.raises(OptionError, match="fewer --workers, or less than --shard 65536"):
+        _cut(_network(), Size(70_000, 70_000), Room(2 * GB, 1, "cpu"), shard=32 * CHUNK)
+
+
+@pytest.mark.parametrize(("shard", "such_as"), [(2000, 2048), (2049, 4096), (5000, 6144), (0, 2048), (-1, 2048)])
+def test_a_shard_is_whole_chunks(shard: int, such_as: int) -> None:
+    with pytest.raises(OptionError, match=rf"--shard {shard}: give a multiple .* of 2048 pixels, such as {such_as}$"):
+        _cut(_network(), Size(1000, 1000), shard=shard)
+    assert _cut(_network(), Size(1000, 1000), shard=such_as)[0].chunk == such_as
+
+
+def test_chunks_of_a_shard_lie_on_the_networks_grid() -> None:
+    network = _network(stride=48, halo=96, graph=None)
+    with pytest.raises(OptionError, match="the chunk of 2064 pixels, such as 4128"):
+        _cut(network, Size(1000, 1000), shard=4096)
+    assert _cut(network, Size(1000, 1000), shard=4128)[0].chunk == 4128
 
 
 def test_less_memory_gives_lower_strips_then_lanes_then_a_refusal() -> None:

@@ -17,6 +17,7 @@ from fcn_batch.workflows.models import embedded
 from tests.rasters import noise, write_raster
 
 README = Path(__file__).parent.parent / "README.md"
+OUTPUTS = README.parent / "docs" / "outputs.md"
 DOCS = [README, *sorted(README.parent.glob("docs/*.md")), README.parent / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"(?:<!-- (?P<why>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 RUN = {"bash", "python"}
@@ -31,8 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_every_block_of_the_readme_runs(folder: Path) -> None:
-    blocks = list(BLOCK.finditer(README.read_text()))
+def test_every_block_runs(folder: Path) -> None:
+    """Those of the README, then those of the page of outputs."""
+    blocks = [block for page in (README, OUTPUTS) for block in BLOCK.finditer(page.read_text())]
     ran = [block for block in blocks if block["language"] in RUN]
     assert len(ran) >= 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

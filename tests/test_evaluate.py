@@ -18,10 +18,11 @@ from fcn_batch.pipeline.boundary import default_distance
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.classmap import MapHead, write_cog
 from fcn_batch.pipeline.crs import cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.finished import FinishedMap
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.mapfile import MapFile
-from fcn_batch.pipeline.store import ClassStore, FinishedMap, Layout
+from fcn_batch.pipeline.store import ClassStore, Layout
 from fcn_batch.workflows.maps import chunk_windows
 from tests.rasters import write_raster
 from tests.runs import fcn_batch

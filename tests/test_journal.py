@@ -67,6 +67,8 @@ OTHERS = {
     ("input", "dtype"): "uint16",
     ("input", "crs_wkt"): None,
     ("input", "transform"): (1.0, 0.0, 0.0, 0.0, -1.0, 1e-9),
+    ("input", "ground"): {"crs_wkt": None, "points": [(0.0, 0.0, 1.0, 2.0, 3.0)]},
+    ("input", "microns"): 0.5,
     ("model", "name"): "n",
     ("model", "version"): "2",
     ("model", "sha256"): "ac",
@@ -87,6 +89,8 @@ OTHERS = {
     ("kernel", "fcn_batch"): "1",
     ("kernel", "threads"): 3,
     ("kernel", "instructions"): "AVX512",
+    ("inner",): 32,
+    ("confidence",): True,
 }
 
 

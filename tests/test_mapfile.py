@@ -7,12 +7,13 @@ import pytest
 import rasterio
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog, write_side_file
+from fcn_batch.pipeline.classmap import MapHead, write_cog
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.mapfile import GREY, MapFile, read_legend
+from fcn_batch.pipeline.sidefile import write_side_file
 from tests.rasters import write_raster
 
 LEGEND = Legend(

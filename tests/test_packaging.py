@@ -56,10 +56,10 @@ def names(wheel: Path) -> set[str]:
 
 
 def _expected() -> set[str]:
-    """What the checkout has to offer: modules and type marker, and the data of `configs`."""
-    data = {".toml", ".safetensors", ".md"}
+    """What the checkout has to offer: modules and type marker, and the data of `configs` and `workflows`."""
+    data = {"configs": {".toml", ".safetensors", ".md"}, "workflows": {".html", ".css", ".js"}}
     files = [Path(n) for n in _checkout_files() if n.parts[0] in LINKED]
-    kept = {p for p in files if p.suffix == ".py" or (p.parts[0] == "configs" and p.suffix in data)}
+    kept = {p for p in files if p.suffix == ".py" or p.suffix in data.get(p.parts[0], ())}
     top = {"fcn_batch/__init__.py", "fcn_batch/py.typed", "fcn_batch/cli.py"}
     return top | {f"fcn_batch/{p.as_posix()}" for p in kept}
 

@@ -16,7 +16,7 @@ from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.model_card import Band, InputSpec
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.plan import Precision
-from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, Upsampler, best_channels, make_tiles
+from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, Upsampler, choose, make_tiles
 from tests.models import tiny_architecture, tiny_network
 from tests.rasters import noise
 
@@ -189,9 +189,9 @@ def test_of_equal_scores_the_first_wins(kind: str) -> None:
 
 def test_the_best_channel_is_the_first_of_equal_ones() -> None:
     scores = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (1, 40, 50, 60)).astype(np.float32))
-    best = best_channels(scores)
-    assert best.dtype == np.uint8
-    assert np.array_equal(best, scores[0].numpy().argmax(axis=0))
+    best = choose(scores)
+    assert best.dtype == torch.uint8
+    assert np.array_equal(best[0].numpy(), scores[0].numpy().argmax(axis=0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,7 +332,7 @@ def test_the_upsampler_gives_the_classes_of_the_whole_map(factor: int, parts: tu
         last = index == len(parts) - 1
         if rows or last:
             given = upsampler.push(cells[:, row : row + rows], last=last)
-            out.extend([] if given is None else [given])
+            out.extend([] if given is None else [given[0]])
         row += rows
     wide = functional.interpolate(torch.from_numpy(cells)[None], scale_factor=factor, mode="bilinear")[0].numpy()
     channels = np.concatenate(out)

@@ -75,7 +75,8 @@ def test_control_points_alone(tmp_path: Path) -> None:
         GroundControlPoint(5, 0, 10, 49),
     ]
     info = inspect(write_raster(tmp_path / "a.tif", noise(1, 5, 5), gcps=gcps, crs="EPSG:4326"))
-    assert info.ground is not None and info.ground.points[1] == (0, 5, 11, 50, 0)
+    assert info.ground is not None
+    assert info.ground.points[1] == (0, 5, 11, 50, 0)
     assert info.georeference.crs_wkt is None
     assert info.georeference.transform == IDENTITY
 

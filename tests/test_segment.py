@@ -57,7 +57,10 @@ from tests.runs import (
 
 TIE = 1e-4
 """Scores closer than this (they are about 1 in size) may be ordered otherwise in another order of summing."""
-NAMES = ("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.run.json")
+NAMES = (
+    *("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"),
+    *("a.stac.json", "a.run.json"),
+)
 
 
 class Killed(BaseException):
@@ -650,7 +653,7 @@ def test_the_report_says_what_was_done(reference: Path, model: Path) -> None:
     assert report["complete"] is True
     assert report["exactness"] == "exact"
     assert report["notes"] == []
-    assert report["outputs"] == list(NAMES[:3])
+    assert report["outputs"] == list(NAMES[:-1])
     assert report["blocks"] == 9
     assert [c["name"] for c in report["classes"]] == [f"class {k}" for k in range(6)]
     assert [c["pixels"] for c in report["classes"]] == [int((classes == 10 * k).sum()) for k in range(6)]
@@ -942,9 +945,11 @@ def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
         "pipeline.store._write_coordinates",
         "pipeline.journal.Journal.receipts",
         "workflows.segment.execute",
-        "pipeline.store._consolidate",
+        "pipeline.store.consolidate",
         "workflows.stitch.write_cog",
-        "pipeline.classmap.write_side_file",
+        "workflows.stitch.write_whole",
+        "workflows.segment.write_whole",
+        "pipeline.sidefile._write",
         "pipeline.journal.Journal.seal",
         "pipeline.journal.shutil.rmtree",
     ],
@@ -974,7 +979,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, model: Path, reference: Pat
     shutil.copy2(reference / "a.tif", folder)
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch)
-        segmented(folder / "a.tif", "-m", model, "--tile", "96", "--overlap", "32")
+        segmented(folder / "a.tif", "-m", model, "--tile", "96", "--overlap", "32", "--confidence", "--pyramid")
         patch.setattr(Outputs, "publish", dying(Outputs.publish, after=False))
         with pytest.raises(Killed):
             fcn_batch("segment", folder / "a.tif", "-m", model, "--overwrite")
@@ -1012,7 +1017,7 @@ def check_report_last(folder: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("step", range(13))
 def test_killed_while_publishing_the_next_run_publishes(
     tmp_path: Path, model: Path, reference: Path, sealed: Path, step: int, overwrite: list[str]
 ) -> None:
@@ -1025,7 +1030,7 @@ def test_killed_while_publishing_the_next_run_publishes(
             with pytest.MonkeyPatch.context() as inner:
                 calls = dying_at(step, inner)
                 publish(self)
-                assert len(calls) < 9, "there are more steps than are tried here"
+                assert len(calls) < 13, "there are more steps than are tried here"
 
         patch.setattr(Outputs, "publish", killed_inside)
         try:
@@ -1034,7 +1039,7 @@ def test_killed_while_publishing_the_next_run_publishes(
             finished = False
         else:
             finished = True
-    assert finished == (step >= 7)
+    assert finished == (step >= 11)
     check_report_last(tmp_path, reference)
     segmented(*options, *overwrite)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")

@@ -19,9 +19,10 @@ from fcn_batch.pipeline import store as store_module
 from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
 from fcn_batch.pipeline.errors import InputError, OutputError
+from fcn_batch.pipeline.finished import FinishedConfidence, FinishedMap
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.store import ClassStore, FinishedMap, Layout
+from fcn_batch.pipeline.store import ClassStore, ConfidenceStore, Layout
 
 UTM = CRS.from_epsg(32633).to_wkt()
 LAEA = CRS.from_proj4("+proj=laea +lat_0=12 +lon_0=34 +ellps=GRS80 +units=m").to_wkt()
@@ -40,7 +41,7 @@ GDAL = tuple(int(part) for part in rasterio.__gdal_version__.split(".")[:2])
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul instead of `\\*`:PendingDeprecationWarning")
 
 
-def layout(reference: GeoReference, size: Size = SIZE) -> Layout:
+def layout(reference: GeoReference, size: Size = SIZE, inner: int | None = None) -> Layout:
     y, x = coordinate_attributes(reference)
     return Layout(
         size=size,
@@ -52,6 +53,7 @@ def layout(reference: GeoReference, size: Size = SIZE) -> Layout:
         y_attributes=y,
         x_attributes=x,
         provenance={"fcn:model": "tiny"},
+        inner=inner,
     )
 
 
@@ -272,6 +274,156 @@ def test_no_store_and_half_a_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "classes" / "zarr.json").write_text("{")
     with pytest.raises(OutputError, match=r"a\.zarr: not a readable class map.*--restart"):
         ClassStore(tmp_path / "a.zarr")
+
+
+# --- shards --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [16, 32, 64])
+def test_a_shard_is_one_file_of_chunks_with_checksums(tmp_path: Path, inner: int) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP, inner=inner))
+    assert (store.chunk, store.inner) == (64, inner)
+    store.write(Window(0, 0, 100, 130), ids())
+    store.consolidate()
+    files = sorted(p for p in (tmp_path / "a.zarr/classes/c").rglob("*") if p.is_file())
+    assert [str(p.relative_to(tmp_path / "a.zarr/classes/c")) for p in files] == [
+        "0/0",
+        "0/1",
+        "0/2",
+        "1/0",
+        "1/1",
+        "1/2",
+    ]
+    (codec,) = json.loads((tmp_path / "a.zarr/classes/zarr.json").read_text())["codecs"]
+    assert codec["configuration"]["chunk_shape"] == [inner, inner]
+    assert codec["configuration"]["codecs"][1]["configuration"] == {"level": 3, "checksum": True}
+    with xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset:
+        assert dataset.classes.dtype == np.uint8
+        assert (dataset.classes.values == ids()).all()
+        assert transform_of(dataset.classes) == NORTH_UP.transform
+    finished = FinishedMap(tmp_path / "a.zarr")
+    assert finished.block == (inner, inner)
+    assert (finished.read(Window(3, 50, 90, 70)) == ids()[3:93, 50:120]).all()
+
+
+def test_of_a_shard_nothing_smaller_is_written(tmp_path: Path) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP, inner=16))
+    for window in (Window(0, 0, 16, 16), Window(16, 0, 64, 64), Window(0, 0, 64, 80)):
+        with pytest.raises(ValueError, match="not whole chunks of 64"):
+            store.write(window, np.zeros((window.height, window.width), np.uint8))
+    assert not (tmp_path / "a.zarr/classes/c").exists()
+
+
+def test_a_shard_reaches_the_disk_with_all_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(store_module, "sync", synced.extend)
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP, inner=16))
+    synced.clear()
+    store.write(Window(64, 64, 36, 66), ids()[64:, 64:])
+    array = tmp_path / "a.zarr" / "classes"
+    assert set(synced) == {array, array / "c", array / "c/1", array / "c/1/1", array / "c/1/2"}
+
+
+@pytest.mark.parametrize("where", [0.02, 0.5, 0.999])
+def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path, where: float) -> None:
+    store = ClassStore.create(tmp_path / "a.zarr", layout(NORTH_UP, inner=16))
+    store.write(Window(0, 0, 100, 130), ids())
+    chunk = tmp_path / "a.zarr/classes/c/0/1"
+    data = bytearray(chunk.read_bytes())
+    data[int(len(data) * where)] ^= 4
+    chunk.write_bytes(data)
+    with pytest.raises(OutputError, match=r"a\.zarr: a chunk in Window\(row=0, col=64, .* cannot be read"):
+        store.read(Window(0, 64, 64, 64))
+
+
+def test_a_shard_is_whole_chunks() -> None:
+    with pytest.raises(ValueError, match="a shard of 64 is not a whole number of chunks of 48"):
+        layout(NORTH_UP, inner=48)
+
+
+# --- confidences ---------------------------------------------------------------------------------------------
+
+
+def planes() -> NDArray[np.uint8]:
+    values = np.random.default_rng(1).integers(0, 251, (2, SIZE.height, SIZE.width)).astype(np.uint8)
+    return np.where(ids() == NODATA, np.uint8(NODATA), values)
+
+
+def sure(path: Path, reference: GeoReference = NORTH_UP, inner: int | None = None) -> ConfidenceStore:
+    store = ConfidenceStore.create(path, layout(reference, inner=inner))
+    for row, col in itertools.product((0, 64), (0, 64, 128)):
+        window = Window(row, col, 64, 64).clipped(SIZE)
+        store.write(window, planes()[(slice(None), *window.slices())])
+    store.consolidate()
+    return store
+
+
+@pytest.mark.parametrize("inner", [None, 16])
+@pytest.mark.parametrize("reference", [NORTH_UP, SOUTH_UP, THIRDS, ROTATED], ids=["north", "south", "3rds", "rotated"])
+def test_confidences_are_floats_and_nan_in_the_place_of_the_map(
+    tmp_path: Path, reference: GeoReference, inner: int | None
+) -> None:
+    store = sure(tmp_path / "a.zarr", reference, inner)
+    assert (store.read(Window(0, 0, 100, 130)) == planes()).all()
+    assert store.read(Window(60, 60, 20, 30)).shape == (2, 20, 30)
+    made(tmp_path / "map.zarr", reference)
+    with (
+        xarray.open_zarr(tmp_path / "a.zarr", decode_coords="all") as dataset,
+        xarray.open_zarr(tmp_path / "map.zarr", decode_coords="all") as classes,
+    ):
+        for plane, name in enumerate(("confidence", "margin")):
+            expected = np.where(planes()[plane] == NODATA, np.nan, planes()[plane] / 250)
+            assert np.allclose(dataset[name].values, expected, rtol=1e-6, equal_nan=True)
+            assert dataset[name].rio.crs == classes.classes.rio.crs
+            assert transform_of(dataset[name]) == reference.transform
+            assert dataset[name].attrs["units"] == "1"
+            places = [
+                {key: value for key, value in one.attrs.items() if key.startswith(("proj:", "spatial:", "zarr_"))}
+                for one in (dataset[name], classes.classes)
+            ]
+            assert places[0] == places[1]
+        for axis in set(classes.coords) - {"spatial_ref"}:
+            assert (dataset[axis].values == classes[axis].values).all()
+            assert dataset[axis].attrs == classes[axis].attrs
+        assert dataset.spatial_ref.attrs == classes.spatial_ref.attrs
+
+
+def test_confidences_are_written_in_whole_chunks_and_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(store_module, "sync", synced.extend)
+    store = ConfidenceStore.create(tmp_path / "a.zarr", layout(NORTH_UP))
+    with pytest.raises(ValueError, match="not whole chunks"):
+        store.write(Window(0, 0, 32, 64), np.zeros((2, 32, 64), np.uint8))
+    with pytest.raises(ValueError, match="zip"):
+        store.write(Window(0, 0, 64, 64), np.zeros((1, 64, 64), np.uint8))
+    synced.clear()
+    store.write(Window(0, 0, 64, 64), planes()[:, :64, :64])
+    arrays = [tmp_path / "a.zarr" / name for name in ("confidence", "margin")]
+    assert set(synced) == {
+        path for array in arrays for path in (array, *(array / part for part in ("c", "c/0", "c/0/0")))
+    }
+
+
+def test_what_killed_writers_left_is_swept_out_of_all_arrays(tmp_path: Path) -> None:
+    store = sure(tmp_path / "a.zarr")
+    left = [tmp_path / "a.zarr" / name / "c/0/0.partial-1" for name in ("confidence", "margin")]
+    for path in left:
+        path.write_text("half")
+    store.consolidate()
+    assert not any(path.exists() for path in left)
+
+
+def test_a_map_is_no_store_of_confidences(tmp_path: Path) -> None:
+    made(tmp_path / "a.zarr")
+    with pytest.raises(OutputError, match="not a readable store of confidences"):
+        ConfidenceStore(tmp_path / "a.zarr")
+    with pytest.raises(InputError, match="not a store of confidences"):
+        FinishedConfidence(tmp_path / "a.zarr")
+    sure(tmp_path / "b.zarr")
+    found = FinishedConfidence(tmp_path / "b.zarr")
+    assert (found.read(1, Window(60, 60, 20, 30)) == planes()[1, 60:80, 60:90]).all()
 
 
 # --- reading a finished map ------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def blended(work: Pass, part: Window, network: Tiles, blend: Blend) -> Iterator[
     """Weighted sums of overlapping tiles, one row of tiles at a time, upsampled when they are complete."""
     size = work.plan.input.size
     cells = _Cells.of(work, part, network.factor)
-    upsampler = Upsampler(len(work.ids), cells.side, work.device)
+    upsampler = Upsampler(len(work.ids), cells.side, work.device, confidence=work.plan.confidence)
     col = part.col - cells.window.col * cells.side
     out = cells.window.row * cells.side  # the pixel row that comes out next
     carried = np.zeros((len(work.ids), 0, cells.window.width), dtype=np.float32)
@@ -81,14 +81,14 @@ def blended(work: Pass, part: Window, network: Tiles, blend: Blend) -> Iterator[
             last = index == cells.tile_rows[-1]
             finished = sums.shape[1] if last else max(cells.rows.span(index + 1)[0] - _top(cells, index), 0)
             carried = sums[:, finished:]
-            channels = upsampler.push(sums[:, :finished], last=last) if finished else None
-            if channels is not None:
-                start, stop = max(out, part.row), min(out + len(channels), part.stop_row)
+            choice = upsampler.push(sums[:, :finished], last=last) if finished else None
+            if choice is not None:
+                start, stop = max(out, part.row), min(out + choice.shape[1], part.stop_row)
                 if stop > start:
-                    rows = channels[start - out : stop - out, col : col + part.width]
+                    rows = choice[:, start - out : stop - out, col : col + part.width]
                     valid = reader.valid(start, stop)[:, part.col - area.col : part.stop_col - area.col]
                     yield work.band(start, rows, valid)
-                out += len(channels)
+                out += choice.shape[1]
             reader.release(min(out, (0 if last else cells.rows.span(index + 1)[0] - 1) * cells.side))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fcn_batch.pipeline.blending import Blend
+from fcn_batch.pipeline.confidence import PLANES, confidence_bytes
 from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.graph import Graph
@@ -43,6 +44,8 @@ class Network:
     """Bytes of its weights as loaded."""
     itemsize: int
     """Bytes of a number in the precision it will run in."""
+    confidence: bool = False
+    """True when it also says how sure it is."""
 
     def bytes_of(self, rows: int, cols: int) -> int:
         """Bytes that it takes to look at so many pixels at once."""
@@ -70,34 +73,55 @@ class Wish:
     tile: int | None = None
     overlap: int | None = None
     blend: Blend | None = None
+    shard: int | None = None
+
+
+def chunk_of(stride: int) -> int:
+    """Side of a chunk of the store, for a network of this stride.
+
+    >>> chunk_of(32), chunk_of(48)
+    (2048, 2064)
+    """
+    return round_up(CHUNK, stride)
 
 
 def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes: list[str]) -> Cut:
     """The cut that suits; what was rounded, or is only approximate, is said in `notes`. OptionError with the reason."""
-    tile = _on_grid("--tile", wish.tile, network.stride, notes)
+    tile, side = _on_grid("--tile", wish.tile, network.stride, notes), _written(wish.shard, network.stride)
     if wish.overlap is not None or network.halo is None:
-        cut = _blended(network, info, wish, tile, room, notes)
+        cut = _blended(network, info, wish, (side, tile), room, notes)
     elif wish.blend is not None:
         raise OptionError(f"--blend {wish.blend}: the exact result has nothing to blend; give --overlap PIXELS")
     elif tile is None and network.graph is not None:
-        cut = _streamed(network, info, room)
+        cut = _streamed(network, info, side, room)
     else:
         if network.graph is None:
             notes.append(f"in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
-        cut = _tiled(network, info, tile, room)
+        cut = _tiled(network, info, (side, tile), room)
     needed = memory(network, info, cut)
     if needed > room.bytes:
         raise OptionError(
             f"--memory: {_mb(room.bytes)} is not enough for each process, {_mb(needed)} would be, with {cut.way} of "
             f"{cut.tile} px in lanes of {min(cut.lane, info.size.width)} px; give more memory, or fewer --workers"
+            + (f", or less than --shard {wish.shard}" if wish.shard else "")
         )
     return cut
 
 
-def _streamed(network: Network, info: RasterInfo, room: Room) -> Cut:
+def _written(shard: int | None, stride: int) -> int:
+    """Side of what is written at once; OptionError for a shard that is not whole chunks."""
+    chunk = chunk_of(stride)
+    if shard is None:
+        return chunk
+    if shard < 1 or shard % chunk:
+        fits = round_up(max(shard, chunk), chunk)
+        raise OptionError(f"--shard {shard}: give a multiple of the chunk of {chunk} pixels, such as {fits}")
+    return shard
+
+
+def _streamed(network: Network, info: RasterInfo, chunk: int, room: Room) -> Cut:
     """Lanes as wide as memory allows, the raster's width if it can be; strips of the size the device likes best."""
     size, stride, halo = info.size, network.stride, network.halo or 0
-    chunk = round_up(CHUNK, stride)
     lanes, most = -(-size.width // round_up(_LANE, stride)), -(-size.width // chunk)
     while True:
         lane = round_up(-(-size.width // lanes), chunk)
@@ -128,15 +152,16 @@ def _segment(size: Size, chunk: int, halo: int, lanes: int, room: Room) -> int:
     return round_up(max(-(-size.height // wanted), min(least, size.height)), chunk)
 
 
-def _tiled(network: Network, info: RasterInfo, tile: int | None, room: Room) -> Cut:
+def _tiled(network: Network, info: RasterInfo, sides: tuple[int, int | None], room: Room) -> Cut:
+    """`sides`: of what is written at once, and of a tile if the user said it."""
     size, stride, halo = info.size, network.stride, network.halo or 0
-    chunk = round_up(CHUNK, stride)
+    chunk, tile = sides
     cut = Cut(
         way="tiles",
         chunk=chunk,
         lane=round_up(min(size.width, _LANE), chunk),
         segment=_segment(size, chunk, halo, 1, room),
-        tile=tile or chunk,
+        tile=tile or chunk_of(stride),
         overlap=halo,
         stride=stride,
         blend=None,
@@ -146,8 +171,11 @@ def _tiled(network: Network, info: RasterInfo, tile: int | None, room: Room) -> 
     return cut
 
 
-def _blended(network: Network, info: RasterInfo, wish: Wish, tile: int | None, room: Room, notes: list[str]) -> Cut:
-    stride, chunk = network.stride, round_up(CHUNK, network.stride)
+def _blended(
+    network: Network, info: RasterInfo, wish: Wish, sides: tuple[int, int | None], room: Room, notes: list[str]
+) -> Cut:
+    """`sides`: of what is written at once, and of a tile if the user said it."""
+    stride, (chunk, tile) = network.stride, sides
     side, blend = tile or round_up(_TILE, stride), wish.blend or "hann"
     overlap = _on_grid("--overlap", wish.overlap, stride, notes)
     if overlap is None:
@@ -211,6 +239,9 @@ def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
     rows = (held + 3 * slab_rows(info)) * cols * values
     sums = 0 if cut.exact else 4 * 4 * network.classes * (cut.tile + cut.overlap) * cols
     blocks = 3 * min(cut.chunk, size.height) * lane
+    if network.confidence:
+        blocks *= 1 + PLANES
+        seen += confidence_bytes(network.classes, cut.tile * (cut.tile if cut.way == "tiles" else cols))
     return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled + rows) + sums + blocks + _LOADING
 
 

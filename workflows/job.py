@@ -19,7 +19,7 @@ from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, make_tiles
 from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, RasterSource, cache_needed
-from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows.reading import slab_rows
 
@@ -37,6 +37,8 @@ class JobTicket:
     """Name of the store in it."""
     fingerprint: str
     device: str
+    confidence: str | None = None
+    """Name of the store of confidences in it; None when the plan wants none."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class Job:
     network: Strips | Tiles
     """Strips may become lower during a run, when memory is short."""
     store: ClassStore
+    confidence: ConfidenceStore | None
+    """None when the plan wants none."""
     journal: Journal
     row_areas: NDArray[np.float64] | None
     settings: ExitStack
@@ -99,6 +103,7 @@ def _opened(ticket: JobTicket) -> Job:
         source=source,
         network=network,
         store=ClassStore(journal.folder / ticket.store),
+        confidence=_confidence_store(journal, ticket, plan),
         journal=journal,
         row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
         settings=ExitStack(),
@@ -107,6 +112,13 @@ def _opened(ticket: JobTicket) -> Job:
     )
     job.settings.enter_context(gdal_cache(cache_size_mb(source.info)))
     return job
+
+
+def _confidence_store(journal: Journal, ticket: JobTicket, plan: Plan) -> ConfidenceStore | None:
+    """Where the plan's confidences go; ValueError when plan and ticket disagree on whether there are any."""
+    if plan.confidence == (ticket.confidence is None):
+        raise ValueError(f"the plan has confidence {plan.confidence}, its ticket the store {ticket.confidence}")
+    return None if ticket.confidence is None else ConfidenceStore(journal.folder / ticket.confidence)
 
 
 def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from fcn_batch.pipeline.finished import FinishedMap
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.mapfile import MapFile
 from fcn_batch.pipeline.maps import ClassMap
-from fcn_batch.pipeline.store import FinishedMap
 
 _SIDE = 2048
 """Rows and columns of a chunk, where the storage blocks let us choose."""

@@ -6,14 +6,28 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fcn_batch.pipeline.durable import sync
-from fcn_batch.pipeline.errors import OptionError, OutputError
+from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.plan import Plan
 
-_LONGEST_STEM = 255 - len(f"..run.json.{'0' * 32}.tmp")
-"""File names have 255 bytes; the longest we make is that of the report while it is written."""
+_LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
+"""File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
+
+_REPORT = ".run.json"
+_ENDINGS = (
+    ".classes.zarr",
+    ".classes.tif",
+    ".classes.tif.aux.xml",
+    ".classes.qml",
+    ".confidence.zarr",
+    ".pyramid.zarr",
+    ".stac.json",
+    _REPORT,
+)
+"""Of the names of a run's outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +63,53 @@ class Outputs:
         return f"{self.cog}.aux.xml"
 
     @property
+    def style(self) -> str:
+        """Names and colours for QGIS, beside store and COG."""
+        return f"{self.stem}.classes.qml"
+
+    @property
+    def confidence(self) -> str:
+        """How sure the network was; only when it was asked for."""
+        return f"{self.stem}.confidence.zarr"
+
+    @property
+    def pyramid(self) -> str:
+        """The class map at several resolutions; only when it was asked for."""
+        return f"{self.stem}.pyramid.zarr"
+
+    @property
+    def item(self) -> str:
+        """The STAC item, for catalogues."""
+        return f"{self.stem}.stac.json"
+
+    @property
     def report(self) -> str:
         """The run's report; its presence means that all outputs are complete."""
         return f"{self.stem}.run.json"
 
+    def names(self, *, confidence: bool = True, pyramid: bool = True) -> list[str]:
+        """What a run makes beside its report, in the order it appears; by default with all that is optional."""
+        optional = [self.confidence] * confidence + [self.pyramid] * pyramid
+        return [self.store, self.cog, self.side_file, self.style, *optional, self.item]
+
     @property
     def paths(self) -> list[Path]:
-        """What a user is told of, in the order they appear."""
-        return [self.folder / name for name in (self.store, self.cog, self.report)]
+        """What a user is told of a complete run, in the order they appear."""
+        optional = [name for name in (self.confidence, self.pyramid) if (self.folder / name).exists()]
+        return [self.folder / name for name in (self.store, self.cog, *optional, self.report)]
+
+    def reported(self) -> dict[str, Any] | None:
+        """The report of the complete run that lies here, or None when there is none that can be read."""
+        try:
+            return find_run(self.folder / self.report)[1]
+        except InputError:
+            return None
 
     def reported_plan(self) -> Plan | None:
         """The plan of the complete run that lies here, or None when there is none that can be read."""
         try:
-            return Plan.model_validate(json.loads((self.folder / self.report).read_bytes())["plan"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return Plan.model_validate((self.reported() or {}).get("plan"))
+        except ValueError:
             return None
 
     def make_folder(self, *, chosen: bool) -> None:
@@ -85,27 +132,30 @@ class Outputs:
         return made is not None and left is not None and made.fingerprint == left.fingerprint and not self._staged()
 
     def _staged(self) -> bool:
-        return any((self.staging / name).exists() for name in (self.store, self.cog, self.report))
+        return any((self.staging / name).exists() for name in (*self.names(), self.report))
 
     def refuse_to_clobber(self) -> None:
         """OutputError when any output of another run is here."""
-        there = [path for path in (*self.paths, self.folder / self.side_file) if path.exists()]
+        there = [name for name in (*self.names(), self.report) if (self.folder / name).exists()]
         if there:
             raise OutputError(
-                f"{there[0]}: exists already and was not made by this very run; give --overwrite to replace "
-                "it, or -o DIR for another folder"
+                f"{self.folder / there[0]}: exists already and was not made by this very run; give --overwrite to "
+                "replace it, or -o DIR for another folder"
             )
 
     def publish(self) -> None:
-        """Rename everything from the staging folder into place, the report last; may be repeated.
+        """Rename everything that the run made from the staging folder into place, the report last; may be repeated.
 
         The old report goes first: between the two, outputs may be of different runs, and no report says
-        that they are complete.
+        that they are complete. What an earlier run made and this one does not would be out of date: it goes too.
         """
-        report = self.folder / self.report
-        report.unlink(missing_ok=True)
-        for name in (self.store, self.cog, self.side_file):
-            self._move(name)
+        made = json.loads((self.staging / self.report).read_bytes())["outputs"]
+        (self.folder / self.report).unlink(missing_ok=True)
+        for name in self.names():
+            if name in made:
+                self._move(name)
+            else:
+                self._take_away(name)
         sync([self.folder])
         self._move(self.report)
         sync([self.folder])
@@ -115,13 +165,19 @@ class Outputs:
         made, place = self.staging / name, self.folder / name
         if not made.exists():
             return  # moved before an interruption
-        if made.is_dir() and (place.is_symlink() or place.is_file()):
-            place.unlink()  # a folder cannot be renamed over them
-        elif place.is_dir() and not place.is_symlink():
+        if made.is_dir() or place.is_dir():  # over which nothing can be renamed
+            self._take_away(name)
+        made.replace(place)
+
+    def _take_away(self, name: str) -> None:
+        """Delete what has this name in the folder; a folder as a whole, when the staging folder goes."""
+        place = self.folder / name
+        if place.is_dir() and not place.is_symlink():
             old = self.staging / f"{name}.old"
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)
-        made.replace(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
@@ -138,7 +194,8 @@ def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
                 f"{inputs[first]} and {inputs[index]} would both be written as {place.stem}.* in {place.folder}; "
                 "run them with different -o folders"
             )
-        for output in (*place.paths, place.folder / place.side_file, place.staging):
+        for name in (*place.names(), place.report, place.staging.name):
+            output = place.folder / name
             if output.resolve() in real:
                 raise OptionError(
                     f"{real[output.resolve()]}: an input that the outputs of {inputs[index]} would replace; "
@@ -147,3 +204,37 @@ def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
         if len(os.fsencode(place.stem)) > _LONGEST_STEM:
             raise OptionError(f"{inputs[index]}: the name is too long for those of its outputs; rename the file")
     return places
+
+
+def find_outputs(path: Path) -> Outputs:
+    """The outputs that `path` belongs to: NAME.run.json, any output of its run, or a folder with one NAME.run.json.
+
+    InputError when it is none of these. Whether the others are there, and what is in them, is not looked at.
+    """
+    if path.is_dir() and path.suffix != ".zarr":
+        reports = sorted(path.glob(f"*{_REPORT}"))
+        if len(reports) != 1:
+            found = f"{len(reports)} reports of runs ({reports[0].name}, …)" if reports else "no report of a run"
+            raise InputError(f"{path}: holds {found}; give the NAME{_REPORT} that is meant")
+        path = reports[0]
+    for ending in sorted(_ENDINGS, key=len, reverse=True):
+        if path.name.endswith(ending) and path.name != ending:
+            if not path.exists() and not path.is_symlink():
+                raise InputError(f"{path}: does not exist; give NAME{_REPORT}, or a folder that holds one")
+            return Outputs(path.absolute().parent.resolve(), path.name.removesuffix(ending))
+    raise InputError(f"{path}: not an output of fcn-batch segment; give NAME{_REPORT}, or a folder that holds one")
+
+
+def find_run(path: Path) -> tuple[Outputs, dict[str, Any]]:
+    """`find_outputs`, and the report of their run; InputError also when that is missing or not readable."""
+    outputs = find_outputs(path)
+    named = outputs.folder / outputs.report
+    try:
+        report = json.loads(named.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{named}: not there, so nothing says what {path.name} is; make the map again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{named}: not readable ({error}); make the map again with --overwrite") from error
+    if not isinstance(report, dict) or report.get("complete") is not True:
+        raise InputError(f"{named}: not the report of a complete run; make the map again with --overwrite")
+    return outputs, report

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.plan import Cut, Plan
-from fcn_batch.pipeline.predictor import Decided, StripPass, Strips, Tiles
+from fcn_batch.pipeline.predictor import Choice, Decided, StripPass, Strips, Tiles
 from fcn_batch.pipeline.raster import Pixels, RasterSource
 from fcn_batch.pipeline.tiling import Descent, exact_tiles, lane_columns
 from fcn_batch.workflows.reading import RowReader
@@ -46,6 +47,8 @@ class Band:
     row: int
     classes: NDArray[np.uint8]
     """Class ids, (rows, columns of the part); NODATA where there is no data."""
+    planes: NDArray[np.uint8] | None = None
+    """How sure the network is, (2, rows, columns), in the same way; None when it is not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,21 @@ class Pass:
     device: str
     effort: Effort
 
-    def band(self, row: int, channels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Band:
-        """Class ids where there is data."""
-        classes = self.ids[channels]
+    @property
+    def layers(self) -> int:
+        """What comes back for each pixel: the best channel, and how sure it is if that is wanted."""
+        return 1 + PLANES if self.plan.confidence else 1
+
+    def band(self, row: int, choice: Choice, valid: NDArray[np.bool_]) -> Band:
+        """Class ids, and how sure they are, where there is data."""
+        classes = self.ids[choice[0]]
         classes[~valid] = NODATA
-        return Band(row, classes)
+        return Band(row, classes, np.where(valid, choice[1:], np.uint8(NODATA)) if len(choice) > 1 else None)
+
+    def empty(self, row: int, rows: int, cols: int) -> Band:
+        """Rows without data."""
+        planes = np.full((PLANES, rows, cols), NODATA, dtype=np.uint8) if self.plan.confidence else None
+        return Band(row, np.full((rows, cols), NODATA, dtype=np.uint8), planes)
 
     def reader(self, area: Window) -> RowReader:
         """Reads the rows of `area`."""
@@ -125,7 +138,7 @@ class _Flow:
             return
         start = self._descent.start(row)
         if self._pass is None or start > self._next_in:
-            self._pass = self._strips.begin()
+            self._pass = self._strips.begin(confidence=self._work.plan.confidence)
             self._next_in = self._next_out = max(self._next_in, start)
         while self._next_in < row:
             yield from self._feed(Pixels(pixels.values[:, :0], pixels.valid[:0]))
@@ -149,21 +162,21 @@ class _Flow:
         if self._coming is not None:
             stop, decided = self._coming
             self._coming = None
-            yield from self._finish(stop, decided.channels())
+            yield from self._finish(stop, decided.choice())
 
-    def _finish(self, stop: int, channels: NDArray[np.uint8] | None) -> Iterator[Band]:
-        """All rows before `stop` are decided: the last ones by `channels`, or all of them without data."""
+    def _finish(self, stop: int, choice: Choice | None) -> Iterator[Band]:
+        """All rows before `stop` are decided: the last ones by `choice`, or all of them without data."""
         first, end = self.decided, min(stop, self._part.stop_row)
         if end <= first:
             return
         self.decided = end
-        if channels is None:
-            yield Band(first, np.full((end - first, self._part.width), NODATA, dtype=np.uint8))
+        if choice is None:
+            yield self._work.empty(first, end - first, self._part.width)
             return
-        begin = first - (stop - len(channels))
+        begin = first - (stop - choice.shape[1])
         assert begin >= 0, "rows came out late"
         columns = slice(self._part.col - self._left, self._part.stop_col - self._left)
-        rows = channels[begin : begin + end - first, columns]
+        rows = choice[:, begin : begin + end - first, columns]
         yield self._work.band(first, rows, self._reader.valid(first, end)[:, columns])
 
 
@@ -178,17 +191,18 @@ def tiles(work: Pass, part: Window, network: Tiles) -> Iterator[Band]:
             band = band.intersection(part)
             pixels = reader.rows(read.row, read.stop_row)
             rows = Window(read.row, whole.col, read.height, whole.width)
-            channels = np.zeros((band.height, band.width), dtype=np.uint8)
+            choice = np.zeros((work.layers, band.height, band.width), dtype=np.uint8)
             for tile in row_of_tiles:
                 core = tile.core.intersection(band)
                 if not pixels.valid[core.slices(rows)].any():
                     continue
                 seen = tile.read.slices(rows)
                 values = pixels.values[(slice(None), *seen)]
-                best = network.channels(values, pixels.valid[seen], core.slices(tile.read))
-                channels[core.slices(band)] = best
+                here, sure = core.slices(tile.read), work.plan.confidence
+                best = network.choice(values, pixels.valid[seen], here, confidence=sure)
+                choice[(slice(None), *core.slices(band))] = best
                 work.effort.count(round_up(tile.read.height, cut.stride), round_up(tile.read.width, cut.stride))
-            yield work.band(band.row, channels, pixels.valid[band.slices(rows)])
+            yield work.band(band.row, choice, pixels.valid[band.slices(rows)])
             reader.release(band.stop_row - cut.overlap)
 
 

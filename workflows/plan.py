@@ -27,7 +27,7 @@ from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
-from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, forwarded, memory
+from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
 from fcn_batch.workflows.models import find_model
 
 _THREADS_PER_CPU = 4
@@ -102,7 +102,9 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
     here = processes or 1
     budget = options.memory or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
-    cut = choose_cut(network, info, Wish(options.tile, options.overlap, options.blend), room, notes)
+    wish = Wish(options.tile, options.overlap, options.blend, options.shard)
+    cut = choose_cut(network, info, wish, room, notes)
+    chunk = chunk_of(network.stride)
     plan = Plan(
         input=identify(info),
         model=ModelIdentity(
@@ -120,6 +122,8 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
             threads=choose_threads(options.threads, device, here),
             instructions=describe_device(device),
         ),
+        inner=None if cut.chunk == chunk else chunk,
+        confidence=options.confidence,
     )
     notes += band_notes(info, spec, options.bands) + _georeference_notes(info)
     if options.model != "auto":  # which says it itself
@@ -159,6 +163,7 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[ModelFile, N
         obstacles=tuple(obstacles),
         weights=sum(p.numel() * p.element_size() for p in module.parameters()),
         itemsize=4 if precision == "fp32" else 2,
+        confidence=options.confidence,
     )
     return model, network, precision
 
@@ -204,7 +209,8 @@ def choose_threads(wanted: int | None, device: str, processes: int) -> int:
 
 def _georeference_notes(info: RasterInfo) -> list[str]:
     if info.ground is not None:
-        return ["the raster has ground control points and no transform: the map is in pixel coordinates"]
+        note = f"the raster has {len(info.ground.points)} ground control points and no transform: the GeoTIFF carries "
+        return [note + "them on, so GIS places it by them; the zarr store is in pixels, with the points as fcn:gcps"]
     if info.georeference.crs_wkt is None:
         return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
     return []
@@ -238,7 +244,7 @@ def describe(prepared: Prepared) -> list[tuple[str, str]]:
         ("blocks", f"{len(plan.grid)} of {cut.chunk} rows: what an interruption loses at most, in each process"),
         ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
         ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
-        ("output", f"{size.pixels / 1e6:,.1f} MB before compression, in zarr and in GeoTIFF"),
+        ("output", _describe_output(plan)),
         (
             "device",
             f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}, {plan.kernel.threads} threads",
@@ -246,6 +252,16 @@ def describe(prepared: Prepared) -> list[tuple[str, str]]:
         ("fingerprint", plan.fingerprint),
         *(("note", note) for note in prepared.notes),
     ]
+
+
+def _describe_output(plan: Plan) -> str:
+    side = plan.inner or plan.cut.chunk
+    stored = f"zarr in chunks of {side} px"
+    if plan.inner is not None:
+        per = (plan.cut.chunk // side) ** 2
+        stored += f", {per} in a shard (a file) of {plan.cut.chunk} px, which GDAL reads from 3.13 on"
+    sure = "; twice that again in the store of confidences" if plan.confidence else ""
+    return f"{plan.input.size.pixels / 1e6:,.1f} MB before compression, in GeoTIFF and in {stored}{sure}"
 
 
 def _describe_way(cut: Cut) -> str:

@@ -8,14 +8,16 @@ from typing import Any
 
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.workflows.outputs import Outputs
 from fcn_batch.workflows.plan import Prepared
 
 _VERSIONS_OF = ("numpy", "torch", "rasterio", "pyproj", "zarr", "dask")
 
 
-def make_report(prepared: Prepared, outputs: Outputs, receipts: Iterable[Receipt]) -> dict[str, Any]:
-    """Classes, cost, versions and the plan, ready for JSON; the same for every run of one plan."""
+def make_report(prepared: Prepared, made: list[str], receipts: Iterable[Receipt]) -> dict[str, Any]:
+    """Classes, cost, versions, the plan and the blocks' hashes, ready for JSON; the same for every run of one plan.
+
+    `made`: names of the outputs.
+    """
     plan = prepared.plan
     done = sorted(receipts, key=lambda r: r.block)  # one order, so that sums have the same bits
     return {
@@ -23,7 +25,7 @@ def make_report(prepared: Prepared, outputs: Outputs, receipts: Iterable[Receipt
         "fingerprint": plan.fingerprint,
         "exactness": "exact" if plan.cut.exact else "approximate",
         "precision": plan.kernel.precision,
-        "outputs": [outputs.store, outputs.cog, outputs.side_file],
+        "outputs": made,
         "classes": _classes(prepared, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
         "notes": prepared.notes + _notes_on_memory(plan.cut.tile, done),
@@ -31,6 +33,10 @@ def make_report(prepared: Prepared, outputs: Outputs, receipts: Iterable[Receipt
         "forward_passes_per_pixel": round(sum(r.forwarded for r in done) / plan.input.size.pixels, 4),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
         "plan": plan.model_dump(mode="json"),
+        "journal": {
+            "sha256": [r.sha256 for r in done],
+            "confidence_sha256": [r.confidence_sha256 for r in done] if plan.confidence else None,
+        },
     }
 
 
@@ -66,6 +72,7 @@ def _classes(prepared: Prepared, receipts: list[Receipt]) -> list[dict[str, Any]
         {
             "id": c.id,
             "name": c.name,
+            "colour": c.colour,
             "pixels": pixels[c.id],
             "share": pixels[c.id] / known if known else 0.0,
             "area_km2": areas[c.id] / 1e6 if located else None,

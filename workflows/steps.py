@@ -3,7 +3,7 @@
     plan.grid[index] ...                     which blocks this task owns: one below the other
       -> source.read(slab)                      values and valid mask, in a thread that reads ahead
       -> scaling -> network -> best channel     strip by strip (or tile by tile), on the device
-      -> class ids, 255 where not valid
+      -> class ids, 255 where not valid         and the confidence planes, if the plan wants them
       -> block complete: store.write (whole chunks, durable) -> journal.commit(receipt), in a thread of its own
 
 A block is redone from its index alone; everything else is in the staging folder's plan.
@@ -19,6 +19,7 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.device import is_out_of_memory, set_threads
 from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.geometry import Window
@@ -93,7 +94,8 @@ class _Block:
     """A block whose last row is decided. Its array is used again for the block after the next."""
 
     index: int
-    classes: NDArray[np.uint8]
+    layers: NDArray[np.uint8]
+    """(1 or 3, rows, cols): class ids and, if wanted, how sure they are."""
     effort: Effort
     seconds: float
 
@@ -106,26 +108,32 @@ def _blocks(job: Job, work: Work) -> Iterator[_Block]:
     waiting = iter(zip(work, windows, strict=True))
     index, window = next(waiting)
     # one is filled while the other is written
-    buffers = cycle([np.empty((window.height, window.width), dtype=np.uint8) for _ in work[:2]])
-    classes = next(buffers)
+    count = 1 + PLANES if job.plan.confidence else 1
+    buffers = cycle([np.empty((count, window.height, window.width), dtype=np.uint8) for _ in work[:2]])
+    layers = next(buffers)
     for band in _bands(job, part, effort):
         row, end = band.row, band.row + len(band.classes)
         while row < end:
             stop = min(end, window.stop_row)
-            classes[row - window.row : stop - window.row] = band.classes[row - band.row : stop - band.row]
+            here, there = slice(row - window.row, stop - window.row), slice(row - band.row, stop - band.row)
+            layers[0, here] = band.classes[there]
+            if band.planes is not None:
+                layers[1:, here] = band.planes[:, there]
             row = stop
             if row == window.stop_row:
                 now = time.perf_counter()
-                yield _Block(index, classes, effort.since(before), now - started)
+                yield _Block(index, layers, effort.since(before), now - started)
                 before, started = replace(effort), now
                 index, window = next(waiting, (index, window))
-                classes = next(buffers)[: window.height]
+                layers = next(buffers)[:, : window.height]
 
 
 def _commit(job: Job, block: _Block) -> Receipt:
     """Bring a block to the disk, then its receipt."""
-    window, classes = job.plan.grid[block.index], block.classes
+    window, classes, planes = job.plan.grid[block.index], block.layers[0], block.layers[1:]
     job.store.write(window, classes)
+    if job.confidence is not None:
+        job.confidence.write(window, planes)
     by_row = np.stack([np.bincount(row, minlength=256) for row in classes])
     counts = by_row.sum(axis=0)
     present = [int(i) for i in np.flatnonzero(counts)]
@@ -136,7 +144,8 @@ def _commit(job: Job, block: _Block) -> Receipt:
     receipt = Receipt(
         plan=job.plan.fingerprint,
         block=block.index,
-        sha256=hashlib.sha256(classes.data).hexdigest(),
+        sha256=_sha256(block.layers[:1]),
+        confidence_sha256=None if job.confidence is None else _sha256(planes),
         shape=(window.height, window.width),
         pixels={i: int(counts[i]) for i in present},
         area_m2=areas,
@@ -147,3 +156,11 @@ def _commit(job: Job, block: _Block) -> Receipt:
     )
     job.journal.commit(receipt)
     return receipt
+
+
+def _sha256(layers: NDArray[np.uint8]) -> str:
+    """Of one layer after the other, each row by row: without a copy, though the last block is a part of its buffer."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(layer.data)
+    return digest.hexdigest()

@@ -1,25 +1,43 @@
-"""From finished blocks to finished outputs: consolidate the store, copy it to a COG, window by window."""
+"""From a plan to empty stores, and from finished blocks to finished outputs: consolidated stores, a COG, a style."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.classmap import MapHead, write_cog
+from fcn_batch.pipeline.conventions import ome_image
 from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.store import ClassStore, Layout
+from fcn_batch.pipeline.qml import qgis_style
+from fcn_batch.pipeline.store import ARRAY, CONFIDENCE, ClassStore, ConfidenceStore, Layout
 from fcn_batch.pipeline.tiling import BlockGrid
 
 
 def create_store(path: Path, plan: Plan, legend: Legend) -> None:
     """An empty store for the map at `path`."""
+    microns = plan.input.microns
+    ome = {} if microns is None else ome_image(ARRAY, [(ARRAY, 1)], microns, legend)
+    ClassStore.create(path, layout_of(plan, legend, ome))
+
+
+def create_confidence(path: Path, plan: Plan, legend: Legend) -> None:
+    """An empty store for how sure the network is of the map, at `path`."""
+    microns, name = plan.input.microns, CONFIDENCE[0]
+    ome = {} if microns is None else ome_image(name, [(name, 1)], microns, None)
+    ConfidenceStore.create(path, layout_of(plan, legend, ome))
+
+
+def layout_of(plan: Plan, legend: Legend, ome: dict[str, Any] | None = None) -> Layout:
+    """Everything about the stores of a run but their pixels; `ome` is what viewers of slides are told."""
     reference = plan.input.georeference
     y_attributes, x_attributes = coordinate_attributes(reference)
-    layout = Layout(
+    return Layout(
         size=plan.input.size,
         chunk=plan.cut.chunk,
         legend=legend,
@@ -28,9 +46,17 @@ def create_store(path: Path, plan: Plan, legend: Legend) -> None:
         authority_code=authority_code(reference),
         y_attributes=y_attributes,
         x_attributes=x_attributes,
-        provenance=provenance(plan),
+        provenance={**provenance(plan), **_ground(plan), **(ome or {})},
+        inner=plan.inner,
     )
-    ClassStore.create(path, layout)
+
+
+def _ground(plan: Plan) -> dict[str, Any]:
+    """Root attributes for ground control points, which zarr readers have no place for: row, col, x, y, z of each."""
+    ground = plan.input.ground
+    if ground is None:
+        return {}
+    return {"fcn:gcps": [list(point) for point in ground.points], "fcn:gcps_crs": ground.crs_wkt}
 
 
 def provenance(plan: Plan) -> dict[str, str | int]:
@@ -49,14 +75,20 @@ def provenance(plan: Plan) -> dict[str, str | int]:
     }
 
 
-def stitch(store: ClassStore, cog: Path, plan: Plan, legend: Legend) -> None:
-    """Consolidate `store` and copy it to the COG `cog` with its side file."""
+def head_of(plan: Plan, legend: Legend) -> MapHead:
+    """Everything about the COG but its pixels."""
+    return MapHead(plan.input.georeference, plan.input.size, legend, provenance(plan), plan.input.ground)
+
+
+def stitch(store: ClassStore, cog: Path, style: Path, plan: Plan, legend: Legend) -> None:
+    """Consolidate `store`, copy it to the COG `cog` with its side file, and write the QGIS style of both."""
     store.consolidate()
-    write_cog(cog, MapHead(plan.input.georeference, plan.input.size, legend, provenance(plan)), chunks(store))
+    write_cog(cog, head_of(plan, legend), chunks(store))
+    write_whole(style, qgis_style(legend))
 
 
 def chunks(store: ClassStore) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-    """The map chunk by chunk, row by row."""
-    grid = BlockGrid(store.size, store.chunk, store.chunk)
+    """The map chunk by chunk, row by row; of a shard, the chunks that it holds."""
+    grid = BlockGrid(store.size, store.inner, store.inner)
     for index in range(len(grid)):
         yield grid[index], store.read(grid[index])

@@ -1,0 +1,65 @@
+"""`export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fcn_batch.commands.base import PATH, Command, examples
+
+TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "flatgeobuf", "csv")
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "fcn-batch export scene.classes.zarr --to html",
+        "fcn-batch export scene.run.json --to gpkg --majority 5 --min-area 1000 --simplify 1",
+        "fcn-batch export scene.classes.tif --to csv --zones districts.gpkg --field name -o areas.csv",
+    ),
+)
+@click.argument("source", metavar="MAP", type=PATH)
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="What to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="FILE",
+    help="File (for ome-zarr: folder) to write; default: beside MAP, with the ending of what is written.",
+)
+@click.option(
+    "--majority",
+    type=int,
+    metavar="N",
+    help="First give each pixel the most frequent class of the N x N around it; N is odd.",
+)
+@click.option("--clip", type=PATH, metavar="POLYGONS", help="Leave out what is outside these polygons, last.")
+@click.option(
+    "--min-area",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="M2",
+    help="Vectors: leave out polygons of fewer square metres.",
+)
+@click.option(
+    "--simplify",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="PIXELS",
+    help="Vectors: move borders by at most so many pixels to have fewer points; neighbours keep theirs in common.",
+)
+@click.option("--zones", type=PATH, metavar="REGIONS", help="csv: areas in each of these polygons.")
+@click.option("--field", metavar="NAME", help="The attribute that names a zone; default: numbers.")
+@click.option("--layer", metavar="NAME", help="The layer of --clip or --zones, of a file that has several.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
+def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen: Any) -> None:
+    """Write the class map MAP in another form and print the path of what was written.
+
+    MAP is NAME.classes.zarr, NAME.classes.tif or NAME.run.json of a run, or any raster of one band of class ids. To a
+    cloud-optimised GeoTIFF, a picture (png), a page for browsers that works offline (html), OME-Zarr, polygons, or a
+    table of areas (csv).
+    """
+    from fcn_batch.workflows.export import Order
+    from fcn_batch.workflows.export import export as run
+    from fcn_batch.workflows.progress import progress_for
+
+    click.echo(run(Order(source, target, output, **chosen), progress_for(quiet=quiet)))

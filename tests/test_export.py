@@ -1,0 +1,302 @@
+"""`fcn-batch export`: every target from every map, cleaned up in the right order, and nothing replaced unasked."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import CliRunner, Result
+from rasterio.control import GroundControlPoint
+
+from fcn_batch.commands.base import Group
+from fcn_batch.commands.export import TARGETS
+from fcn_batch.commands.export import export as command
+from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.geometry import Size
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.majority import Majority
+from fcn_batch.pipeline.maps import Ids
+from fcn_batch.workflows.export import ENDINGS, VECTORS, Order, export
+from fcn_batch.workflows.found import find_map
+from fcn_batch.workflows.maps import open_map
+from fcn_batch.workflows.progress import Quiet
+from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm, whole, write_map
+from tests.rasters import write_raster
+
+LEGEND = legend_of("water", "wood, wet", "sand")
+IDS = patches(61, 83, 3, seed=2)
+IDS[20:30, 5:9] = 255
+PACKAGES = {"gpkg": "pyarrow", "geojson": "pyarrow", "geoparquet": "pyarrow", "flatgeobuf": "pyarrow"}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The GeoTIFF of a map."""
+    return write_map(tmp_path / "scene.classes.tif", IDS, LEGEND, utm())
+
+
+@pytest.fixture
+def run(made: Path) -> Path:
+    """The report of a run with its map, and the image it was made from."""
+    folder = made.parent
+    image = write_raster(folder / "scene.tif", np.stack([IDS] * 3), photometric="RGB")
+    report = folder / "scene.run.json"
+    told = {"exactness": "exact", "timing": {"finished": "2026-01-02T03:04:05+00:00"}, "versions": {}}
+    report.write_text(json.dumps({**told, "plan": plan_of(image).model_dump(mode="json")}))
+    return report
+
+
+def called(*arguments: object) -> Result:
+    group = Group("fcn-batch", commands={"export": command})
+    return CliRunner().invoke(group, ["export", *(str(one) for one in arguments)])
+
+
+def exported(source: Path, target: str, **chosen: Any) -> Path:
+    return export(Order(source, target, **chosen), Quiet())
+
+
+def raster(path: Path) -> Ids:
+    with accept_pixel_space(), rasterio.open(path) as dataset:
+        ids: Ids = dataset.read(1)
+        return ids
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text("utf-8").splitlines()))
+
+
+def square(path: Path, west: float, south: float, east: float, north: float) -> Path:
+    """A polygon file beside the map."""
+    pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
+    shapes = shapely.to_wkb(np.array([shapely.box(west, south, east, north)]))
+    pyogrio.raw.write(path, shapes, [np.array(["inner"], object)], ["name"], geometry_type="Polygon", crs="EPSG:32633")
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_written_beside_the_map(run: Path, target: str) -> None:
+    if target in PACKAGES:
+        pytest.importorskip(PACKAGES[target])
+    result = called(run, "--to", target, "-q")
+    assert result.exit_code == 0, result.stderr
+    path = Path(result.stdout.strip())
+    assert path == run.with_name(f"scene.classes{ENDINGS[target][0]}")
+    assert path.exists()
+    known = {"scene.tif", "scene.run.json", "scene.classes.tif", "scene.classes.tif.aux.xml", path.name}
+    beside = {f"{path.name}.aux.xml", path.with_suffix(".qml").name} if target == "cog" else set()
+    assert {one.name for one in run.parent.iterdir()} - known <= beside
+
+
+def test_the_command_and_the_workflow_know_the_same_targets() -> None:
+    assert set(TARGETS) == set(ENDINGS)
+
+
+def test_a_cog_is_the_map_again(made: Path) -> None:
+    path = exported(made, "cog")
+    again = open_map(path)
+    assert np.array_equal(whole(again), IDS)
+    assert again.legend == LEGEND
+    assert again.georeference.transform == utm().transform
+    with rasterio.open(path) as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    style = path.with_suffix(".qml").read_text("utf-8")
+    assert all(f'label="{one.name}"' in style for one in LEGEND.classes)
+
+
+def test_a_cog_keeps_the_ground_control_points(tmp_path: Path) -> None:
+    points = [GroundControlPoint(row=r, col=c, x=15 + c / 100, y=45 - r / 100) for r in (0, 60) for c in (0, 80)]
+    image = write_raster(tmp_path / "scene.tif", np.stack([IDS] * 3), gcps=points, crs="EPSG:4326")
+    write_map(tmp_path / "scene.classes.tif", IDS, LEGEND, GeoReference(None, IDENTITY))
+    report = {"plan": plan_of(image).model_dump(mode="json")}
+    (tmp_path / "scene.run.json").write_text(json.dumps(report))
+    with rasterio.open(exported(tmp_path / "scene.run.json", "cog")) as dataset:
+        found, crs = dataset.gcps
+    assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+    assert crs.to_epsg() == 4326
+
+
+def test_a_cog_of_a_run_says_how_it_was_made(run: Path) -> None:
+    with rasterio.open(exported(run, "cog")) as dataset:
+        assert dataset.tags()["fcn_model"] == "tiny-model"
+
+
+def test_the_table_counts_every_pixel(made: Path) -> None:
+    rows = table(exported(made, "csv"))
+    areas = row_areas_m2(utm(), Size(*IDS.shape))
+    assert areas is not None
+    assert [(int(row["class_id"]), row["class"]) for row in rows] == [(0, "water"), (1, "wood, wet"), (2, "sand")]
+    for row in rows:
+        here = np.equal(IDS, int(row["class_id"]))
+        assert int(row["pixels"]) == here.sum()
+        assert float(row["area_m2"]) == pytest.approx((here * areas[:, None]).sum(), rel=1e-9)
+        assert float(row["share"]) == pytest.approx(here.sum() / (IDS != 255).sum(), rel=1e-8)
+
+
+def test_the_table_of_a_map_without_a_place_has_no_areas(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "ids.tif", IDS[None], nodata=255)
+    rows = table(exported(path, "csv"))
+    assert [row["class"] for row in rows] == ["class 0", "class 1", "class 2"]
+    assert {row["area_m2"] for row in rows} == {""}
+
+
+@pytest.mark.parametrize("target", ["cog", "png", "html", "ome-zarr"])
+def test_a_map_without_names_gets_some(tmp_path: Path, target: str) -> None:
+    path = write_raster(tmp_path / "ids.tif", IDS[None], nodata=255)
+    assert exported(path, target).exists()
+    if target == "cog":
+        legend = open_map(tmp_path / "ids.cog.tif").legend
+        assert legend is not None
+        assert [one.name for one in legend.classes] == ["class 0", "class 1", "class 2"]
+
+
+def test_the_filter_comes_before_the_clip(made: Path) -> None:
+    polygons = square(made.parent / "clip.gpkg", 500203, 4999603, 500597, 4999897)
+    found = raster(exported(made, "cog", majority=5, clip=polygons))
+    inside = np.zeros(IDS.shape, np.bool_)
+    inside[10:40, 20:60] = True  # pixels whose centres are in the square
+    expected = np.where(inside, whole(Majority(ArrayMap(IDS), 5)), 255)
+    assert np.array_equal(found, expected)
+    other_order = whole(Majority(ArrayMap(np.where(inside, IDS, 255).astype(np.uint8)), 5))
+    assert not np.array_equal(found, np.where(inside, other_order, 255))
+
+
+def test_areas_by_zone(made: Path) -> None:
+    zones = square(made.parent / "zones.gpkg", 500203, 4999603, 500597, 4999897)
+    rows = table(exported(made, "csv", zones=zones, field="name"))
+    assert {row["zone"] for row in rows} == {"inner"}
+    for row in rows:
+        assert int(row["pixels"]) == (IDS[10:40, 20:60] == int(row["class_id"])).sum()
+
+
+@pytest.mark.parametrize("target", VECTORS)
+def test_polygons_add_up_to_the_map(made: Path, target: str) -> None:
+    pytest.importorskip("pyarrow")
+    pyogrio = pytest.importorskip("pyogrio")
+    path = exported(made, target, majority=3)
+    filtered = whole(Majority(ArrayMap(IDS), 3))
+    if target == "geoparquet":
+        found = pytest.importorskip("pyarrow.parquet").read_table(path)
+        ids, pixels = (np.array(found[name]) for name in ("class_id", "pixels"))
+    else:
+        _, _, _, (ids, pixels) = pyogrio.raw.read(path, columns=["class_id", "pixels"], read_geometry=False)
+    for class_id in (0, 1, 2):
+        assert pixels[ids == class_id].sum() == (filtered == class_id).sum()
+
+
+def test_small_polygons_are_left_out(made: Path) -> None:
+    pytest.importorskip("pyarrow")
+    pyogrio = pytest.importorskip("pyogrio")
+    all_of_them, large = (
+        exported(made, "gpkg", output=made.parent / name, min_area=least)
+        for name, least in (("a.gpkg", None), ("b.gpkg", 15000.0))
+    )
+    counts = [pyogrio.read_info(path)["features"] for path in (all_of_them, large)]
+    assert counts[1] < counts[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen", "names"),
+    [
+        ("png", {"min_area": 3.0}, ("--min-area", "--to png")),
+        ("csv", {"simplify": 3.0}, ("--simplify", "--to csv")),
+        ("gpkg", {"zones": Path("z.gpkg")}, ("--zones", "--to gpkg")),
+        ("csv", {"field": "name"}, ("--field", "--zones")),
+        ("png", {"layer": "l"}, ("--layer", "--clip")),
+        ("csv", {"layer": "l", "zones": Path("z"), "clip": Path("c")}, ("--layer", "--zones and --clip")),
+        ("png", {"output": Path("map.tif")}, ("-o map.tif", "--to png")),
+        ("geojson", {"output": Path("map.gpkg")}, ("-o map.gpkg", "--to geojson")),
+    ],
+)
+def test_options_that_do_not_fit_are_named(target: str, chosen: dict[str, Any], names: tuple[str, str]) -> None:
+    with pytest.raises(OptionError) as error:
+        Order(Path("m.tif"), target, **chosen)
+    assert all(name in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize("target", ["cog", "png", "html", "csv", "gpkg", "ome-zarr"])
+def test_nothing_is_replaced_unasked(made: Path, target: str) -> None:
+    if target in PACKAGES:
+        pytest.importorskip(PACKAGES[target])
+    path = exported(made, target)
+    before = path.stat().st_mtime_ns
+    refused = called(made, "--to", target, "-q")
+    assert refused.exit_code == 6
+    assert f"{path}: exists already; give --overwrite" in refused.stderr
+    assert path.stat().st_mtime_ns == before
+    replaced = called(made, "--to", target, "-q", "--overwrite")
+    assert replaced.exit_code == 0, replaced.stderr
+    assert path.stat().st_mtime_ns > before
+
+
+def test_files_beside_a_cog_are_not_replaced_either(made: Path) -> None:
+    (made.parent / "scene.classes.cog.tif.aux.xml").write_text("mine")
+    assert "scene.classes.cog.tif.aux.xml: exists already" in called(made, "--to", "cog", "-q").stderr
+
+
+def test_what_is_read_is_never_replaced(run: Path) -> None:
+    folder = run.parent
+    for output, target in ((folder / "scene.classes.tif", "cog"), (folder / "scene.tif", "cog")):
+        result = called(run, "--to", target, "-o", output, "--overwrite", "-q")
+        assert result.exit_code == 2
+        assert "would replace" in result.stderr
+    zones = square(folder / "zones.gpkg", 500203, 4999603, 500597, 4999897)
+    with pytest.raises(OptionError, match="would replace"):
+        exported(run, "gpkg", clip=zones, output=zones, overwrite=True)
+
+
+def test_the_default_name_is_never_the_maps(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "ids.png", IDS[None], driver="PNG")
+    assert exported(path, "png", overwrite=True) == tmp_path / "ids.export.png"
+    assert np.array_equal(raster(path), IDS)
+
+
+def test_a_folder_that_is_not_there(made: Path) -> None:
+    result = called(made, "--to", "png", "-o", made.parent / "no" / "a.png", "-q")
+    assert result.exit_code == 6
+    assert "does not exist; make it first" in result.stderr
+
+
+def test_a_folder_in_the_way(made: Path) -> None:
+    (made.parent / "a.png").mkdir()
+    result = called(made, "--to", "png", "-o", made.parent / "a.png", "--overwrite", "-q")
+    assert result.exit_code == 6
+    assert "a.png: cannot be written" in result.stderr
+
+
+def test_an_even_filter(made: Path) -> None:
+    result = called(made, "--to", "png", "--majority", "4", "-q")
+    assert result.exit_code == 2
+    assert "--majority 4: give an odd number" in result.stderr
+
+
+def test_the_report_finds_its_map_and_the_map_its_report(run: Path) -> None:
+    by_report, by_map = find_map(run), find_map(run.with_name("scene.classes.tif"))
+    for found in (by_report, by_map):
+        assert found.path.name == "scene.classes.tif"
+        assert found.name == "scene"
+        assert found.plan is not None
+        assert found.plan.model.name == "tiny-model"
+        assert np.array_equal(whole(found.source), IDS)
+
+
+def test_a_map_beside_the_report_of_another_speaks_for_itself(run: Path) -> None:
+    folder = run.parent
+    write_map(folder / "scene.classes.tif", IDS[:20], LEGEND, utm())
+    assert find_map(folder / "scene.classes.tif").plan is None
+    run.write_text("{}")
+    assert find_map(folder / "scene.classes.tif").plan is None
+    with pytest.raises(InputError, match="not the report of a run"):
+        find_map(run)
+
+
+def test_a_report_without_its_map(run: Path) -> None:
+    run.with_name("scene.classes.tif").unlink()
+    shutil.rmtree(run.with_name("scene.classes.zarr"), ignore_errors=True)
+    with pytest.raises(InputError, match=r"neither scene\.classes\.zarr nor scene\.classes\.tif is beside it"):
+        find_map(run)

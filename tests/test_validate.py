@@ -1,0 +1,446 @@
+"""Every kind of damage to the outputs of a run is named, in its place, and nothing else is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+from rasterio.control import GroundControlPoint
+from rasterio.transform import Affine
+
+from fcn_batch.pipeline.finished import FinishedMap
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.store import ClassStore, consolidate
+from fcn_batch.workflows.outputs import find_run
+from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.validate import validate
+from fcn_batch.workflows.validation import Check, Validation
+from tests.models import save_tiny_model
+from tests.rasters import noise, write_raster
+from tests.runs import fcn_batch, scene, segmented, small_blocks
+
+Damage = Callable[[Path], object]
+CHECKS = ["report", "outputs", "checksums", "store", "map", "geotiff", "geotiff map", "confidence", "pyramid", "item"]
+STORE, COG, SURE = "a.classes.zarr", "a.classes.tif", "a.confidence.zarr"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A run with everything: 15 blocks of 128, a pyramid of two levels, no data in a corner."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        segmented(scene(folder / "a.tif", 530, 330, nodata=0), "-m", model, "-q", "--confidence", "--pyramid")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, model: Path, run: Path) -> Path:
+    """Another run of the same raster."""
+    folder = tmp_path_factory.mktemp("other")
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        options = ["--tile", "96", "--overlap", "32", "--confidence", "--pyramid", "-o", folder]
+        segmented(run / "a.tif", "-m", model, "-q", *options)
+    return folder
+
+
+def looked_at(path: Path) -> Validation:
+    return validate(path, Quiet())
+
+
+def failed(found: Validation) -> dict[str, str]:
+    """Names of the checks that failed, with all they say."""
+    return {check.name: "\n".join(check.faults) for check in found.checks if not check.ok}
+
+
+def flip(path: Path, where: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 0xFF
+    path.write_bytes(data)
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file as Python sees it."""
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def attribute(folder: Path, array: str, name: str, value: object) -> None:
+    """Change an attribute as a careful person would: in the array's own metadata and in those of the root."""
+    edit(folder / STORE / array / "zarr.json", lambda found: found["attributes"].update({name: value}))
+    consolidate(folder / STORE)
+
+
+def replace_pixel(folder: Path) -> None:
+    with rasterio.open(folder / COG, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        window = ((400, 401), (300, 301))
+        values = dataset.read(1, window=window)
+        dataset.write(np.where(values == 0, 10, 0).astype(np.uint8), 1, window=window)
+
+
+def foreign_class(folder: Path) -> None:
+    store, window = ClassStore(folder / STORE), Window(128, 0, 128, 128)
+    values = store.read(window)
+    values[5, 5] = 77
+    store.write(window, values)
+
+
+def repaint(folder: Path) -> None:
+    with rasterio.open(folder / COG, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        dataset.write_colormap(1, {**dataset.colormap(1), 20: (1, 2, 3, 255)})
+
+
+def shift_x(folder: Path) -> None:
+    array = zarr.open_array(str(folder / STORE / "x"), mode="r+")
+    array[:] = np.asarray(array[:]) - 1 / 32
+
+
+def swap(name: str) -> Callable[[Path, Path], None]:
+    def from_other(folder: Path, other: Path) -> None:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+            shutil.copytree(other / name, folder / name)
+        else:
+            shutil.copy2(other / name, folder / name)
+
+    return from_other
+
+
+def test_what_a_run_made_is_found_to_be_so(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    found = looked_at(run)
+    assert failed(found) == {}
+    assert found.ok
+    assert [check.name for check in found.checks] == CHECKS
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+# Block 4 is in the second row of blocks, in the middle; zarr calls its chunk 1/1.
+IN_BLOCK_4 = r"block 4, rows 128\.\.255, cols 128\.\.255: "
+DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
+    "a flipped byte of a chunk": (
+        lambda f: flip(f / STORE / "classes/c/1/1"),
+        {"map": IN_BLOCK_4 + r".*a chunk in Window\(row=128, col=128, .* cannot be read"},
+    ),
+    "a chunk that is gone": (
+        lambda f: (f / STORE / "classes/c/1/1").unlink(),
+        {"map": IN_BLOCK_4 + "not as the run made it"},
+    ),
+    "half a chunk": (lambda f: os.truncate(f / STORE / "classes/c/1/1", 200), {"map": IN_BLOCK_4}),
+    "an empty chunk": (lambda f: os.truncate(f / STORE / "classes/c/1/1", 0), {"map": IN_BLOCK_4}),
+    "chunks changed places": (
+        lambda f: shutil.copy(f / STORE / "classes/c/0/1", f / STORE / "classes/c/1/1"),
+        {"map": IN_BLOCK_4 + "not as the run made it"},
+    ),
+    "a class that is none": (
+        foreign_class,
+        {"map": "1 pixels of class 77, which is not in the legend"},
+    ),
+    "a name in the metadata": (
+        lambda f: attribute(f, "classes", "class_names", ["forest", *"abcde"]),
+        {"checksums": r"classes/zarr\.json: changed", "store": "classes: class_names is .*forest.* instead of"},
+    ),
+    "a title": (
+        lambda f: edit(f / STORE / "zarr.json", lambda found: found["attributes"].update(title="mine")),
+        {"checksums": r"a\.classes\.zarr/zarr\.json: changed since the run"},
+    ),
+    "an attribute that the root does not know": (
+        lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found["attributes"].update(long_name="x")),
+        {"checksums": r"classes/zarr\.json", "store": "classes: attributes gathered in the root as .* instead of"},
+    ),
+    "metadata not gathered": (
+        lambda f: edit(f / STORE / "zarr.json", lambda found: found.pop("consolidated_metadata")),
+        {"checksums": r"zarr\.json", "store": "not gathered in the root"},
+    ),
+    "metadata that are no JSON": (
+        lambda f: (f / STORE / "classes/zarr.json").write_text("{"),
+        {"checksums": r"classes/zarr\.json", "store": "JSONDecodeError", "map": "not a class map"},
+    ),
+    "another nodata": (
+        lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found.update(fill_value=0)),
+        {"checksums": r"classes/zarr\.json", "store": "classes: fill_value is 0 instead of 255"},
+    ),
+    "another place": (
+        lambda f: attribute(f, "spatial_ref", "GeoTransform", "0.0 1.0 0.0 0.0 0.0 -1.0"),
+        {"checksums": r"spatial_ref/zarr\.json", "store": "spatial_ref: GeoTransform is 0.0 1.0 0.0"},
+    ),
+    "another reference system": (
+        lambda f: attribute(f, "spatial_ref", "crs_wkt", rasterio.CRS.from_epsg(3857).to_wkt()),
+        {"checksums": r"spatial_ref/zarr\.json", "store": "another reference system than the plan's: .*3857"},
+    ),
+    "another system by convention": (
+        lambda f: attribute(f, "classes", "proj:wkt2", rasterio.CRS.from_epsg(3857).to_wkt()),
+        {"checksums": r"classes/zarr\.json", "store": "classes: proj:wkt2 is .* instead of"},
+    ),
+    "coordinates moved by half a pixel": (
+        shift_x,
+        {"checksums": r"x/c/0: changed", "store": "x: not the centres of the pixels"},
+    ),
+    "coordinates of other pixels": (
+        lambda f: shutil.copy(f / STORE / "y/c/0", f / STORE / "x/c/0"),
+        {"checksums": r"x/c/0: changed", "store": "x: cannot be read: "},
+    ),
+    "an array that is not ours": (
+        lambda f: shutil.copytree(f / STORE / "x", f / STORE / "extra"),
+        {"checksums": r"extra/zarr\.json: not made by the run", "store": "extra: not gathered"},
+    ),
+    "a pixel of the GeoTIFF": (
+        replace_pixel,
+        {
+            "checksums": r"a\.classes\.tif: changed",
+            "geotiff": "layout is None instead of COG",
+            "geotiff map": r"block 11, rows 384\.\.511, cols 256\.\.329: not as",
+        },
+    ),
+    "a flipped byte of the GeoTIFF": (
+        lambda f: flip(f / COG, 0.9),
+        {"checksums": r"a\.classes\.tif: changed", "geotiff map": "block "},
+    ),
+    "no GeoTIFF": (
+        lambda f: (f / COG).unlink(),
+        {
+            "outputs": r"a\.classes\.tif: missing",
+            "checksums": r"a\.classes\.tif: missing",
+            "geotiff": "RasterioIOError: .*No such file",
+            "geotiff map": "does not exist",
+        },
+    ),
+    "no side file": (
+        lambda f: (f / f"{COG}.aux.xml").unlink(),
+        {"outputs": r"aux\.xml: missing"},  # the GeoTIFF itself holds the names once more
+    ),
+    "a name beside the GeoTIFF": (
+        lambda f: (f / f"{COG}.aux.xml").write_text((f / f"{COG}.aux.xml").read_text().replace("class 2", "sea")),
+        {"geotiff": "class 20 is called 'sea' instead of 'class 2'"},
+    ),
+    "a GeoTIFF in another place": (
+        lambda f: rasterio.open(f / COG, "r+", IGNORE_COG_LAYOUT_BREAK="YES").__setattr__(
+            "transform", Affine(1, 0, 5, 0, -1, 9)
+        ),
+        {"checksums": r"a\.classes\.tif", "geotiff": "not in its place: its transform reads as"},
+    ),
+    "another palette": (
+        repaint,
+        {"checksums": r"a\.classes\.tif", "geotiff": r"the palette has \(1, 2, 3, 255\) for class 20 instead of #"},
+    ),
+    "another style": (
+        lambda f: (f / "a.classes.qml").write_text("<qgis/>"),
+        {"checksums": r"a\.classes\.qml: changed since the run"},
+    ),
+    "a flipped byte of a confidence": (
+        lambda f: flip(f / SURE / "margin/c/1/1"),
+        {"confidence": IN_BLOCK_4 + ".*cannot be read"},
+    ),
+    "a confidence that is gone": (
+        lambda f: (f / SURE / "confidence/c/1/1").unlink(),
+        {"confidence": IN_BLOCK_4 + "not as the run made it"},
+    ),
+    "no confidences": (
+        lambda f: shutil.rmtree(f / SURE),
+        {"outputs": "zarr: missing", "checksums": "missing", "confidence": "FileNotFoundError"},
+    ),
+    "another scale of confidences": (
+        lambda f: edit(f / SURE / "margin/zarr.json", lambda found: found["attributes"].update(scale_factor=1)),
+        {"checksums": r"margin/zarr\.json", "confidence": "margin: scale_factor is 1 instead of 0.004"},
+    ),
+    "a flipped byte of the pyramid": (
+        lambda f: flip(f / "a.pyramid.zarr/0/classes/c/1/1"),
+        {"pyramid": "level 0: " + IN_BLOCK_4},
+    ),
+    "a coarser level": (
+        lambda f: (f / "a.pyramid.zarr/1/classes/c/1/0").unlink(),
+        {"pyramid": r"level 1: not half of the level before it in rows 128\.\.255, cols 0\.\.127"},
+    ),
+    "no item": (
+        lambda f: (f / "a.stac.json").unlink(),
+        {"outputs": r"a\.stac\.json: missing", "checksums": r"a\.stac\.json: missing", "item": "FileNotFoundError"},
+    ),
+    "an item of another map": (
+        lambda f: edit(f / "a.stac.json", lambda found: found.update(id="b")),
+        {"checksums": r"a\.stac\.json: changed", "item": "describes b"},
+    ),
+    "an item that leaves something out": (
+        lambda f: edit(f / "a.stac.json", lambda found: found["assets"].pop("cog")),
+        {"checksums": r"a\.stac\.json: changed", "item": r"does not list a\.classes\.tif"},
+    ),
+    "another cut in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found["plan"]["cut"].update(tile=96)),
+        {
+            "report": "its plan has the fingerprint [0-9a-f]{64}, not [0-9a-f]{64} as it says",
+            "store": "fcn:fingerprint is .* instead of",
+            "geotiff": "fingerprint is .* instead of",
+            "confidence": "fcn:fingerprint is .* instead of",
+            "pyramid": "of another run",
+        },
+    ),
+    "another fingerprint in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found.update(fingerprint="0" * 64)),
+        {"report": "its plan has the fingerprint .*, not 0{64} as it says"},
+    ),
+    "another count in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found["classes"][2].update(pixels=7)),
+        {"map": r"[\d,]+ pixels of class 20; the report says 7"},
+    ),
+    "another hash in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].__setitem__(4, "0" * 64)),
+        {"map": IN_BLOCK_4, "geotiff map": IN_BLOCK_4, "pyramid": IN_BLOCK_4},
+    ),
+    "a hash less in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].pop()),
+        {"report": "its journal has 14 blocks, the plan 15", "map": "block 14", "geotiff map": "14", "pyramid": "14"},
+    ),
+    "a report that forgets an output": (
+        lambda f: edit(f / "a.run.json", lambda found: found["outputs"].remove("a.classes.qml")),
+        {"outputs": r"a\.classes\.qml: not in the report's list"},
+    ),
+    "half a report": (lambda f: os.truncate(f / "a.run.json", 300), {"report": r"a\.run\.json: not readable"}),
+    "an unfinished report": (
+        lambda f: edit(f / "a.run.json", lambda found: found.update(complete=False)),
+        {"report": "not the report of a complete run"},
+    ),
+    "a report without its plan": (
+        lambda f: edit(f / "a.run.json", lambda found: found.pop("plan")),
+        {"report": "KeyError: 'plan'"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_nothing_else(tmp_path: Path, run: Path, name: str) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    damage, expected = DAMAGES[name]
+    damage(tmp_path)
+    found = looked_at(tmp_path / "a.run.json")
+    faults = failed(found)
+    assert set(faults) == set(expected), faults
+    for check, pattern in expected.items():
+        assert re.search(pattern, faults[check]), (check, faults[check])
+    assert not found.ok
+    if set(expected) != {"report"}:
+        assert [check.name for check in found.checks] == CHECKS, "all are made, whatever one of them finds"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (STORE, {"checksums", "store", "map"}),
+        (COG, {"checksums", "geotiff", "geotiff map"}),
+        (SURE, {"checksums", "confidence"}),
+        ("a.pyramid.zarr", {"checksums", "pyramid"}),
+        ("a.stac.json", {"checksums"}),
+    ],
+)
+def test_an_output_of_another_run_is_found(
+    tmp_path: Path, run: Path, other: Path, name: str, expected: set[str]
+) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    swap(name)(tmp_path, other)
+    faults = failed(looked_at(tmp_path / "a.run.json"))
+    assert set(faults) == expected
+    print_of_other = str(find_run(other)[1]["fingerprint"])
+    for check in expected & {"store", "geotiff", "confidence", "pyramid"}:
+        assert f"fingerprint is {print_of_other}" in faults[check]
+
+
+@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
+def test_statistics_that_gdal_adds_are_no_damage(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    side = tmp_path / f"{COG}.aux.xml"
+    before = side.read_bytes()
+    subprocess.run(["gdalinfo", "-stats", tmp_path / COG], capture_output=True, check=True)
+    assert side.read_bytes() != before
+    assert failed(looked_at(tmp_path)) == {}
+
+
+POINTS = [
+    GroundControlPoint(row=r, col=c, x=10 + c / 100, y=50 - r / 100, z=3) for r, c in ((0, 0), (150, 0), (0, 160))
+]
+PLACES: dict[str, dict[str, Any]] = {
+    "south-up": {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5, 0, 10, 5e6)},
+    "rotated": {"crs": "EPSG:32633", "transform": Affine(3, 4, 5e5, 4, -3, 5e6)},
+    "nowhere": {"crs": None, "transform": Affine.identity()},
+    "no system": {"crs": None, "transform": Affine(3, 0, 5, 0, -3, 7)},
+    "points": {"crs": "EPSG:4326", "gcps": POINTS},
+    "no code": {"crs": "+proj=laea +lat_0=12 +lon_0=34 +ellps=GRS80", "transform": Affine(30, 0, 5, 0, -30, 7)},
+    "not in GeoTIFF, no way back": {"crs": "+proj=vandg4", "transform": Affine(30, 0, 5, 0, -30, 7)},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_maps_in_any_place_are_found_to_be_right(tmp_path: Path, model: Path, place: str) -> None:
+    write_raster(tmp_path / "a.tif", noise(3, 150, 160), **PLACES[place])
+    options = ["--confidence", "--shard", "256", "--pyramid"] if place == "rotated" else []
+    segmented(tmp_path / "a.tif", "-m", model, "-q", *options)
+    found = looked_at(tmp_path)
+    assert failed(found) == {}
+    names = [name for name in CHECKS if options or name not in ("confidence", "pyramid")]
+    assert [check.name for check in found.checks] == names
+
+
+def test_a_damaged_shard_is_found(tmp_path: Path, model: Path) -> None:
+    segmented(scene(tmp_path / "a.tif"), "-m", model, "-q", "--shard", "256")
+    assert FinishedMap(tmp_path / STORE).block == (128, 128)
+    flip(tmp_path / STORE / "classes/c/1/1", 0.1)
+    faults = failed(looked_at(tmp_path))
+    assert set(faults) == {"map"}
+    assert "block 3, rows 256..299, cols 256..329: " in faults["map"]
+
+
+def test_the_command_prints_a_line_for_each_check_and_fails_with_9(tmp_path: Path, run: Path) -> None:
+    good = fcn_batch("validate", run / COG, "-q")
+    assert good.exit_code == 0
+    assert [line.split()[0] for line in good.stdout.splitlines()[1:]] == [name.split()[0] for name in CHECKS]
+    assert all(re.match(r"[a-z ]{12} ok    \S", line) for line in good.stdout.splitlines()[1:])
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    for chunk in (tmp_path / STORE / "classes/c").glob("*/*"):
+        chunk.unlink()
+    bad = fcn_batch("validate", tmp_path, "-q")
+    assert bad.exit_code == 9
+    lines = [line for line in bad.stdout.splitlines() if "FAIL" in line]
+    assert len(lines) == 6
+    assert lines[-1].endswith("FAIL  and 10 more; --json lists all")
+    told = json.loads(fcn_batch("validate", tmp_path / STORE, "-q", "--json").stdout)
+    assert told["ok"] is False
+    assert [check["name"] for check in told["checks"] if not check["ok"]] == ["map"]
+    assert len(next(check["faults"] for check in told["checks"] if not check["ok"])) == 15
+
+
+def test_what_is_no_output_is_refused(tmp_path: Path, run: Path) -> None:
+    for path, message in (
+        (tmp_path, "holds no report of a run"),
+        (run / "a.tif", "not an output of fcn-batch segment"),
+        (tmp_path / "b.run.json", "does not exist"),
+    ):
+        result = fcn_batch("validate", path)
+        assert result.exit_code == 4
+        assert message in result.stderr
+
+
+def test_faults_beyond_the_first_are_counted() -> None:
+    found = Validation("a.run.json", (Check("map", "right", tuple("abcdefg")), Check("item", "there")))
+    assert found.describe() == [
+        ("run", "a.run.json"),
+        *(("map", f"FAIL  {one}") for one in "abcde"),
+        ("map", "FAIL  and 2 more; --json lists all"),
+        ("item", "ok    there"),
+    ]
