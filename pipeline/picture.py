@@ -26,10 +26,10 @@ def reduced(path: Path, bands: tuple[int, ...], step: int) -> Pixels:
     columns. InputError when the raster cannot be opened or decoded, or lacks the bands.
     """
     try:
-        with local_only(), accept_pixel_space(), _open(path) as dataset:
+        with local_only(), accept_pixel_space(), _open(path) as whole, _open(path, _overview(whole, step)) as dataset:
             if max(bands) > dataset.count:
                 raise InputError(f"{path}: has {dataset.count} bands, and {max(bands)} is wanted")
-            shape = (-(-dataset.height // step), -(-dataset.width // step))
+            shape = (-(-whole.height // step), -(-whole.width // step))
             options: dict[str, Any] = {"out_shape": (len(bands), *shape), "resampling": Resampling.average}
             values: NDArray[Any] = dataset.read(list(bands), **options)
             valid = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest) > 0
@@ -38,6 +38,21 @@ def reduced(path: Path, bands: tuple[int, ...], step: int) -> Pixels:
     if values.dtype.kind == "f":
         valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
     return Pixels(values, valid)
+
+
+def _overview(whole: DatasetReader, step: int) -> str:
+    """GDAL's word for the smallest overview that has a pixel for each `step` pixels along both axes; NONE: itself.
+
+    In slides, pictures of the label and of the whole glass count as overviews too: their shape is another one.
+    """
+    least, height, width = "NONE", whole.height, whole.width
+    for number in range(len(whole.overviews(1))):
+        word = f"{number}only"
+        with _open(Path(whole.name), word) as level:
+            like = abs(level.height * whole.width - level.width * whole.height) <= max(whole.shape)
+            if like and height > level.height >= whole.height // step and width > level.width >= whole.width // step:
+                least, height, width = word, level.height, level.width
+    return least
 
 
 def jpeg(picture: NDArray[np.uint8]) -> bytes:
@@ -81,8 +96,10 @@ def _moment(text: str) -> datetime | None:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
-def _open(path: Path) -> DatasetReader:
+def _open(path: Path, overview: str | None = None) -> DatasetReader:
     local = local_path(path)
     if not local.is_file():
         raise InputError(f"{local} does not exist")
-    return DatasetReader(str(local), driver=["VRT"] if local.suffix.lower() == ".vrt" else list(DRIVERS))
+    drivers = ["VRT"] if local.suffix.lower() == ".vrt" else list(DRIVERS)
+    options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
+    return DatasetReader(str(local), driver=drivers, **options)
