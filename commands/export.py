@@ -38,7 +38,7 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
     "--min-area",
     type=click.FloatRange(min=0, min_open=True),
     metavar="M2",
-    help="Vectors: leave out polygons of fewer square metres.",
+    help="Vectors: leave out polygons of fewer square metres (of fewer pixels, where no one knows the metres).",
 )
 @click.option(
     "--simplify",

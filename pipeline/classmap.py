@@ -90,6 +90,8 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
         with _writing(path):
             with partial.open("rb") as file:  # complete on the disk before it gets its name
                 os.fsync(file.fileno())
+            for stale in (".ovr", ".msk"):  # of the file that had this name: GDAL would take them for this one's
+                Path(f"{path}{stale}").unlink(missing_ok=True)
             side.replace(f"{path}.aux.xml")
             partial.replace(path)
     finally:

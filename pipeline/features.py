@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.burn import VECTOR_SUFFIXES, Burn
 from fcn_batch.pipeline.crs import system_name, wkt_of
-from fcn_batch.pipeline.errors import InputError, TrainingError
+from fcn_batch.pipeline.errors import InputError, OptionError, TrainingError
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.raster import local_path
 
@@ -49,13 +49,13 @@ class Features:
 
 
 def libraries() -> SimpleNamespace:
-    """Imported shapely and pyogrio; TrainingError when they are not installed."""
+    """Imported shapely and pyogrio; OptionError when they are not installed."""
     try:
         import pyogrio
         import shapely
     except ImportError as error:
-        raise TrainingError(
-            f"polygons are read with {error.name}, which is not installed: pip install 'fcn-batch[vectors]'"
+        raise OptionError(
+            f"polygons are read and written with {error.name}, which is not installed: pip install 'fcn-batch[vectors]'"
         ) from error
     return SimpleNamespace(pyogrio=pyogrio, shapely=shapely)
 

@@ -340,3 +340,10 @@ def test_an_existing_map_is_replaced_and_survives_a_failure(tmp_path: Path) -> N
         write_cog(tmp_path / "map.tif", MapHead(NORTH_UP, Size(9, 9), LEGEND), [])
     assert (tmp_path / "map.tif").read_bytes() == first
     assert write(tmp_path, ids(50, 50)).read_bytes() != first
+
+
+def test_overviews_of_the_file_that_had_the_name_go(tmp_path: Path) -> None:
+    for stale in (".ovr", ".msk"):
+        (tmp_path / f"map.tif{stale}").write_bytes(b"of another map")
+    write(tmp_path, ids(40, 40))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]

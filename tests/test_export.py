@@ -16,7 +16,7 @@ from fcn_batch.commands.base import Group
 from fcn_batch.commands.export import TARGETS
 from fcn_batch.commands.export import export as command
 from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
@@ -248,6 +248,33 @@ def test_what_is_read_is_never_replaced(run: Path) -> None:
     zones = square(folder / "zones.gpkg", 500203, 4999603, 500597, 4999897)
     with pytest.raises(OptionError, match="would replace"):
         exported(run, "gpkg", clip=zones, output=zones, overwrite=True)
+
+
+def test_a_folder_that_holds_what_is_read_is_never_replaced(made: Path) -> None:
+    folder = made.parent / "nest.zarr"
+    folder.mkdir()
+    (folder / "zarr.json").write_text("{}")
+    inside = made.rename(folder / made.name)
+    with pytest.raises(OptionError, match="would replace"):
+        exported(inside, "ome-zarr", output=folder, overwrite=True)
+    assert inside.exists()
+
+
+def test_a_folder_that_is_no_store_is_never_replaced(made: Path) -> None:
+    folder = made.parent / "sad.zarr"
+    folder.mkdir()
+    (folder / "keep").write_text("mine")
+    with pytest.raises(OutputError, match="no zarr store, so it is not replaced"):
+        exported(made, "ome-zarr", output=folder, overwrite=True)
+    assert (folder / "keep").read_text() == "mine"
+
+
+def test_an_output_of_a_run_is_never_replaced(run: Path) -> None:
+    other = write_map(run.parent / "other.tif", IDS, LEGEND, utm())
+    report = json.loads(run.read_text())
+    run.write_text(json.dumps({**report, "complete": True, "outputs": ["scene.classes.tif"]}))
+    with pytest.raises(OptionError, match="an output of a run; give another name"):
+        exported(other, "cog", output=run.parent / "scene.classes.tif", overwrite=True)
 
 
 def test_the_default_name_is_never_the_maps(tmp_path: Path) -> None:

@@ -284,7 +284,10 @@ def test_what_is_there_stays_unless_asked(store: Path) -> None:
     (target / "mine").touch()
     with pytest.raises(OutputError, match=r"p.zarr: exists already; give --overwrite"):
         write_pyramid(store, target, Quiet())
+    with pytest.raises(OutputError, match=r"no zarr store, so it is not replaced"):
+        write_pyramid(store, target, Quiet(), overwrite=True)
     assert (target / "mine").exists()
+    (target / "zarr.json").touch()
     write_pyramid(store, target, Quiet(), overwrite=True)
     assert not (target / "mine").exists()
     assert open_map(target / "2").size == Size(301, 33)
@@ -312,6 +315,7 @@ def test_what_a_killed_run_left_is_put_in_order(store: Path) -> None:
     target = store.with_name("p.zarr")
     target.with_name(".p.zarr.old").mkdir()  # killed between the two renames: the store that was to be replaced
     (target.with_name(".p.zarr.old") / "mine").touch()
+    (target.with_name(".p.zarr.old") / "zarr.json").touch()
     target.with_name(".p.zarr.partial").mkdir()
     with pytest.raises(OutputError, match="exists already"):
         write_pyramid(store, target, Quiet())

@@ -103,6 +103,11 @@ def test_every_output_is_an_asset_beside_the_item(image: Path) -> None:
     assert many["cog"]["raster:spatial_resolution"] == pytest.approx(10, rel=1e-3)
 
 
+def test_links_lead_to_files_of_any_name(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "a#b? %25.tif", np.ones((3, 20, 30), np.uint8), crs=utm().crs_wkt)
+    assert item_of(image)["assets"]["cog"]["href"] == "./a%23b%3F%20%2525.classes.tif"
+
+
 def test_the_model_is_described_where_it_is_a_file(image: Path) -> None:
     model = image.parent / "models" / "tiny.safetensors"
     model.parent.mkdir()

@@ -318,6 +318,14 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
         lambda f: edit(f / "a.run.json", lambda found: found.update(complete=False)),
         {"report": "not the report of a complete run"},
     ),
+    "a report whose outputs are no list": (
+        lambda f: edit(f / "a.run.json", lambda found: found.update(outputs=5)),
+        {"report": "its outputs are 5"},
+    ),
+    "a report whose checksums are none": (
+        lambda f: edit(f / "a.run.json", lambda found: found.update(checksums=5)),
+        {"report": "its checksums int"},
+    ),
     "a report without its plan": (
         lambda f: edit(f / "a.run.json", lambda found: found.pop("plan")),
         {"report": "KeyError: 'plan'"},

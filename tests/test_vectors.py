@@ -323,13 +323,13 @@ def test_without_the_extra(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path / "a.geojson", SHAPES, LONLAT)
     code = f"""import sys; sys.modules[{missing!r}] = None
 from pathlib import Path
-from fcn_batch.pipeline.errors import TrainingError
+from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.labels import Burn, Grid, open_labels
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 try:
     open_labels(Path({str(path)!r}), Grid(Size(9, 9), GeoReference(None, IDENTITY)), burn=Burn())
-except TrainingError as error:
+except OptionError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

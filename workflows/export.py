@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, cast
 
 from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.durable import write_whole
-from fcn_batch.pipeline.errors import OptionError, OutputError
+from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.majority import Majority
 from fcn_batch.pipeline.maps import ClassMap, Ids
 from fcn_batch.workflows.found import Found, find_map
+from fcn_batch.workflows.outputs import find_run
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.survey import Survey, survey
 
@@ -144,15 +145,28 @@ def _target(order: Order, found: Found) -> Path:
     if found.plan is not None:
         read.append(Path(found.plan.input.path))
     written = [target, *_beside(order.target, target)]
+    places = [one.resolve() for one in written]
     for path in read:
-        if path is not None and path.resolve() in [one.resolve() for one in written]:
+        if path is not None and not {path.resolve(), *path.resolve().parents}.isdisjoint(places):
             raise OptionError(f"-o {target} would replace {path}, which is read; give another file")
+    for place in places:
+        if place.name in _of_a_run(place):
+            raise OptionError(f"-o {target} would replace {place.name}, an output of a run; give another name")
     there = [path for path in written if path.exists() or path.is_symlink()]
     if there and not order.overwrite:
         raise OutputError(f"{there[0]}: exists already; give --overwrite to replace it, or another file with -o")
     if not target.absolute().parent.is_dir():
         raise OutputError(f"{target}: the folder {target.absolute().parent} does not exist; make it first")
     return target
+
+
+def _of_a_run(place: Path) -> list[str]:
+    """Names of all outputs of the run that a file with this name would be of; empty when there is no such run."""
+    try:
+        outputs, report = find_run(place)
+    except InputError:
+        return []
+    return [*report.get("outputs", ()), outputs.report]
 
 
 def _beside(kind: str, target: Path) -> list[Path]:

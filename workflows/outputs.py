@@ -151,6 +151,8 @@ class Outputs:
         """
         made = json.loads((self.staging / self.report).read_bytes())["outputs"]
         (self.folder / self.report).unlink(missing_ok=True)
+        for name in (f"{self.cog}.ovr", f"{self.cog}.msk"):  # others' additions to the old map: GDAL reads them
+            (self.folder / name).unlink(missing_ok=True)
         for name in self.names():
             if name in made:
                 self._move(name)

@@ -178,9 +178,16 @@ def _image(seen: Survey, plan: Plan | None) -> tuple[str | None, str | None]:
         pixels = reduced(path, bands, seen.step)
     except InputError:
         return None, "not shown: it is no longer where it was"
-    if pixels.values.shape[1:] != seen.ids.shape:
+    if pixels.values.shape[1:] != seen.ids.shape or _changed(path, plan):
         return None, "not shown: it is another one now"
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(stretched(pixels))).decode(), None
+
+
+def _changed(path: Path, plan: Plan) -> bool:
+    """True when a file of the raster that lies beside it is not as it was when the map was made."""
+    there = [(path.with_name(file.name), (file.bytes, file.modified_ns)) for file in plan.input.files]
+    now = [(place.stat(), was) for place, was in there if place.is_file()]
+    return any((status.st_size, status.st_mtime_ns) != was for status, was in now)
 
 
 def stretched(pixels: Pixels) -> NDArray[np.uint8]:

@@ -198,6 +198,8 @@ def _staged(target: Path, source: Path | None, *, overwrite: bool) -> Iterator[P
             _put_back(target, old)
             if (target.exists() or target.is_symlink()) and not overwrite:
                 raise OutputError(f"{target}: exists already; give --overwrite to replace it")
+            if target.is_dir() and not (target / "zarr.json").is_file():
+                raise OutputError(f"{target}: is a folder and no zarr store, so it is not replaced; give another name")
             shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
             try:
                 yield staging

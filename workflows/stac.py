@@ -10,6 +10,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.crs import authority_code
@@ -117,7 +118,7 @@ def _assets(plan: Plan, legend: Legend, report: dict[str, Any], outputs: Outputs
         name = f"{outputs.stem}{ending}"
         if name not in there:
             continue
-        asset: dict[str, Any] = {"href": f"./{name}", "title": title, "type": media, "roles": roles}
+        asset: dict[str, Any] = {"href": f"./{quote(name)}", "title": title, "type": media, "roles": roles}
         if key == "confidence":
             asset |= pixels | {"bands": [{"name": "confidence"}, {"name": "margin"}], "raster:scale": _CONFIDENCE_SCALE}
         elif "data" in roles:
@@ -187,7 +188,7 @@ def _model(plan: Plan, legend: Legend, outputs: Outputs) -> dict[str, dict[str, 
     if _VERSION.fullmatch(plan.kernel.torch):
         properties["mlm:framework_version"] = plan.kernel.torch
     asset = {
-        "href": Path(os.path.relpath(path, outputs.folder)).as_posix(),
+        "href": quote(Path(os.path.relpath(path, outputs.folder)).as_posix()),
         "title": f"{name} {plan.model.version}, sha256 {plan.model.sha256}",
         "type": "application/octet-stream" if weights else "application/toml",
         "roles": ["mlm:model"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,9 @@ class _Run:
         legend = Legend.model_validate(
             {"classes": [{key: one[key] for key in ("id", "name", "colour")} for one in report["classes"]]}
         )
+        listed, sums = report["outputs"], report.get("checksums", {})
+        if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed) and isinstance(sums, dict)):
+            raise ValueError(f"its outputs are {listed!r}, its checksums {type(sums).__name__}")
         return cls(outputs, report, Plan.model_validate(report["plan"]), legend, progress)
 
     @property
@@ -244,7 +248,7 @@ def _item(run: _Run) -> Faults:
     item = json.loads(path.read_bytes())
     if item["id"] != run.outputs.stem:
         yield f"{path}: describes {item['id']}"
-    listed = {Path(asset["href"]).name for asset in item["assets"].values()}
+    listed = {Path(unquote(asset["href"])).name for asset in item["assets"].values()}
     for name in run.report["outputs"]:
         if name not in listed and name != run.outputs.item:
             yield f"{path}: does not list {name}"
