@@ -1017,7 +1017,7 @@ def check_report_last(folder: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-@pytest.mark.parametrize("step", range(13))
+@pytest.mark.parametrize("step", range(15))
 def test_killed_while_publishing_the_next_run_publishes(
     tmp_path: Path, model: Path, reference: Path, sealed: Path, step: int, overwrite: list[str]
 ) -> None:
@@ -1030,7 +1030,7 @@ def test_killed_while_publishing_the_next_run_publishes(
             with pytest.MonkeyPatch.context() as inner:
                 calls = dying_at(step, inner)
                 publish(self)
-                assert len(calls) < 13, "there are more steps than are tried here"
+                assert len(calls) < 15, "there are more steps than are tried here"
 
         patch.setattr(Outputs, "publish", killed_inside)
         try:
@@ -1039,7 +1039,7 @@ def test_killed_while_publishing_the_next_run_publishes(
             finished = False
         else:
             finished = True
-    assert finished == (step >= 11)
+    assert finished == (step >= 13)
     check_report_last(tmp_path, reference)
     segmented(*options, *overwrite)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
