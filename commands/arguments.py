@@ -2,10 +2,22 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """A decorator that gives a command all of `options`."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -116,11 +128,7 @@ MODEL_OPTIONS = (
 """What decides the plan, beside the input: the same for `segment` and `plan`."""
 
 
-def model_options(command: Any) -> Any:
-    """Give `command` all of them."""
-    for option in reversed(MODEL_OPTIONS):
-        command = option(command)
-    return command
+model_options = _all(MODEL_OPTIONS)
 
 
 def _id_pair(text: str) -> tuple[int, int]:
@@ -197,11 +205,7 @@ COMPARISON_OPTIONS = (
 """How a map is compared with labels, and where the result goes."""
 
 
-def comparison_options(command: Any) -> Any:
-    """Give `command` all of them."""
-    for option in reversed(COMPARISON_OPTIONS):
-        command = option(command)
-    return command
+comparison_options = _all(COMPARISON_OPTIONS)
 
 
 def _means(text: str) -> tuple[float, ...]:
@@ -253,8 +257,4 @@ CONVERSION_OPTIONS = (
 """How weights become a model file."""
 
 
-def conversion_options(command: Any) -> Any:
-    """Give `command` all of them."""
-    for option in reversed(CONVERSION_OPTIONS):
-        command = option(command)
-    return command
+conversion_options = _all(CONVERSION_OPTIONS)
