@@ -108,7 +108,7 @@ def validate(output: Path, as_json: bool, quiet: bool) -> None:
     """Read the outputs of a run again and compare them with its report.
 
     OUTPUT is NAME.run.json, an output beside it, or a folder with one run.json. Finds what a disk, a copy or a hand
-    has changed: damaged, missing and foreign files, wrong place, wrong classes.
+    has changed: files that are damaged, missing or of another run, a wrong place, wrong classes.
     """
     from fcn_batch.pipeline.errors import IntegrityError
     from fcn_batch.workflows.progress import progress_for
