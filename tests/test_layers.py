@@ -80,8 +80,9 @@ def test_rows_of_a_layer(layer_and_whole: tuple[Layer, Whole], rows: int) -> Non
     assert layer.total(ROWS) == len(looks)
     try:
         assert layer.total(rows) == whole(torch.zeros(1, 1, rows, 1, dtype=torch.float64)).shape[2]
-    except RuntimeError:  # fewer rows than the kernel
-        assert not isinstance(layer, Pad | Interpolate)
+    except RuntimeError:  # fewer rows than the kernel, or than torch cuts off before it pads
+        assert not isinstance(layer, Interpolate)
+        assert not isinstance(layer, Pad) or rows < -min(layer.top, 0) - min(layer.bottom, 0)
     dilated = isinstance(layer, Transposed | Sliding)
     for row, seen in enumerate(looks):
         low, high = layer.needs(row, row + 1)
