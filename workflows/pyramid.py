@@ -28,7 +28,7 @@ from fcn_batch.pipeline.conventions import (
     proj_attributes,
     spatial_attributes,
 )
-from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.crs import authority_code
 from fcn_batch.pipeline.durable import only_one, sync
 from fcn_batch.pipeline.errors import OutputError
 from fcn_batch.pipeline.finished import FinishedMap
@@ -40,6 +40,7 @@ from fcn_batch.pipeline.store import ARRAY, ClassStore, Layout
 from fcn_batch.pipeline.tiling import BlockGrid
 from fcn_batch.workflows.maps import chunk_windows
 from fcn_batch.workflows.progress import RunProgress
+from fcn_batch.workflows.stitch import located
 from fcn_batch.workflows.survey import complete_legend
 
 _CHUNK = 2048
@@ -163,20 +164,9 @@ def _placed(level: Level) -> dict[str, Any]:
 
 
 def _layout(making: _Making, level: Level) -> Layout:
-    y_attributes, x_attributes = coordinate_attributes(level.georeference)
     skipped = () if level.factor == 1 else _IN_PIXELS
-    return Layout(
-        size=level.size,
-        chunk=making.unit[0],
-        inner=making.unit[1],
-        legend=making.legend,
-        georeference=level.georeference,
-        grid_mapping=cf_grid_mapping(level.georeference),
-        authority_code=authority_code(level.georeference),
-        y_attributes=y_attributes,
-        x_attributes=x_attributes,
-        provenance={name: value for name, value in making.attributes.items() if name not in skipped},
-    )
+    told = {name: value for name, value in making.attributes.items() if name not in skipped}
+    return located(level.size, level.georeference, making.legend, making.unit, told)
 
 
 def _ids_of(source: ClassMap) -> Counter[int]:

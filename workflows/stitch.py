@@ -1,6 +1,6 @@
 """From a plan to empty stores, and from finished blocks to finished outputs: consolidated stores, a COG, a style."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from fcn_batch.pipeline.classmap import MapHead, write_cog
 from fcn_batch.pipeline.conventions import ome_image
 from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
 from fcn_batch.pipeline.durable import write_whole
-from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.qml import qgis_style
 from fcn_batch.pipeline.store import ARRAY, CONFIDENCE, ClassStore, ConfidenceStore, Layout
@@ -35,19 +36,33 @@ def create_confidence(path: Path, plan: Plan, legend: Legend) -> None:
 
 def layout_of(plan: Plan, legend: Legend, ome: dict[str, Any] | None = None) -> Layout:
     """Everything about the stores of a run but their pixels; `ome` is what viewers of slides are told."""
-    reference = plan.input.georeference
+    told = {**provenance(plan), **_ground(plan), **(ome or {})}
+    return located(plan.input.size, plan.input.georeference, legend, (plan.cut.chunk, plan.inner), told)
+
+
+def located(
+    size: Size,
+    reference: GeoReference,
+    legend: Legend,
+    unit: tuple[int, int | None],
+    provenance: Mapping[str, Any],
+) -> Layout:
+    """The layout of a store at `reference`, with what CF readers are told of the place.
+
+    `unit`: side of what is written at once, and of the chunks in it when that is a shard.
+    """
     y_attributes, x_attributes = coordinate_attributes(reference)
     return Layout(
-        size=plan.input.size,
-        chunk=plan.cut.chunk,
+        size=size,
+        chunk=unit[0],
+        inner=unit[1],
         legend=legend,
         georeference=reference,
         grid_mapping=cf_grid_mapping(reference),
         authority_code=authority_code(reference),
         y_attributes=y_attributes,
         x_attributes=x_attributes,
-        provenance={**provenance(plan), **_ground(plan), **(ome or {})},
-        inner=plan.inner,
+        provenance=provenance,
     )
 
 
