@@ -153,6 +153,10 @@ def test_a_map_without_names_gets_some(tmp_path: Path, target: str) -> None:
         legend = open_map(tmp_path / "ids.cog.tif").legend
         assert legend is not None
         assert [one.name for one in legend.classes] == ["class 0", "class 1", "class 2"]
+    if target == "ome-zarr":
+        attributes = json.loads((tmp_path / "ids.ome.zarr/zarr.json").read_text())["attributes"]
+        names = [one["name"] for one in attributes["ome"]["image-label"]["properties"]]
+        assert names == ["class 0", "class 1", "class 2", "no data"]
 
 
 def test_the_filter_comes_before_the_clip(made: Path) -> None:

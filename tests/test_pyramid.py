@@ -65,8 +65,9 @@ def blobs(size: Size) -> Ids:
 class Held:
     """A class map in memory that remembers what was read."""
 
-    def __init__(self, ids: Ids, georeference: GeoReference = NORTH_UP, legend: Legend | None = LEGEND) -> None:
-        self.ids, self.georeference, self.legend = ids, georeference, legend
+    def __init__(self, ids: Ids, georeference: GeoReference = NORTH_UP, legend: Legend = LEGEND) -> None:
+        self.ids, self.georeference = ids, georeference
+        self.legend: Legend | None = legend
         self.size = Size(*ids.shape)
         self.block = (64, 64)
         self.windows: list[Window] = []
@@ -223,19 +224,12 @@ def test_a_map_without_scale_is_no_slide(store: Path) -> None:
 @pytest.mark.parametrize("microns", [0.5, None])
 def test_any_map_becomes_ome_zarr(tmp_path: Path, microns: float | None) -> None:
     source = Held(blobs(Size(600, 70)), NOWHERE)
-    write_ome_zarr(source, tmp_path / "a.ome.zarr", microns, Quiet())
+    write_ome_zarr(source, LEGEND, tmp_path / "a.ome.zarr", microns, Quiet(), overwrite=False)
     group = zarr.open_group(str(tmp_path / "a.ome.zarr"), mode="r")
     image = ImageLabel.from_zarr(group).attributes.ome
     assert [axis.unit for axis in image.multiscales[0].axes] == [None if microns is None else "micrometer"] * 2
     assert image.image_label is not None
     assert (FinishedMap(tmp_path / "a.ome.zarr/1").read(Window(0, 0, 300, 35)) == by_hand(source.ids)).all()
-
-
-def test_classes_without_names_are_called_after_their_ids(tmp_path: Path) -> None:
-    write_ome_zarr(Held(blobs(Size(60, 70)), NOWHERE, None), tmp_path / "a.ome.zarr", None, Quiet())
-    attributes: dict[str, Any] = json.loads((tmp_path / "a.ome.zarr/zarr.json").read_text())["attributes"]
-    names = [one["name"] for one in attributes["ome"]["image-label"]["properties"]]
-    assert names == ["class 0", "class 3", "no data"]
 
 
 def test_no_two_tasks_share_a_chunk_and_each_reads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +249,7 @@ def test_no_two_tasks_share_a_chunk_and_each_reads_little(tmp_path: Path, monkey
     monkeypatch.setattr(ClassStore, "write", note_write)
     monkeypatch.setattr(ClassStore, "read", note_read)
     source = Held(blobs(Size(700, 130)))
-    write_ome_zarr(source, tmp_path / "a.ome.zarr", None, Quiet())
+    write_ome_zarr(source, LEGEND, tmp_path / "a.ome.zarr", None, Quiet(), overwrite=False)
     chunks = [(path, window.row // 64, window.col // 64) for path, window in written]
     assert len(chunks) == len(set(chunks)) == 11 * 3 + 6 * 2
     assert all(window.pixels <= 64 * 64 for _, window in written)
@@ -342,5 +336,5 @@ def test_only_stores_of_ours(tmp_path: Path) -> None:
 def test_a_map_of_one_class_and_one_pixel(tmp_path: Path) -> None:
     legend = Legend(classes=(ClassInfo(id=7, name="all", colour="#000000"),))
     one = Held(np.full((1, 1), 7, np.uint8), GeoReference(None, IDENTITY), legend)
-    write_ome_zarr(one, tmp_path / "a.zarr", 1.0, Quiet())
+    write_ome_zarr(one, legend, tmp_path / "a.zarr", 1.0, Quiet(), overwrite=False)
     assert FinishedMap(tmp_path / "a.zarr/0").read(Window(0, 0, 1, 1)).tolist() == [[7]]

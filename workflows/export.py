@@ -203,7 +203,8 @@ def _to_ome_zarr(order: Order, found: Found, target: Path, progress: RunProgress
     from fcn_batch.workflows.pyramid import write_ome_zarr
 
     microns = None if found.plan is None else found.plan.input.microns
-    write_ome_zarr(_named(found.source, progress), target, microns, progress, overwrite=order.overwrite)
+    source = _named(found.source, progress)
+    write_ome_zarr(source, source.legend, target, microns, progress, overwrite=order.overwrite)
 
 
 def _to_cog(found: Found, target: Path, progress: RunProgress) -> None:

@@ -6,7 +6,6 @@ chunk in common. Memory is that of one task for each thread, whatever the size o
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
-from fcn_batch.pipeline.classes import NODATA, Legend
+from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.conventions import (
     Level,
     joined,
@@ -38,10 +35,8 @@ from fcn_batch.pipeline.maps import ClassMap, Ids
 from fcn_batch.pipeline.pyramid import halved, levels_of
 from fcn_batch.pipeline.store import ARRAY, ClassStore, Layout
 from fcn_batch.pipeline.tiling import BlockGrid
-from fcn_batch.workflows.maps import chunk_windows
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.stitch import located
-from fcn_batch.workflows.survey import complete_legend
 
 _CHUNK = 2048
 """Rows and columns of a chunk, of maps whose own blocks are not those of a store."""
@@ -86,17 +81,12 @@ def write_pyramid(source: Path, target: Path, progress: RunProgress, *, overwrit
 
 
 def write_ome_zarr(
-    source: ClassMap, target: Path, microns: float | None, progress: RunProgress, *, overwrite: bool = False
+    source: ClassMap, legend: Legend, target: Path, microns: float | None, progress: RunProgress, *, overwrite: bool
 ) -> None:
-    """Write any class map as a label image with its pyramid, as OME-Zarr (NGFF 0.5).
+    """Write any class map, with `legend` for its classes, as a label image with its pyramid: OME-Zarr (NGFF 0.5).
 
-    `microns` is the side of a pixel in micrometres; without it lengths are in pixels. Classes that the map does not
-    name are called after their ids. Errors as of `write_pyramid`; InputError also for a map without any class.
+    `microns` is the side of a pixel in micrometres; without it lengths are in pixels. Errors as of `write_pyramid`.
     """
-    legend = source.legend
-    if legend is None:
-        progress.note(f"{target.name}: the map does not name its classes; they are called after their ids")
-        legend = complete_legend(None, _ids_of(source))
     _write(_Making(source, legend, {}, microns, ome=True, unit=(_CHUNK, None)), target, progress, overwrite=overwrite)
 
 
@@ -167,14 +157,6 @@ def _layout(making: _Making, level: Level) -> Layout:
     skipped = () if level.factor == 1 else _IN_PIXELS
     told = {name: value for name, value in making.attributes.items() if name not in skipped}
     return located(level.size, level.georeference, making.legend, making.unit, told)
-
-
-def _ids_of(source: ClassMap) -> Counter[int]:
-    """How often each class is in a map."""
-    counts = np.zeros(256, np.int64)
-    for window in chunk_windows(source.size, source.block):
-        counts += np.bincount(source.read(window).ravel(), minlength=256)
-    return Counter({int(class_id): int(counts[class_id]) for class_id in np.flatnonzero(counts) if class_id != NODATA})
 
 
 @contextmanager
