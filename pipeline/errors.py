@@ -1,7 +1,8 @@
 """Every error a user can meet: one root, one exit code for each kind.
 
 The code is what the shell sees; `docs/exit-codes.md` is the table for people, and a test keeps the two the same.
-1 is left to unforeseen errors (a bug), 2 is also click's own for usage errors, 130 is an interrupt from the keyboard.
+1 is left to unforeseen errors (a bug), 2 is also click's own for usage errors, 75 is "try again later" in sysexits.h
+(batch systems requeue on it), 130 is an interrupt from the keyboard.
 """
 
 from typing import ClassVar
@@ -19,10 +20,20 @@ class OptionError(FcnBatchError):
     exit_code = 2
 
 
+class UnreadableError(FcnBatchError):
+    """The map is complete, but parts of the input could not be read and are no data in it."""
+
+    exit_code = 3
+
+
 class InputError(FcnBatchError):
     """The input raster is missing, unreadable or not what the model needs."""
 
     exit_code = 4
+
+
+class DecodingError(InputError):
+    """Some pixels of an input that can be opened cannot be read."""
 
 
 class ModelError(FcnBatchError):
@@ -53,3 +64,9 @@ class IntegrityError(FcnBatchError):
     """Outputs are not what their run made, or not what its network gives."""
 
     exit_code = 9
+
+
+class StoppedError(FcnBatchError):
+    """A signal asked the run to stop; what is finished is kept."""
+
+    exit_code = 75
