@@ -44,19 +44,51 @@ def _options(chosen: dict[str, Any]) -> "Options":
     metavar="N",
     help="Run on N processes of this machine; 0: in this process.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp://HOST:PORT.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp:// or tls://HOST:PORT.")
+@click.option("--tls-ca", type=PATH, metavar="FILE", help="Certificate of the authority, for tls:// (PEM).")
+@click.option("--tls-cert", type=PATH, metavar="FILE", help="This side's certificate, for tls:// (PEM).")
+@click.option("--tls-key", type=PATH, metavar="FILE", help="This side's key, for tls:// (PEM).")
+@click.option("--insecure", is_flag=True, help="Allow tcp:// to other machines: whoever reaches it can run programs.")
 @click.option("--pyramid", is_flag=True, help="Also make NAME.pyramid.zarr: the map at ever coarser levels.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--restart", is_flag=True, help="Discard an interrupted run instead of going on with it.")
+@click.option(
+    "--on-error",
+    default="fail",
+    show_default=True,
+    metavar="fail|mask|retry[:N]",
+    help="What cannot be read of an input: fail: stop. mask: no data there, listed in run.json, exit code 3. retry:N: "
+    "try N times more, with longer and longer waits, before that (retry:5,mask).",
+)
+@click.option(
+    "--allow-mixed",
+    is_flag=True,
+    help="Go on with what another kind of device, or other versions, began: the same classes but at ties.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=25.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time to finish the blocks under way after SIGTERM, SIGUSR1 or SIGHUP; then exit code 75.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
 def segment(
     inputs: tuple[Path, ...],
     folder: Path | None,
     workers: int,
     scheduler: str | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
     pyramid: bool,
     overwrite: bool,
     restart: bool,
+    on_error: str,
+    allow_mixed: bool,
+    grace: float,
     quiet: bool,
     **chosen: Any,
 ) -> None:
@@ -65,14 +97,26 @@ def segment(
     Writes NAME.classes.zarr (for xarray and GIS), NAME.classes.tif (cloud-optimised GeoTIFF with colours and
     names), a QGIS style and a STAC item for both and, last, NAME.run.json; its presence means that all is complete.
     Prints the paths of maps and report. An interrupted run goes on where it stopped when the same command is given
-    again.
+    again; given twice at once, both share the work. Ctrl-C finishes the blocks under way, a second one stops at once.
     """
-    from fcn_batch.workflows.execute import Workers
+    from fcn_batch.pipeline.tolerance import OnError
     from fcn_batch.workflows.progress import progress_for
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
+    from fcn_batch.workflows.workers import Tls, Workers
 
-    request = Request(inputs, _options(chosen), folder, Workers(workers, scheduler), overwrite, restart, pyramid)
+    request = Request(
+        inputs,
+        _options(chosen),
+        folder,
+        Workers(workers, scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure),
+        overwrite=overwrite,
+        restart=restart,
+        pyramid=pyramid,
+        on_error=OnError.parse(on_error),
+        allow_mixed=allow_mixed,
+        grace=grace,
+    )
     for path in run(request, progress_for(quiet=quiet)):
         click.echo(path)
 

@@ -115,5 +115,5 @@ def keep_pages() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's two ways to say that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """True for torch's two ways to say that memory ran out, and for Python's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -51,5 +51,9 @@ def gdal_version() -> str:
 
 
 def local_only() -> Any:
-    """GDAL settings under which a VRT cannot reach http or cloud storage: only this URL is allowed."""
-    return rasterio.Env(CPL_VSIL_CURL_ALLOWED_FILENAME="none")
+    """GDAL settings under which a VRT cannot reach http or cloud storage, and what cannot be decoded is an error."""
+    return rasterio.Env(
+        CPL_VSIL_CURL_ALLOWED_FILENAME="none",  # only this URL is allowed
+        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # this fast way gives noise for a file that was cut off
+        GTIFF_IGNORE_READ_ERRORS="NO",  # a user may have set it in the environment
+    )

@@ -3,12 +3,13 @@
     NAME.partial/
         plan.json               what is being made; a run with another fingerprint is refused
         receipts/000000012.json block 12 is in the store, durable, with these counts and this hash
+        claims/                 who is at work on which block; see `claims.py`
         NAME.classes.zarr/      the store, being filled
         NAME.run.json           only after everything else is complete: publishing has begun
 
 A receipt is the only mark of a finished block (an empty chunk is not stored at all, and a stored one may be torn).
 It is written after its block is on the disk, under a unique temporary name, then renamed: a block done twice, by
-an orphan of a dead run say, writes the same bytes and the same receipt.
+an orphan of a dead run say, writes the same bytes and the same receipt. What it says can be told again from the store.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fcn_batch.pipeline.claims import Claims
 from fcn_batch.pipeline.durable import sync, write_whole
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.plan import Plan
@@ -51,6 +53,10 @@ class Receipt(BaseModel):
     """Pixels in them, halo and padding included."""
     seconds: float
     """Time since the block above was decided, or since the pass began."""
+    unreadable: tuple[tuple[int, int, int, int], ...] = ()
+    """Parts of the input that the block looks at and that could not be read: row, column, height and width of each."""
+    mixed: tuple[str, ...] = ()
+    """How what computed it differs from the plan's kernel; see `Plan.differences`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,11 @@ class Journal:
     @property
     def _receipts(self) -> Path:
         return self.folder / "receipts"
+
+    @property
+    def claims(self) -> Claims:
+        """Of the runs that are at work here, and of blocks."""
+        return Claims(self.folder / "claims")
 
     def begin(self, plan: Plan) -> bool:
         """Make the folder, or take up an interrupted run of the same plan; True when one was taken up.
@@ -110,18 +121,30 @@ class Journal:
 
     def commit(self, receipt: Receipt) -> None:
         """Record a block whose data is durable in the store already."""
-        write_whole(self._receipts / f"{receipt.block:09d}.json", receipt.model_dump_json())
+        write_whole(self._receipt_file(receipt.block), receipt.model_dump_json())
 
     def receipts(self) -> Iterator[Receipt]:
         """Receipts of the stored plan's finished blocks, in order; any other file counts as not there."""
         fingerprint = self.plan().fingerprint
         for path in sorted(self._receipts.glob("*.json")):
-            try:
-                receipt = Receipt.model_validate_json(path.read_bytes())
-            except ValidationError:
-                continue
-            if receipt.plan == fingerprint and path.stem == f"{receipt.block:09d}":
+            if path.stem.isdecimal() and (receipt := self.receipt(int(path.stem), fingerprint)) is not None:
                 yield receipt
+
+    def receipt(self, block: int, fingerprint: str) -> Receipt | None:
+        """The receipt of `block` in a plan of this fingerprint; None when there is none that can be used."""
+        try:
+            receipt = Receipt.model_validate_json(self._receipt_file(block).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return receipt if (receipt.plan, receipt.block) == (fingerprint, block) else None
+
+    def drop(self, block: int) -> None:
+        """Delete the receipt of `block`: it must be done again."""
+        self._receipt_file(block).unlink(missing_ok=True)
+        sync([self._receipts])
+
+    def _receipt_file(self, block: int) -> Path:
+        return self._receipts / f"{block:09d}.json"
 
     def forget(self) -> None:
         """Delete all receipts."""

@@ -19,8 +19,8 @@ Way = Literal["stream", "tiles", "blend"]
 """Stream: row by row, each layer keeping what it needs. Tiles: with the halo around. Blend: overlapping tiles."""
 Precision = Literal["fp32", "bf16", "fp16"]
 
-Free = Literal["threads", "lane", "segment", "tile"]
-"""What a run may choose by the machine it is on, and then keeps."""
+Free = Literal["threads", "lane", "segment", "tile", "kernel"]
+"""What a run may choose by the machine it is on, and then keeps; of the kernel all but the precision."""
 
 _NOT_IDENTITY = {"input": {"path"}, "model": {"path"}}
 
@@ -162,7 +162,9 @@ class Plan(_Frozen):
 
     def settled_by(self, stored: "Plan", free: frozenset[Free]) -> "Plan":
         """This plan with what an earlier run chose for `free`, when it differs from that in nothing else."""
-        kernel = {"threads": stored.kernel.threads} if "threads" in free else {}
+        kernel: dict[str, Any] = {"threads": stored.kernel.threads} if "threads" in free else {}
+        if "kernel" in free:
+            kernel = stored.kernel.model_dump(exclude={"precision"})
         lengths = ("lane", "segment", "tile") if self.cut.way == stored.cut.way else ()
         cut: dict[str, int] = {name: getattr(stored.cut, name) for name in lengths if name in free}
         changes = {"kernel": self.kernel.model_copy(update=kernel), "cut": self.cut.model_copy(update=cut)}

@@ -26,7 +26,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
@@ -137,7 +137,8 @@ class RasterioSource:
 
         A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band with
         data is enough, as in rasterio's `dataset_mask`) and all `bands` are below NO_MEASUREMENT. ValueError when
-        the window leaves the raster or a band does not exist; InputError when it cannot be decoded there.
+        the window leaves the raster or a band does not exist; InputError when the file cannot be opened, and
+        DecodingError when it can, but some of these pixels cannot be read.
         """
         info = self.info
         if window.row < 0 or window.col < 0 or window.clipped(info.size) != window:
@@ -155,7 +156,8 @@ class RasterioSource:
         except RasterioIOError as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
-            raise InputError(f"{message}; get an undamaged copy") from error
+            self._forget_dataset()
+            raise DecodingError(f"{message}; get an undamaged copy") from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
         return Pixels(values, valid)
@@ -174,6 +176,11 @@ class RasterioSource:
             with self._lock:
                 self._opened.add(self._local.dataset)
         return self._local.dataset
+
+    def _forget_dataset(self) -> None:
+        """Let the next read of this thread open anew: after an error, GDAL's JPEG driver gives grey without one."""
+        self._local.dataset.close()
+        del self._local.dataset
 
 
 def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:

@@ -113,6 +113,15 @@ class Descent:
         strips = (row - self.halo - self.warm_up - self.top) // self.strip
         return self.top + max(0, strips) * self.strip
 
+    def after(self, stop: int) -> int:
+        """The row after the last strip that decides a row before `stop`.
+
+        >>> [Descent(0, 4096, strip=64, halo=224, warm_up=256).after(row) for row in (64, 100, 4096)]
+        [320, 384, 4096]
+        """
+        strips = -(-(stop + self.halo - self.top) // self.strip)
+        return min(self.top + strips * self.strip, self.bottom)
+
     def rows(self, start: int) -> tuple[int, bool]:
         """Rows of the strip at `start`, and whether it is the raster's last."""
         stop = min(start + self.strip, self.bottom)

@@ -14,7 +14,7 @@ from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.maps import ClassMap, Ids
 from fcn_batch.pipeline.plan import Cut, Kernel, ModelIdentity, Plan
 from fcn_batch.pipeline.raster import inspect
-from fcn_batch.workflows.plan import identify
+from fcn_batch.workflows.inputs import identify
 
 COLOURS = ("#1f6fb4", "#1b7837", "#e0c48c", "#d7301f", "#542788")
 

@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.store import ClassStore
-from fcn_batch.workflows import segment as segment_module
+from fcn_batch.workflows import run as run_module
 from fcn_batch.workflows.stitch import create_store
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
@@ -283,9 +283,7 @@ def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pyt
     assert report["timing"]["blocks_done_by_earlier_runs"] == 4  # also the one that was under way
 
 
-@pytest.mark.parametrize(
-    "target", ["fcn_batch.workflows.segment.create_store", "fcn_batch.pipeline.journal.write_whole"]
-)
+@pytest.mark.parametrize("target", ["fcn_batch.workflows.run.create_store", "fcn_batch.pipeline.journal.write_whole"])
 def test_a_disk_that_is_full_from_the_start(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
@@ -342,7 +340,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
         create_store(*arguments)
         save_tiny_model(changing, fc_kernel=1, seed=1)
 
-    monkeypatch.setattr(segment_module, "create_store", create_and_change)
+    monkeypatch.setattr(run_module, "create_store", create_and_change)
     result = fcn_batch("segment", path, "-m", changing, "-q", "--workers", workers)
     refused(result, 5, f"{changing}: the model file changed during the run: sha256 was ", "--restart")
     assert not (tmp_path / "a.run.json").exists()
@@ -384,7 +382,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
 def test_options_that_do_not_fit(
     tmp_path: Path, model: Path, options: list[str], needles: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.execute._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.workers._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     before = tree(tmp_path)
     refused(fcn_batch("segment", path, "-m", model, "-q", *options), 2, *needles)
@@ -392,7 +390,7 @@ def test_options_that_do_not_fit(
 
 
 def test_nobody_listens_at_the_scheduler(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.execute._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.workers._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     address = "tcp://127.0.0.1:9"
     result = fcn_batch("segment", path, "-m", model, "-q", "--scheduler", address)

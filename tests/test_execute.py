@@ -19,12 +19,14 @@ from rich.console import Console
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.tiling import Work, works
-from fcn_batch.workflows import execute as execute_module
-from fcn_batch.workflows.execute import Workers, execute
+from fcn_batch.workflows import cluster as cluster_module
+from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.job import JobTicket
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.progress import Bar
+from fcn_batch.workflows.signals import Stop
 from fcn_batch.workflows.stitch import create_store
+from fcn_batch.workflows.workers import Workers
 from tests.models import save_tiny_model
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
@@ -82,7 +84,7 @@ def _easy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.05}
         return [json.dumps({"block": block, **rest}) for block in work]
 
-    monkeypatch.setattr(execute_module, "_run_work_afar", easy)
+    monkeypatch.setattr(cluster_module, "_run_work_afar", easy)
 
 
 def levels() -> list[int]:
@@ -108,7 +110,21 @@ def test_what_is_no_address(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tcp://a.example:1", "tls://[::1]:65535"])
 def test_addresses(address: str) -> None:
-    assert Workers(address=address).address == address
+    assert Workers(address=address, insecure=True).address == address
+
+
+@pytest.mark.parametrize("host", ["a.example", "10.0.0.7", "0.0.0.0", "[fe80::1]", "127.0.0.1.example"])  # noqa: S104
+def test_a_scheduler_that_others_can_reach_is_refused(host: str) -> None:
+    with pytest.raises(
+        OptionError, match=r"whoever reaches .* can run programs on its workers; use tls:// .* --insecure"
+    ):
+        Workers(address=f"tcp://{host}:8786")
+    Workers(address=f"tls://{host}:8786")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.1.2.3"])
+def test_a_scheduler_on_this_machine_needs_no_word(host: str) -> None:
+    Workers(address=f"tcp://{host}:8786")
 
 
 @pytest.mark.parametrize("address", ["abc", "", "tls://127.0.0.1:9"])
@@ -138,7 +154,7 @@ def test_a_scheduler_that_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]
             process.kill()
 
         with pytest.raises(OutputError, match=f"^lost the scheduler {address}; finished blocks are kept: run the same"):
-            execute(TICKET, WORKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first, Stop())
     assert received
     assert capfd.readouterr() == ("", "")
     assert levels() == before
@@ -168,7 +184,7 @@ def test_a_scheduler_that_dies_under_the_program(tmp_path: Path, monkeypatch: py
 def test_a_cluster_that_has_lost_its_workers(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(execute_module, "_WITHOUT_WORKERS_S", 1.0)
+    monkeypatch.setattr(cluster_module, "_WITHOUT_WORKERS_S", 1.0)
     with LocalCluster(
         n_workers=1,
         threads_per_worker=2,
@@ -184,15 +200,15 @@ def test_a_cluster_that_has_lost_its_workers(
             cluster.scale(0)
 
         with pytest.raises(OutputError, match=f"^no workers at the scheduler {address} for 1 s: start some; finished"):
-            execute(TICKET, WORKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first, Stop())
         with pytest.raises(OptionError, match="the scheduler has no workers; start some"):
-            execute(TICKET, WORKS, Workers(address=address), first)
+            execute(TICKET, WORKS, Workers(address=address), first, Stop())
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("_easy_blocks")
 def test_workers_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute_module, "_LOOKS_MEANWHILE", 600)
+    monkeypatch.setattr(cluster_module, "_LOOKS_MEANWHILE", 600)
     received: list[Any] = []
     with LocalCluster(
         n_workers=1,
@@ -211,7 +227,7 @@ def test_workers_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
                 cluster.sync(cluster._correct_state)
                 cluster.scale(1)
 
-        execute(TICKET, WORKS[:8], Workers(address=cluster.scheduler_address), replace_worker)
+        execute(TICKET, WORKS[:8], Workers(address=cluster.scheduler_address), replace_worker, Stop())
     assert sorted(receipt.block for receipt in received) == list(range(8))
 
 
@@ -256,7 +272,7 @@ def test_blocks_are_told_while_their_segment_is_under_way(
         told.append(receipt)
         finished_when_told.append(len(list((run.journal.folder / "receipts").glob("*.json"))))
 
-    execute(run.ticket, run.works, Workers(workers), on_receipt)
+    execute(run.ticket, run.works, Workers(workers), on_receipt, Stop())
     assert {r.block for r in told} == set(range(94))
     assert sorted({r.model_dump_json() for r in told}) == sorted(r.model_dump_json() for r in run.journal.receipts())
     assert finished_when_told[0] < 47, "the first one is told long before its segment ends"
@@ -268,15 +284,15 @@ def test_blocks_are_told_while_their_segment_is_under_way(
 
 def test_a_message_that_is_lost_is_made_up_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path, model, monkeypatch, height=400)
-    monkeypatch.setattr(execute_module._Run, "listen", lambda _self: None)
+    monkeypatch.setattr(cluster_module._Run, "listen", lambda _self: None)
     told: list[int] = []
-    execute(run.ticket, run.works, Workers(1), lambda receipt: told.append(receipt.block))
+    execute(run.ticket, run.works, Workers(1), lambda receipt: told.append(receipt.block), Stop())
     assert sorted(told) == list(range(8))
 
 
 def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute_module, "_client", None)
-    execute(TICKET, [], Workers(4), print)
+    monkeypatch.setattr(cluster_module, "connected", None)
+    execute(TICKET, [], Workers(4), print, Stop())
 
 
 def test_a_segment_is_lost_only_from_its_last_finished_block(
@@ -285,7 +301,7 @@ def test_a_segment_is_lost_only_from_its_last_finished_block(
     """What was told is durable, and the rest can be done in a pass of its own with the same bytes."""
     (tmp_path / "whole").mkdir()
     whole = begun(tmp_path / "whole", model, monkeypatch)
-    execute(whole.ticket, whole.works, Workers(), lambda _receipt: None)
+    execute(whole.ticket, whole.works, Workers(), lambda _receipt: None, Stop())
     run = begun(tmp_path, model, monkeypatch)
 
     class StopHereError(Exception):
@@ -296,18 +312,18 @@ def test_a_segment_is_lost_only_from_its_last_finished_block(
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        execute(run.ticket, run.works, Workers(), stop)
+        execute(run.ticket, run.works, Workers(), stop, Stop())
     done = {r.block for r in run.journal.receipts()}
     assert {0, 2, 4, 6} <= done < set(range(24))
     left = [tuple(block for block in work if block not in done) for work in run.works]
-    execute(run.ticket, left, Workers(), lambda _receipt: None)
+    execute(run.ticket, left, Workers(), lambda _receipt: None, Stop())
     assert {r.block: r.sha256 for r in run.journal.receipts()} == {r.block: r.sha256 for r in whole.journal.receipts()}
 
 
 def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path, model, monkeypatch)
     told: dict[int, Receipt] = {}
-    execute(run.ticket, run.works, Workers(), lambda receipt: told.update({receipt.block: receipt}))
+    execute(run.ticket, run.works, Workers(), lambda receipt: told.update({receipt.block: receipt}), Stop())
     plan = run.journal.plan()
     columns = 224  # a lane of 128 (or 72), its halo of 128 on one side, on the grid
     for work in run.works:
@@ -332,7 +348,7 @@ def test_workers_without_the_program(tmp_path: Path) -> None:
             OptionError, match=r"the worker tcp://\S+ of .* cannot run fcn-batch .*it has none.*install the same"
         ),
     ):
-        execute(TICKET, WORKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print, Stop())
 
 
 def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +356,7 @@ def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFi
         cluster_program(tmp_path, prelude=NOT_INSTALLED, options="processes=True") as (address, _),
         pytest.raises(OptionError, match=f"the scheduler {address} cannot run fcn-batch .*No module.*install the same"),
     ):
-        execute(TICKET, WORKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print, Stop())
     assert capfd.readouterr() == ("", "")
 
 
@@ -350,7 +366,7 @@ def test_workers_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cluster_program(tmp_path) as (address, _),
         pytest.raises(OptionError, match=r"cannot run fcn-batch 0\.0\.1 \(it has .*install the same version"),
     ):
-        execute(TICKET, WORKS, Workers(address=address), print)
+        execute(TICKET, WORKS, Workers(address=address), print, Stop())
 
 
 # --- what is shown -------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_killed_while_a_pyramid_is_added_the_next_run_adds_it(
 ) -> None:
     options = [made / "a.tif", "-m", model, "-o", tmp_path, "--confidence"]
     segmented(*options)
-    import fcn_batch.workflows.segment as module
+    import fcn_batch.workflows.finish as module
 
     real = getattr(module, where)
 

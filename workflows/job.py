@@ -5,11 +5,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.crs import row_areas_m2
+from fcn_batch.pipeline.claims import Claims
+from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.device import keep_pages, set_threads
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.gdal import gdal_cache
@@ -18,10 +16,12 @@ from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, make_tiles
-from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, RasterSource, cache_needed
-from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
+from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, cache_needed
+from fcn_batch.pipeline.tolerance import OnError
 from fcn_batch.pipeline.weights import load_model
+from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.reading import slab_rows
+from fcn_batch.workflows.tolerant import TolerantSource
 
 _SMALL_CACHE_MB = 64
 _LARGE_CACHE_MB = 1024
@@ -39,6 +39,10 @@ class JobTicket:
     device: str
     confidence: str | None = None
     """Name of the store of confidences in it; None when the plan wants none."""
+    on_error: str = "fail"
+    """What to do about pixels that cannot be read: see `OnError`."""
+    allow_mixed: bool = False
+    """True: a device or library may differ from the plan's."""
 
 
 @dataclass(slots=True)
@@ -47,19 +51,24 @@ class Job:
 
     plan: Plan
     card: ModelCard
-    source: RasterSource
+    source: TolerantSource
+    mask: bool
+    """True: what cannot be read, or computed, is no data."""
     network: Strips | Tiles
     """Strips may become lower during a run, when memory is short."""
-    store: ClassStore
-    confidence: ConfidenceStore | None
-    """None when the plan wants none."""
     journal: Journal
-    row_areas: NDArray[np.float64] | None
+    claims: Claims
+    committer: Committer
     settings: ExitStack
     """Holds GDAL's block cache at the size this job needs, from its first block to its last."""
     device: str
     lock: threading.Lock
     """One pass at a time: the network takes all threads, and the memory, that the plan gives it."""
+
+    @property
+    def layers(self) -> int:
+        """Of a block: the classes and, if wanted, how sure they are."""
+        return 1 + PLANES if self.plan.confidence else 1
 
 
 _opening = threading.Lock()
@@ -93,19 +102,21 @@ def _opened(ticket: JobTicket) -> Job:
         raise MismatchError(
             f"{ticket.staging}: another run took this folder over; this worker's part of the old one is dropped"
         )
+    mixed = _mixed(plan, ticket)
     keep_pages()
     set_threads(plan.kernel.threads)
     card, network = _ready_network(plan, ticket.device)
-    source = RasterioSource(plan.input.path)
+    policy = OnError.parse(ticket.on_error)
+    source = TolerantSource(RasterioSource(plan.input.path), policy)
     job = Job(
         plan=plan,
         card=card,
         source=source,
+        mask=policy.mask,
         network=network,
-        store=ClassStore(journal.folder / ticket.store),
-        confidence=_confidence_store(journal, ticket, plan),
         journal=journal,
-        row_areas=row_areas_m2(plan.input.georeference, plan.input.size),
+        claims=journal.claims,
+        committer=Committer.of(journal, ticket.store, ticket.confidence, mixed),
         settings=ExitStack(),
         device=ticket.device,
         lock=threading.Lock(),
@@ -114,11 +125,8 @@ def _opened(ticket: JobTicket) -> Job:
     return job
 
 
-def _confidence_store(journal: Journal, ticket: JobTicket, plan: Plan) -> ConfidenceStore | None:
-    """Where the plan's confidences go; ValueError when plan and ticket disagree on whether there are any."""
-    if plan.confidence == (ticket.confidence is None):
-        raise ValueError(f"the plan has confidence {plan.confidence}, its ticket the store {ticket.confidence}")
-    return None if ticket.confidence is None else ConfidenceStore(journal.folder / ticket.confidence)
+def _mixed(plan: Plan, ticket: JobTicket) -> tuple[str, ...]:
+    return ()
 
 
 def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:

@@ -11,6 +11,7 @@ from typing import Any
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.levels import group_attributes
 from fcn_batch.pipeline.plan import Plan
 
 _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
@@ -46,6 +47,11 @@ class Outputs:
     def lock(self) -> Path:
         """Held by the run that writes here."""
         return self.folder / f".{self.stem}.lock"
+
+    @property
+    def journal(self) -> Journal:
+        """Of the run that lies in the staging folder."""
+        return Journal(self.staging)
 
     @property
     def store(self) -> str:
@@ -112,6 +118,24 @@ class Outputs:
         except ValueError:
             return None
 
+    def is_complete(self, plan: Plan) -> bool:
+        """True when the outputs of this very plan are all here; a pyramid can be added at any time."""
+        made = self.reported_plan()
+        if made is None or made.fingerprint != plan.fingerprint:
+            return False
+        names = self.names(confidence=made.confidence, pyramid=False)
+        return all((self.folder / name).exists() for name in names)
+
+    def staged_report(self) -> dict[str, Any]:
+        """The report of the run that is sealed in the staging folder."""
+        report: dict[str, Any] = json.loads((self.staging / self.report).read_bytes())
+        return report
+
+    @staticmethod
+    def is_ours(store: Path, plan: Plan) -> bool:
+        """True when the store at `store` was made by this very plan."""
+        return store.is_dir() and group_attributes(store).get("fcn:fingerprint") == plan.fingerprint
+
     def make_folder(self, *, chosen: bool) -> None:
         """Make the folder and see that it can be written to; OutputError when not."""
         if self.staging.is_symlink() or (self.staging.exists() and not self.staging.is_dir()):
@@ -128,7 +152,7 @@ class Outputs:
 
     def published(self) -> bool:
         """True when the staging folder is what a complete run was killed before it could delete."""
-        made, left = self.reported_plan(), Journal(self.staging).earlier_plan()
+        made, left = self.reported_plan(), self.journal.earlier_plan()
         return made is not None and left is not None and made.fingerprint == left.fingerprint and not self._staged()
 
     def _staged(self) -> bool:
@@ -149,7 +173,7 @@ class Outputs:
         The old report goes first: between the two, outputs may be of different runs, and no report says
         that they are complete. What an earlier run made and this one does not would be out of date: it goes too.
         """
-        made = json.loads((self.staging / self.report).read_bytes())["outputs"]
+        made = self.staged_report()["outputs"]
         (self.folder / self.report).unlink(missing_ok=True)
         for name in (f"{self.cog}.ovr", f"{self.cog}.msk"):  # others' additions to the old map: GDAL reads them
             (self.folder / name).unlink(missing_ok=True)
@@ -161,7 +185,7 @@ class Outputs:
         sync([self.folder])
         self._move(self.report)
         sync([self.folder])
-        Journal(self.staging).discard()
+        self.journal.discard()
 
     def _move(self, name: str) -> None:
         made, place = self.staging / name, self.folder / name

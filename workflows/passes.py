@@ -90,7 +90,8 @@ def stream(work: Pass, part: Window, strips: Strips) -> Iterator[Band]:
     descent = Descent.of(segment, round_up(size.height, cut.stride), strips.rows, cut.overlap, strips.warm_up)
     left, right = lane_columns(part, cut.overlap, size.width, cut.stride)
     row = descent.start(part.row)
-    with work.reader(Window(row, left, size.height - row, min(right, size.width) - left)) as reader:
+    bottom = min(descent.after(part.stop_row), size.height)  # not a row further is read ahead: it may be damaged
+    with work.reader(Window(row, left, bottom - row, min(right, size.width) - left)) as reader:
         flow = _Flow(work, part, descent, strips, reader)
         while flow.reached < part.stop_row:
             rows, _ = descent.rows(row)

@@ -22,12 +22,13 @@ from fcn_batch.pipeline.errors import ModelError, OptionError
 from fcn_batch.pipeline.gdal import gdal_version
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.model_card import ModelCard
-from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan, Precision
+from fcn_batch.pipeline.plan import Cut, Kernel, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
+from fcn_batch.workflows.inputs import identify
 from fcn_batch.workflows.models import find_model
 
 _THREADS_PER_CPU = 4
@@ -175,26 +176,6 @@ def choose_precision(wanted: Precision | None, device: str, card: ModelCard) -> 
         return wanted
     measured = card.bf16_disagreement
     return fast_precision(device) if measured is not None and measured <= _MOST_DISAGREEMENT else "fp32"
-
-
-def identify(info: RasterInfo) -> InputIdentity:
-    """The raster's identity: its files by size and time, and its grid."""
-    files = []
-    for path in map(Path, info.files):
-        status = path.stat()
-        files.append(FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns))
-    return InputIdentity(
-        path=info.path,
-        files=tuple(files),
-        height=info.size.height,
-        width=info.size.width,
-        bands=info.bands,
-        dtype=info.dtype,
-        crs_wkt=info.georeference.crs_wkt,
-        transform=info.georeference.transform,
-        ground=info.ground,
-        microns=info.microns,
-    )
 
 
 def choose_threads(wanted: int | None, device: str, processes: int) -> int:

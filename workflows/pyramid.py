@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from fcn_batch.pipeline.claims import only_one
 from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.conventions import (
     Level,
@@ -26,7 +27,7 @@ from fcn_batch.pipeline.conventions import (
     spatial_attributes,
 )
 from fcn_batch.pipeline.crs import authority_code
-from fcn_batch.pipeline.durable import only_one, sync
+from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import OutputError
 from fcn_batch.pipeline.finished import FinishedMap
 from fcn_batch.pipeline.geometry import Window

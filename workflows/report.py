@@ -2,23 +2,24 @@
 
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.workflows.plan import Prepared
+from fcn_batch.pipeline.plan import Plan
 
 _VERSIONS_OF = ("numpy", "torch", "rasterio", "pyproj", "zarr", "dask")
 
 
-def make_report(prepared: Prepared, made: list[str], receipts: Iterable[Receipt]) -> dict[str, Any]:
+def make_report(
+    plan: Plan, legend: Legend, notes: Sequence[str], made: list[str], receipts: Iterable[Receipt]
+) -> dict[str, Any]:
     """Classes, cost, versions, the plan and the blocks' hashes, ready for JSON; the same for every run of one plan.
 
     `made`: names of the outputs.
     """
-    plan = prepared.plan
     done = sorted(receipts, key=lambda r: r.block)  # one order, so that sums have the same bits
     return {
         "complete": True,
@@ -26,9 +27,10 @@ def make_report(prepared: Prepared, made: list[str], receipts: Iterable[Receipt]
         "exactness": "exact" if plan.cut.exact else "approximate",
         "precision": plan.kernel.precision,
         "outputs": made,
-        "classes": _classes(prepared, done),
+        "classes": _classes(legend, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
-        "notes": prepared.notes + _notes_on_memory(plan.cut.tile, done),
+        "unreadable": _unreadable(done),
+        "notes": [*notes, *_notes_on_memory(plan.cut.tile, done), *_notes_on_mixing(done)],
         "blocks": len(done),
         "forward_passes_per_pixel": round(sum(r.forwarded for r in done) / plan.input.size.pixels, 4),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
@@ -49,6 +51,20 @@ def _notes_on_memory(tile: int, receipts: list[Receipt]) -> list[str]:
     ]
 
 
+def _notes_on_mixing(receipts: list[Receipt]) -> list[str]:
+    kinds = Counter(difference for receipt in receipts for difference in receipt.mixed)
+    return [
+        f"{count} blocks were computed by another kind of machine ({difference}): the same classes but at ties"
+        for difference, count in sorted(kinds.items())
+    ]
+
+
+def _unreadable(receipts: list[Receipt]) -> list[dict[str, int]]:
+    """Parts of the input that could not be read, each once."""
+    windows = sorted({window for receipt in receipts for window in receipt.unreadable})
+    return [dict(zip(("row", "col", "height", "width"), window, strict=True)) for window in windows]
+
+
 def summary(report: dict[str, Any]) -> list[str]:
     """A table of the classes' shares and areas, a line each."""
     lines = []
@@ -56,10 +72,13 @@ def summary(report: dict[str, Any]) -> list[str]:
         area = f"{entry['area_km2']:16,.2f} km²" if entry["area_km2"] is not None else ""
         lines.append(f"  {entry['name']:<24} {100 * entry['share']:6.2f} % {entry['pixels']:14,} px {area}")
     lines.append(f"  {'no data':<24} {'':8} {report['nodata_pixels']:14,} px")
+    if unreadable := report["unreadable"]:
+        pixels = sum(window["height"] * window["width"] for window in unreadable)
+        lines.append(f"  {'could not be read':<24} {'':8} {pixels:14,} px in {len(unreadable)} parts of the input")
     return lines
 
 
-def _classes(prepared: Prepared, receipts: list[Receipt]) -> list[dict[str, Any]]:
+def _classes(legend: Legend, receipts: list[Receipt]) -> list[dict[str, Any]]:
     pixels: Counter[int] = Counter()
     areas: defaultdict[int, float] = defaultdict(float)
     for receipt in receipts:
@@ -77,5 +96,5 @@ def _classes(prepared: Prepared, receipts: list[Receipt]) -> list[dict[str, Any]
             "share": pixels[c.id] / known if known else 0.0,
             "area_km2": areas[c.id] / 1e6 if located else None,
         }
-        for c in prepared.model.card.legend.classes
+        for c in legend.classes
     ]

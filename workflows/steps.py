@@ -1,82 +1,171 @@
 """The way of one part of a lane, and in it of every strip or tile, from the raster to its receipts.
 
-    plan.grid[index] ...                     which blocks this task owns: one below the other
+    claims.take(block)                       nobody else is at it, and nobody has done it
       -> source.read(slab)                      values and valid mask, in a thread that reads ahead
       -> scaling -> network -> best channel     strip by strip (or tile by tile), on the device
       -> class ids, 255 where not valid         and the confidence planes, if the plan wants them
-      -> block complete: store.write (whole chunks, durable) -> journal.commit(receipt), in a thread of its own
+      -> block complete: committer.commit       whole chunks, durable, then the receipt; in a thread of its own
+      -> the next block below, in the same pass, if it can be claimed
 
 A block is redone from its index alone; everything else is in the staging folder's plan.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.confidence import PLANES
-from fcn_batch.pipeline.device import is_out_of_memory, set_threads
-from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.claims import Claim
+from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.device import free_memory, is_out_of_memory, set_threads
+from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.pipeline.predictor import Strips
 from fcn_batch.pipeline.tiling import Work
+from fcn_batch.workflows.alone import Died, run_alone
 from fcn_batch.workflows.blended import blended
+from fcn_batch.workflows.commit import Block
 from fcn_batch.workflows.job import Job, JobTicket, open_job
 from fcn_batch.workflows.passes import Band, Effort, Pass, stream, tiles
+from fcn_batch.workflows.signals import Stop
 
 OnReceipt = Callable[[Receipt], None]
+_DEATHS = 2
+"""So many processes may die with a block before it is tried alone."""
+_SHARE_TO_TAKE = 0.8
+"""Of the memory that is free once a job has run out of it."""
 
 
-def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt) -> None:
-    """Do the blocks of `work` from reading to receipts; `on_receipt` hears of each one as it is durable.
+def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -> None:
+    """Do the blocks of `work` that nobody else is at, from reading to receipts; `on_receipt` hears of each one.
 
     When memory runs out, the rest is done in strips of half the height: the same classes, but at ties.
+    Ends after the block under way when `stop` is requested.
     """
     job = open_job(ticket)
-    left = list(work)
-
-    def done(receipt: Receipt) -> None:
-        left.remove(receipt.block)
-        on_receipt(receipt)
-
+    left = deque(work)
     with job.lock:
         set_threads(job.plan.kernel.threads)  # torch keeps the number for each thread of ours
-        while left:
-            try:
-                _run(job, tuple(left), done)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                job.network = _smaller(job, error)
+        while left and not stop.requested:
+            claim = job.claims.take(_claim_of(left[0]))
+            if claim is None:
+                left.popleft()
+            elif receipt := job.journal.receipt(left[0], ticket.fingerprint):
+                left.popleft()
+                claim.release()
+                on_receipt(receipt)
+            elif claim.deaths >= _DEATHS:
+                on_receipt(_alone(job, ticket, left.popleft(), claim))
+            else:
+                try:
+                    _descend(job, left, claim, on_receipt, stop)
+                except (RuntimeError, MemoryError) as error:
+                    _need_less_memory(job, error)
 
 
-def _smaller(job: Job, error: RuntimeError) -> Strips:
-    """The network for lower strips; OptionError when they cannot be lower."""
-    strips, cut = job.network, job.plan.cut
-    if isinstance(strips, Strips) and (half := strips.rows // 2 // cut.stride * cut.stride):
-        return strips.lower(half)
-    raise OptionError(
-        f"out of memory on {job.device} with {cut.way} of {cut.tile} px, the least that this plan allows; "
-        "give less --memory (so that lanes become narrower) or a smaller --tile, and --restart"
-    ) from error
+def run_block(ticket: JobTicket, index: int) -> Receipt:
+    """Do one block without a claim: who called this process has it."""
+    job = open_job(ticket)
+    while True:
+        try:
+            with closing(_blocks(job, (index,), Stop())) as blocks:
+                return job.committer.commit(next(blocks))
+        except (RuntimeError, MemoryError) as error:
+            _need_less_memory(job, error)
 
 
-def _run(job: Job, work: Work, on_receipt: OnReceipt) -> None:
-    """One pass. While rows are computed, the block before them is written."""
-    with ThreadPoolExecutor(1, thread_name_prefix="writing") as writer:
+def _claim_of(block: int) -> str:
+    return f"block-{block:09d}"
+
+
+def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, stop: Stop) -> None:
+    """One pass from the first of `left`, which is claimed, to where it is stopped or another run is at work.
+
+    While rows are computed, the block before them is written. Blocks that are decided leave `left`.
+    """
+    current: Claim | None = claim
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="writing") as writer,
+        closing(_blocks(job, tuple(left), stop)) as blocks,
+    ):
         writing: Future[Receipt] | None = None
-        for block in _blocks(job, work):
+        try:
+            for block in blocks:
+                if writing is not None:
+                    on_receipt(writing.result())
+                assert current is not None, "claimed before it was begun"
+                writing, current = writer.submit(_commit, job, block, current), None
+                left.popleft()
+                current = _claim_below(job, left) if not stop.requested else None
+                if current is None:
+                    break
             if writing is not None:
                 on_receipt(writing.result())
-            writing = writer.submit(_commit, job, block)
-        if writing is not None:
-            on_receipt(writing.result())
+        finally:
+            if current is not None:
+                current.release()
+
+
+def _claim_below(job: Job, left: deque[int]) -> Claim | None:
+    """The claim to go on with; None when the pass must end here."""
+    claim = job.claims.take(_claim_of(left[0])) if left else None
+    if claim is not None and (claim.deaths >= _DEATHS or job.journal.receipt(left[0], job.plan.fingerprint)):
+        claim.pass_on()
+        return None
+    return claim
+
+
+def _commit(job: Job, block: Block, claim: Claim) -> Receipt:
+    try:
+        return job.committer.commit(block)
+    finally:
+        claim.release()
+
+
+def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim) -> Receipt:
+    """A block at which processes died, in a process of its own; no data if it dies again and that is allowed."""
+    try:
+        receipt = run_alone(ticket, index)
+    except Died as death:
+        window = job.plan.grid[index]
+        if not job.mask:
+            claim.pass_on()  # the next run tries it alone at once
+            raise OutputError(
+                f"{job.plan.input.path}: {claim.deaths} processes died at block {index} (rows {window.row}.."
+                f"{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}), and one that did nothing else too "
+                f"({death}); all other blocks can be done: give --on-error mask to leave it out, or less --memory"
+            ) from death
+        layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
+        receipt = job.committer.commit(Block(index, layers, job.plan.cut.tile, unreadable=(window,)))
+    except BaseException:
+        claim.release()
+        raise
+    claim.release()
+    return receipt
+
+
+def _need_less_memory(job: Job, error: RuntimeError | MemoryError) -> None:
+    """Give the job a network for lower strips, if memory ran out; OptionError when they cannot be lower."""
+    if not is_out_of_memory(error):
+        raise error
+    strips, cut = job.network, job.plan.cut
+    if isinstance(strips, Strips) and (half := strips.rows // 2 // cut.stride * cut.stride):
+        job.network = strips.lower(half)
+        return
+    remedy = f"give --memory {int(free_memory(job.device) * _SHARE_TO_TAKE) // 10**6}MB, so that lanes become narrower,"
+    if cut.way != "stream":
+        remedy = f"give --tile {max(cut.tile // 2 // cut.stride, 1) * cut.stride}"
+    raise OptionError(
+        f"out of memory on {job.device} with {cut.way} of {cut.tile} px in lanes of {cut.lane} px, the least that this "
+        f"plan allows; {remedy} and --restart"
+    ) from error
 
 
 def _bands(job: Job, part: Window, effort: Effort) -> Iterator[Band]:
@@ -89,78 +178,36 @@ def _bands(job: Job, part: Window, effort: Effort) -> Iterator[Band]:
     return tiles(work, part, job.network) if blend is None else blended(work, part, job.network, blend)
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A block whose last row is decided. Its array is used again for the block after the next."""
-
-    index: int
-    layers: NDArray[np.uint8]
-    """(1 or 3, rows, cols): class ids and, if wanted, how sure they are."""
-    effort: Effort
-    seconds: float
-
-
-def _blocks(job: Job, work: Work) -> Iterator[_Block]:
-    """The blocks of `work`, one after the other."""
+def _blocks(job: Job, work: Work, stop: Stop) -> Generator[Block, None, None]:
+    """The blocks of `work`, one after the other. The array of one is used again for the one after the next."""
     windows = [job.plan.grid[index] for index in work]
     part = Window(windows[0].row, windows[0].col, windows[-1].stop_row - windows[0].row, windows[0].width)
     effort, before, started = Effort(), Effort(), time.perf_counter()
     waiting = iter(zip(work, windows, strict=True))
     index, window = next(waiting)
     # one is filled while the other is written
-    count = 1 + PLANES if job.plan.confidence else 1
-    buffers = cycle([np.empty((count, window.height, window.width), dtype=np.uint8) for _ in work[:2]])
+    buffers = cycle([np.empty((job.layers, window.height, window.width), dtype=np.uint8) for _ in work[:2]])
     layers = next(buffers)
     for band in _bands(job, part, effort):
+        stop.check()
         row, end = band.row, band.row + len(band.classes)
         while row < end:
-            stop = min(end, window.stop_row)
-            here, there = slice(row - window.row, stop - window.row), slice(row - band.row, stop - band.row)
+            until = min(end, window.stop_row)
+            here, there = slice(row - window.row, until - window.row), slice(row - band.row, until - band.row)
             layers[0, here] = band.classes[there]
             if band.planes is not None:
                 layers[1:, here] = band.planes[:, there]
-            row = stop
+            row = until
             if row == window.stop_row:
                 now = time.perf_counter()
-                yield _Block(index, layers, effort.since(before), now - started)
+                yield _decided(job, index, layers, effort.since(before), now - started)
                 before, started = replace(effort), now
                 index, window = next(waiting, (index, window))
                 layers = next(buffers)[:, : window.height]
 
 
-def _commit(job: Job, block: _Block) -> Receipt:
-    """Bring a block to the disk, then its receipt."""
-    window, classes, planes = job.plan.grid[block.index], block.layers[0], block.layers[1:]
-    job.store.write(window, classes)
-    if job.confidence is not None:
-        job.confidence.write(window, planes)
-    by_row = np.stack([np.bincount(row, minlength=256) for row in classes])
-    counts = by_row.sum(axis=0)
-    present = [int(i) for i in np.flatnonzero(counts)]
-    areas = None
-    if job.row_areas is not None:
-        area = job.row_areas[window.row : window.stop_row] @ by_row
-        areas = {i: float(area[i]) for i in present}
-    receipt = Receipt(
-        plan=job.plan.fingerprint,
-        block=block.index,
-        sha256=_sha256(block.layers[:1]),
-        confidence_sha256=None if job.confidence is None else _sha256(planes),
-        shape=(window.height, window.width),
-        pixels={i: int(counts[i]) for i in present},
-        area_m2=areas,
-        tile=job.network.rows if isinstance(job.network, Strips) else job.plan.cut.tile,
-        passes=block.effort.passes,
-        forwarded=block.effort.forwarded,
-        seconds=round(block.seconds, 3),
-    )
-    job.journal.commit(receipt)
-    return receipt
-
-
-def _sha256(layers: NDArray[np.uint8]) -> str:
-    """Of one layer after the other, each row by row: without a copy, though the last block is a part of its buffer."""
-    digest = hashlib.sha256()
-    for layer in layers:
-        digest.update(layer.data)
-    return digest.hexdigest()
+def _decided(job: Job, index: int, layers: NDArray[np.uint8], effort: Effort, seconds: float) -> Block:
+    cut, window = job.plan.cut, job.plan.grid[index]
+    seen = window.padded(cut.tile if cut.way == "blend" else cut.overlap).clipped(job.plan.input.size)
+    tile = job.network.rows if isinstance(job.network, Strips) else cut.tile
+    return Block(index, layers, tile, effort.passes, effort.forwarded, seconds, job.source.unreadable(seen))

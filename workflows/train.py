@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from fcn_batch.pipeline.claims import only_one
 from fcn_batch.pipeline.device import choose_device, keep_pages
 from fcn_batch.pipeline.distributed import Peers, joined, local_device
-from fcn_batch.pipeline.durable import only_one
 from fcn_batch.pipeline.errors import OutputError, TrainingError
 from fcn_batch.pipeline.fcn import Fcn
 from fcn_batch.pipeline.metrics import Confusion

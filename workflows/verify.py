@@ -33,10 +33,10 @@ from fcn_batch.pipeline.plan import FileIdentity, Plan, Precision
 from fcn_batch.pipeline.predictor import Scaling, Tiles, make_tiles
 from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, RasterSource, inspect
 from fcn_batch.pipeline.weights import load_model
+from fcn_batch.workflows.inputs import identify
 from fcn_batch.workflows.job import cache_size_mb
 from fcn_batch.workflows.maps import open_map
 from fcn_batch.workflows.outputs import Outputs, find_run
-from fcn_batch.workflows.plan import identify
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.verification import Sample, Verification
 

@@ -1,0 +1,266 @@
+"""Who is at work on what: files that one process holds, and that show whether it lives.
+
+A claim keeps two runs from doing the same block at the same time. It is advice, never the truth: a block is done when
+it has its receipt, and done twice it gives the same bytes twice. Two signs tell whether a holder lives:
+
+* A lock on the file (flock), which the kernel releases when the process ends, however it ends. It decides for holders
+  on this machine; the locks of other machines may not be seen here.
+* A heartbeat: the holder sets the file's time of change again and again. It is compared with the time that the file
+  system gives to a file written now, so the clocks of machines need not agree.
+
+A holder that died leaves its claim, and so a trace: who takes it over knows how often it was the end of someone.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fcn_batch.pipeline.errors import OutputError
+
+BEAT_S = 15.0
+"""Seconds between two heartbeats."""
+STALE_S = 120.0
+"""After so many seconds without one, a holder on another machine is taken for dead."""
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a claim says of the process that holds it."""
+
+    process: str
+    """Such as ``process 4711 on node3``."""
+    kernel: str
+    """Differs between machines, and between two starts of one."""
+    deaths: int = 0
+    """How many holders before it died with this claim."""
+
+    @classmethod
+    def here(cls, deaths: int = 0) -> "Holder":
+        """This process."""
+        return cls(f"process {os.getpid()} on {socket.gethostname()}", _kernel(), deaths)
+
+    @classmethod
+    def read(cls, descriptor: int) -> "Holder":
+        """What stands in an open claim; anything else than a claim counts as that of a machine nobody knows."""
+        try:
+            found = json.loads(os.pread(descriptor, 1000, 0))
+            return cls(str(found["process"]), str(found["kernel"]), int(found["deaths"]))
+        except (ValueError, KeyError, TypeError):
+            return cls("unknown", "")
+
+    def written(self) -> bytes:
+        """As it stands in the file."""
+        return json.dumps({"process": self.process, "kernel": self.kernel, "deaths": self.deaths}).encode()
+
+
+class Claims:
+    """The claims in a folder, which is made with the first one; for the threads of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._held: set[int] = set()
+        self._heart: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    def take(self, name: str) -> "Claim | None":
+        """The claim `name`, also that of a holder who died; None while another one has it."""
+        path, deaths = self.folder / name, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while (descriptor := _put(path, Holder.here(deaths))) is None:
+            found = _bury(path)
+            if isinstance(found, Holder):
+                return None
+            deaths = found
+        with self._guard:
+            self._held.add(descriptor)
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+                self._heart.start()
+        return Claim(path, deaths, descriptor, self)
+
+    def living(self) -> dict[str, Holder]:
+        """Holders that live, by the names of their claims."""
+        found = {}
+        for path in sorted(self.folder.glob("[!.]*")):
+            with suppress(FileNotFoundError), _opened(path) as descriptor:
+                if _lives(path, descriptor):
+                    found[path.name] = Holder.read(descriptor)
+        return found
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            with self._guard:
+                for descriptor in self._held:
+                    with suppress(OSError):  # a file system that is away for a while
+                        os.utime(descriptor)
+
+    def _let_go(self, descriptor: int) -> None:
+        with self._guard:
+            self._held.discard(descriptor)
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that this process holds."""
+
+    path: Path
+    deaths: int
+    """How many holders before us died with it."""
+    _descriptor: int
+    _claims: Claims
+
+    @property
+    def ours(self) -> bool:
+        """False when somebody took this process for dead meanwhile."""
+        return _is_file(self._descriptor, self.path)
+
+    def release(self) -> None:
+        """Give it up: the next holder is the first."""
+        if self.ours:
+            self.path.unlink(missing_ok=True)
+        self._claims._let_go(self._descriptor)  # noqa: SLF001 - one noun in two parts
+
+    def pass_on(self) -> None:
+        """Give it up as it was found: the next holder knows of as many deaths."""
+        if not self.deaths:
+            self.release()
+            return
+        last = Holder.here(self.deaths - 1).written()  # whoever finds it adds one
+        os.pwrite(self._descriptor, last, 0)
+        os.ftruncate(self._descriptor, len(last))
+        self._claims._let_go(self._descriptor)  # noqa: SLF001
+
+
+@contextmanager
+def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterator[None]:
+    """Hold the file `lock` for this process alone.
+
+    While another one has it: with `wait`, that is told of the holder once and this process waits; else OutputError.
+    """
+    claims = Claims(lock.parent)
+    told = False
+    while (claim := claims.take(lock.name)) is None:
+        with suppress(FileNotFoundError), _opened(lock) as descriptor:
+            holder = Holder.read(descriptor)
+            if wait is None:
+                raise OutputError(f"{lock}: another run of this is under way ({holder.process}); wait for it")
+            if not told:
+                wait(holder)
+            told = True
+        time.sleep(_LOOK_EVERY_S)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
+def _put(path: Path, holder: Holder) -> int | None:
+    """Make the claim `path`, whole and locked from its first moment; its descriptor, or None when there is one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        _lock(descriptor)
+        os.write(descriptor, holder.written())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            os.close(descriptor)
+            return None
+        except OSError:  # no hard links here: two may both believe that they have it, and do a block twice
+            if path.exists():
+                os.close(descriptor)
+                return None
+            temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            os.close(descriptor)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return descriptor
+
+
+def _bury(path: Path) -> "Holder | int":
+    """Take a dead holder's claim away, and count its death; or, if it lives, say who it is."""
+    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with suppress(FileNotFoundError), _opened(path) as descriptor:
+        holder = Holder.read(descriptor)
+        if _lives(path, descriptor):
+            return holder
+        path.rename(grave)
+        try:
+            if _is_file(descriptor, grave):
+                return holder.deaths + 1
+            with suppress(OSError):  # it was another's, who was quicker: back with it
+                os.link(grave, path)
+            return holder
+        finally:
+            grave.unlink(missing_ok=True)
+    return 0  # given up just now
+
+
+def _lives(path: Path, descriptor: int) -> bool:
+    """Whether the holder of an open claim lives. When it does not, this process holds the file's lock from here on."""
+    free = _lock(descriptor)
+    if free is False:
+        return True
+    if free and Holder.read(descriptor).kernel == _kernel():
+        return not _is_file(descriptor, path)  # given up, and perhaps taken again, since it was opened
+    return _age_s(path, descriptor) < STALE_S
+
+
+def _lock(descriptor: int) -> bool | None:
+    """True: locked by us. False: another has it. None: no locks here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _age_s(path: Path, descriptor: int) -> float:
+    """Seconds since the last heartbeat, by the file system's own clock."""
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - os.fstat(descriptor).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _kernel() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

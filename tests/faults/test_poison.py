@@ -1,0 +1,108 @@
+"""Blocks at which the process dies are found out, tried alone and told of; all others are done as if they were not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.journal import Journal
+from tests.models import UNET, save_factory_model
+from tests.runs import BLOCK, class_map, run_program, scene, small_block_program
+
+TRAP = UNET.replace(
+    "        fine = self.fine(x)\n",
+    """        from os import environ, getpid, kill
+
+        poison = torch.tensor([(1.0 - 0.392) / 0.225, -0.392 / 0.225, (1.0 - 0.392) / 0.225])
+        if ((x - poison.view(1, 3, 1, 1)).abs().amax(1) < 1e-3).any() and "DISARMED" not in environ:
+            kill(getpid(), 9)
+        fine = self.fine(x)
+""",
+)
+"""A network that ends its process when it sees a pixel of pure magenta."""
+Map = NDArray[np.uint8]
+MIDDLE = 4
+"""Of the nine blocks."""
+DEADLY = 9
+
+
+@pytest.fixture(scope="module")
+def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a raster of nine blocks, magenta in the middle, and a trapped model."""
+    folder = tmp_path_factory.mktemp("bait")
+    image = scene(folder / "a.tif")
+    with rasterio.open(image, "r+") as dataset:
+        dataset.write(np.array([255, 0, 255], np.uint8).reshape(3, 1, 1), window=((190, 191), (200, 201)))
+    save_factory_model(folder / "trap.toml", code=TRAP, module="trapped")
+    return folder
+
+
+def command(bait: Path, out: Path, *options: str) -> list[object]:
+    start = small_block_program(bait)
+    return [*start, "segment", bait / "a.tif", "-m", bait / "trap.toml", "-o", out, "--tile", BLOCK, *options]
+
+
+@pytest.fixture(scope="module")
+def expected(bait: Path, tmp_path_factory: pytest.TempPathFactory) -> Map:
+    """What the network makes of it when the trap is not armed, but no data in the middle block."""
+    out = tmp_path_factory.mktemp("sound")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISARMED", "yes")
+        result = run_program(command(bait, out))
+    assert result.returncode == 0, result.stderr
+    values = class_map(out, "a")
+    values[BLOCK : 2 * BLOCK, BLOCK : 2 * BLOCK] = 255
+    return values
+
+
+def test_in_this_process_it_dies_twice_and_is_then_tried_alone(bait: Path, tmp_path: Path, expected: Map) -> None:
+    for deaths in (1, 2):
+        assert run_program(command(bait, tmp_path)).returncode == -DEADLY
+        assert (tmp_path / "a.partial" / "claims" / f"block-{MIDDLE:09d}").exists(), deaths
+    told = run_program(command(bait, tmp_path))
+    assert told.returncode == 6
+    assert told.stderr.splitlines()[-1] == (
+        f"fcn-batch: {bait / 'a.tif'}: 2 processes died at block 4 (rows 128..255, cols 128..255), and one that did "
+        "nothing else too (SIGKILL); all other blocks can be done: give --on-error mask to leave it out, or less "
+        "--memory"
+    )
+    assert "Traceback" not in told.stderr
+    done = {receipt.block for receipt in Journal(tmp_path / "a.partial").receipts()}
+    assert MIDDLE not in done
+
+    result = run_program(command(bait, tmp_path, "--on-error", "mask"))
+    assert result.returncode == 3, result.stderr
+    assert np.array_equal(class_map(tmp_path, "a"), expected)
+    report = json.loads((tmp_path / "a.run.json").read_bytes())
+    assert report["unreadable"] == [{"row": BLOCK, "col": BLOCK, "height": BLOCK, "width": BLOCK}]
+    assert report["timing"]["blocks_done_by_earlier_runs"] == len(done)
+
+    again = run_program(command(bait, tmp_path, "--on-error", "mask"))
+    assert again.returncode == 3, "also when it is complete already"
+    refused = run_program(command(bait, tmp_path))
+    assert refused.returncode == 6
+    assert "has holes" in refused.stderr
+
+
+def test_workers_die_and_the_run_goes_on(bait: Path, tmp_path: Path, expected: Map) -> None:
+    result = run_program(command(bait, tmp_path, "--on-error", "mask", "--workers", "2"))
+    assert result.returncode == 3, result.stderr
+    assert np.array_equal(class_map(tmp_path, "a"), expected)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_block_that_kills_only_in_company_is_done_alone(
+    bait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes died at it, by chance: killed from outside, say."""
+    assert run_program(command(bait, tmp_path)).returncode == -DEADLY
+    claim = tmp_path / "a.partial" / "claims" / f"block-{MIDDLE:09d}"
+    claim.write_text(json.dumps(json.loads(claim.read_bytes()) | {"deaths": 1}))
+    monkeypatch.setenv("DISARMED", "yes")
+    result = run_program(command(bait, tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert (class_map(tmp_path, "a") != 255).all()
+    assert not (tmp_path / "a.partial").exists()

@@ -1,0 +1,99 @@
+"""From finished blocks to finished outputs: GeoTIFF, style, pyramid, STAC item, report with checksums."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fcn_batch.pipeline.classes import Legend
+from fcn_batch.pipeline.durable import write_whole
+from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
+from fcn_batch.workflows.checksums import checksums
+from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.progress import RunProgress
+from fcn_batch.workflows.pyramid import write_pyramid
+from fcn_batch.workflows.report import make_report
+from fcn_batch.workflows.stac import make_item
+from fcn_batch.workflows.stitch import stitch
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What a run is to make."""
+
+    plan: Plan
+    legend: Legend
+    notes: tuple[str, ...] = ()
+    """What a user should know before trusting the map."""
+    pyramid: bool = False
+    """True: also the map's pyramid."""
+    mask: bool = False
+    """True: what cannot be read of the input may be no data in the map."""
+    overwrite: bool = False
+    """True: outputs that exist are replaced."""
+    restart: bool = False
+    """True: an interrupted run is discarded."""
+
+    @property
+    def name(self) -> str:
+        """The input's, for messages."""
+        return Path(self.plan.input.path).name
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the blocks were done, for the report."""
+
+    seconds: float
+    earlier: int
+    """Blocks that were done before this run began."""
+    elsewhere: int
+    """Blocks that other runs did meanwhile."""
+
+
+def finish(
+    brief: Brief, outputs: Outputs, receipts: Mapping[int, Receipt], course: Course, progress: RunProgress
+) -> None:
+    """Make all that is made of the blocks, in the staging folder; the report, which says that all is there, is last."""
+    started = time.perf_counter()
+    staging, plan = outputs.staging, brief.plan
+    store = ClassStore(staging / outputs.store)
+    progress.note(f"{outputs.stem}: writing the GeoTIFF")
+    stitch(store, staging / outputs.cog, staging / outputs.style, plan, brief.legend)
+    if plan.confidence:
+        ConfidenceStore(staging / outputs.confidence).consolidate()
+    if brief.pyramid:
+        write_pyramid(store.path, staging / outputs.pyramid, progress, overwrite=True)
+    made = outputs.names(confidence=plan.confidence, pyramid=brief.pyramid)
+    report = make_report(plan, brief.legend, brief.notes, made, receipts.values())
+    report["timing"] = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "blocks_s": round(course.seconds, 3),
+        "stitch_s": round(time.perf_counter() - started, 3),
+        "blocks_done_by_earlier_runs": course.earlier,
+        "blocks_done_by_other_runs": course.elsewhere,
+    }
+    describe(staging, brief, report, outputs)
+    outputs.journal.seal(outputs.report, report)
+
+
+def add_pyramid(brief: Brief, outputs: Outputs, report: dict[str, Any], progress: RunProgress) -> None:
+    """The pyramid of a complete run that has none; its report, which tells of it, is written again at the end."""
+    target = outputs.folder / outputs.pyramid
+    write_pyramid(outputs.folder / outputs.store, target, progress, overwrite=outputs.is_ours(target, brief.plan))
+    report["outputs"] = outputs.names(confidence=brief.plan.confidence)
+    describe(outputs.folder, brief, report, outputs)
+    write_whole(outputs.folder / outputs.report, json.dumps(report, indent=2) + "\n")
+
+
+def describe(folder: Path, brief: Brief, report: dict[str, Any], outputs: Outputs) -> None:
+    """Write the STAC item of the outputs in `folder`, and their checksums into `report`."""
+    item = make_item(brief.plan, brief.legend, report, outputs)
+    write_whole(folder / outputs.item, json.dumps(item, indent=2) + "\n")
+    # GDAL adds statistics to the side file when a map is looked at
+    report["checksums"] = checksums(folder, [name for name in report["outputs"] if name != outputs.side_file])

@@ -1,0 +1,226 @@
+"""From a plan to published outputs, whoever computes the blocks and however often it was interrupted.
+
+    begin      staging folder and empty stores                               one run at a time
+    rounds     blocks without a receipt, until all have one                  any number of runs, block by block
+    end        each block compared with its receipt -> finish -> publish     one run at a time; the others find it done
+
+The staging folder is the truth: what is not in it is done again, and what a disk has lost is noticed.
+"""
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fcn_batch.pipeline.claims import Holder, only_one
+from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
+from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.tiling import Work, works
+from fcn_batch.workflows.commit import Committer
+from fcn_batch.workflows.finish import Brief, Course, finish
+from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.progress import RunProgress
+from fcn_batch.workflows.report import summary
+from fcn_batch.workflows.signals import Stop
+from fcn_batch.workflows.stitch import create_confidence, create_store
+
+OnReceipt = Callable[[Receipt], None]
+Compute = Callable[[Sequence[Work], OnReceipt], None]
+"""Does blocks, but those that others are at; tells of each as it is durable, in any order."""
+_LOOK_EVERY_S = 0.5
+
+
+def run(brief: Brief, outputs: Outputs, compute: Compute, progress: RunProgress, stop: Stop) -> bool:
+    """Make and publish the outputs, from the beginning or from where other runs are; False when stopped before."""
+    with _present(brief, outputs, progress) as others:
+        if others is None:
+            progress.note(_finished(brief, outputs))
+            return True
+        blocks = _Blocks(brief, outputs, progress)
+        try:
+            while blocks.do(compute, others, stop):
+                if _ended(blocks):
+                    return True
+        except (FcnBatchError, OSError):
+            if not _done_by_another(brief, outputs, progress):
+                raise
+            return True
+        return False
+
+
+@contextmanager
+def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[int | None]:
+    """Begin, and show other runs that this one is at work; how many of them there are, None if they are done."""
+    journal, plan = outputs.journal, brief.plan
+    with only_one(outputs.lock, _waiting(brief, progress)):
+        if not brief.overwrite and outputs.is_complete(plan):
+            yield None
+            return
+        holders = journal.claims.living()
+        if (brief.restart and outputs.staging.exists()) or outputs.published():
+            for holder in holders.values():
+                raise OutputError(
+                    f"{outputs.staging}: cannot be discarded, {holder.process} is at work there; wait for it or stop it"
+                )
+            journal.discard()
+        sealed = (outputs.staging / outputs.report).exists()
+        if not brief.overwrite and not sealed:
+            outputs.refuse_to_clobber()
+        runs = [holder for name, holder in holders.items() if name.startswith("run-")]
+        if journal.begin(plan):
+            how = f"sharing the work of {runs[0].process}" if runs else "resuming the interrupted run"
+            progress.note(f"{brief.name}: {how} in {outputs.staging}")
+        presence = journal.claims.take(f"run-{uuid.uuid4().hex}")
+        if not sealed:
+            _create_stores(brief, outputs)
+    try:
+        yield len(runs)
+    finally:
+        if presence is not None:
+            presence.release()
+
+
+def _waiting(brief: Brief, progress: RunProgress) -> Callable[[Holder], None]:
+    return lambda holder: progress.note(f"{brief.name}: waiting for {holder.process}")
+
+
+def _create_stores(brief: Brief, outputs: Outputs) -> None:
+    """The stores in the staging folder, unless they are there; both are whole, as they appear by renaming."""
+    kinds = {outputs.store: create_store}
+    if brief.plan.confidence:
+        kinds[outputs.confidence] = create_confidence
+    for name, create in kinds.items():
+        if not (outputs.staging / name).exists():
+            outputs.journal.forget()  # receipts without their store tell of blocks that are gone
+            unfinished = outputs.staging / f"{name}.new"
+            shutil.rmtree(unfinished, ignore_errors=True)  # half made by a run that was killed
+            create(unfinished, brief.plan, brief.legend)
+            unfinished.rename(outputs.staging / name)
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """The blocks of a run, and what is known of them."""
+
+    brief: Brief
+    outputs: Outputs
+    progress: RunProgress
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+    earlier: int = 0
+    elsewhere: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def course(self) -> Course:
+        """How they were done."""
+        return Course(time.perf_counter() - self._started, self.earlier, self.elsewhere)
+
+    @property
+    def committer(self) -> Committer:
+        """Of the staging folder."""
+        confidence = self.outputs.confidence if self.brief.plan.confidence else None
+        return Committer.of(self.outputs.journal, self.outputs.store, confidence)
+
+    def do(self, compute: Compute, others: int, stop: Stop) -> bool:
+        """Compute, or wait for others to do so, until all have a receipt; False when stopped before."""
+        plan, journal = self.brief.plan, self.outputs.journal
+        if self._sealed:
+            return True
+        self.take_up()
+        done = sum(receipt.shape[0] * receipt.shape[1] for receipt in self.receipts.values())
+        self.progress.start(self.outputs.stem, plan.input.size.pixels, done)
+        try:
+            while missing := [block for block in range(len(plan.grid)) if block not in self.receipts]:
+                if stop.requested:
+                    return False
+                compute(_parts(works(plan.grid, plan.cut.segment, missing), others), self._finished)
+                elsewhere = [journal.receipt(b, plan.fingerprint) for b in missing if b not in self.receipts]
+                for receipt in elsewhere:
+                    if receipt is not None:
+                        self.elsewhere += 1
+                        self._finished(receipt)
+                if any(receipt is None for receipt in elsewhere):
+                    if not self.outputs.staging.exists():
+                        raise OutputError(f"{self.outputs.staging}: was taken away; run the same command again")
+                    time.sleep(_LOOK_EVERY_S)  # another run has them
+        finally:
+            self.progress.stop()
+        return True
+
+    @property
+    def _sealed(self) -> bool:
+        return (self.outputs.staging / self.outputs.report).exists()
+
+    def take_up(self) -> bool:
+        """Compare every finished block with its receipt; one that differs must be done again. True if none does."""
+        committer, journal, intact = self.committer, self.outputs.journal, True
+        known, self.receipts = self.receipts, {}
+        for receipt in journal.receipts():
+            if (receipt.unreadable and not self.brief.mask) or not committer.holds(receipt):
+                journal.drop(receipt.block)
+                intact = False
+            else:
+                self.receipts[receipt.block] = receipt
+        if not known:
+            self.earlier = len(self.receipts)
+        return intact and known.keys() <= self.receipts.keys()
+
+    def _finished(self, receipt: Receipt) -> None:
+        if self.receipts.setdefault(receipt.block, receipt) is receipt:
+            self.progress.advance(receipt.shape[0] * receipt.shape[1])
+
+
+def _parts(passes: list[Work], others: int) -> list[Work]:
+    """What to do first when others are at work: they go from the top of each pass, so this run begins further down.
+
+    >>> _parts([(0, 1, 2, 3)], others=0), _parts([(0, 1, 2, 3)], others=1)
+    ([(0, 1, 2, 3)], [(2, 3), (0, 1)])
+    """
+    parts: list[Work] = []
+    for work in passes:
+        length = -(-len(work) // (others + 1))
+        parts += [work[start : start + length] for start in reversed(range(0, len(work), length))]
+    return parts
+
+
+def _ended(blocks: _Blocks) -> bool:
+    """Finish and publish, alone; False when a block turns out to be lost, and must be done again."""
+    brief, outputs = blocks.brief, blocks.outputs
+    with only_one(outputs.lock, _waiting(brief, blocks.progress)):
+        if _done_by_another(brief, outputs, blocks.progress):
+            return True
+        if not (outputs.staging / outputs.report).exists():
+            if not blocks.take_up():
+                return False
+            _refuse_changed_input(brief.plan)
+            finish(brief, outputs, blocks.receipts, blocks.course, blocks.progress)
+        for line in summary(outputs.staged_report()):
+            blocks.progress.note(line)
+        while any(name.startswith("block-") for name in outputs.journal.claims.living()):
+            time.sleep(_LOOK_EVERY_S)  # somebody does one twice: its folder must not go away now
+        outputs.publish()
+    return True
+
+
+def _done_by_another(brief: Brief, outputs: Outputs, progress: RunProgress) -> bool:
+    done = not outputs.staging.exists() and outputs.is_complete(brief.plan)
+    if done:
+        progress.note(_finished(brief, outputs))
+    return done
+
+
+def _finished(brief: Brief, outputs: Outputs) -> str:
+    return f"{brief.name}: finished by another run, {outputs.folder / outputs.report}"
+
+
+def _refuse_changed_input(plan: Plan) -> None:
+    """InputError when the raster was written to while it was read: the map would be of two images."""
+    if identify(inspect(plan.input.path)).files != plan.input.files:
+        raise InputError(
+            f"{plan.input.path}: the raster changed during the run; run again with --restart when it is complete"
+        )
