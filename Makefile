@@ -14,13 +14,14 @@ INTEROP_PYTHONS = python3.11 python3.13
 NAME = landcover-world
 DATA = .
 
-.PHONY: help demo test check test-long test-interop interop-page bench model clean
+.PHONY: help demo test check test-long test-faults test-interop interop-page bench model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
 	@echo "make test         install into $(TEST_VENV) and run all checks but the long tests"
 	@echo "make check        the same without installing; BIN=/its/bin for another environment"
 	@echo "make test-long    the tests that take minutes"
+	@echo "make test-faults  kill, fill and damage everything at every point: the tables of docs/reliability.md"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
 	@echo "make bench        measure this machine beside other systems (half an hour) into bench/RESULTS.md"
 	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
@@ -40,10 +41,14 @@ check:
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not faults"
 
 test-long: $(TEST_VENV)/.installed-data
 	$(TEST_VENV)/bin/python -m pytest -m long
+
+test-faults: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m tests.faults
+	$(TEST_VENV)/bin/python -m pytest -m "not long" tests/faults
 
 # Readers differ between Pythons: rasterio for 3.11 cannot read zarr v3. Those that are not here are left out.
 # INTEROP_GDAL=/folders/with/other:/versions/of/gdalinfo are tried beside the one on the PATH.

@@ -1,6 +1,7 @@
 """What all commands share: `--debug`, errors as one line and an exit code, how facts are printed."""
 
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Command(click.Command):
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise  # click's own; of a closed pipe it makes a quiet end
         except KeyboardInterrupt:
-            click.echo("fcn-batch: interrupted; run the same command again to go on", err=True)
+            _tell("interrupted; run the same command again to go on")
             ctx.exit(_INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
             if ctx.meta["debug"]:
@@ -36,8 +37,13 @@ class Command(click.Command):
             message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
             if isinstance(error, FcnBatchError):
                 message, code = str(error), error.exit_code
-            click.echo(f"fcn-batch: {message}", err=True)
+            _tell(message)
             ctx.exit(code)
+
+
+def _tell(message: str) -> None:
+    with suppress(OSError):  # a terminal that is closed, or a log on a full disk: the exit code says it still
+        click.echo(f"fcn-batch: {message}", err=True)
 
 
 class Group(click.Group):

@@ -157,8 +157,41 @@ class Bar:
             self._bar = None
 
 
+class Sturdy:
+    """Tells another one, until that fails: a terminal that was closed, or a log on a full disk, must not end a run."""
+
+    def __init__(self, told: RunProgress) -> None:
+        self._told = told
+
+    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
+        """Tell it."""
+        self._tell("start", what, total, done, unit)
+
+    def advance(self, amount: int) -> None:
+        """Tell it."""
+        self._tell("advance", amount)
+
+    def say(self, text: str) -> None:
+        """Tell it."""
+        self._tell("say", text)
+
+    def note(self, text: str) -> None:
+        """Tell it."""
+        self._tell("note", text)
+
+    def stop(self) -> None:
+        """Tell it."""
+        self._tell("stop")
+
+    def _tell(self, what: str, *arguments: object) -> None:
+        try:
+            getattr(self._told, what)(*arguments)
+        except (OSError, ValueError):  # ValueError: the file is closed
+            self._told = Quiet()
+
+
 def progress_for(*, quiet: bool) -> RunProgress:
     """The one that suits where standard error goes."""
     if quiet:
         return Quiet()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Sturdy(Bar() if sys.stderr.isatty() else Lines())

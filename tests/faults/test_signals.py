@@ -1,0 +1,148 @@
+"""Runs that are asked to end do so in order, and go on where they ended (G8); a log that fails ends none."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models import save_tiny_model
+from tests.runs import class_map, output_bytes, run_program, scene, small_block_program
+
+BLOCKS = 94
+"""Of the raster, two lanes of 47: so many that a run is not over before it gets its signal."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raster, a model and, in `reference`, the outputs of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("base")
+    scene(folder / "a.tif", 6000, 250)
+    save_tiny_model(folder / "tiny.safetensors", fc_kernel=1)
+    result = run_program(command(folder, folder / "reference"))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def command(base: Path, out: Path, *options: str) -> list[str]:
+    start = small_block_program(base, halos=1)
+    words = [*start, "segment", base / "a.tif", "-m", base / "tiny.safetensors", "-o", out, "--threads", 1, *options]
+    return [str(word) for word in words]
+
+
+def begun(words: list[str], out: Path) -> "subprocess.Popen[str]":
+    """A run, in a process group of its own, that has finished some blocks."""
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 100
+    while len(list((out / "a.partial" / "receipts").glob("*.json"))) < 5:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return process
+
+
+def check_that_it_goes_on(base: Path, out: Path) -> None:
+    """With the same command, from where it ended, to the same bytes."""
+    receipts = out / "a.partial" / "receipts"
+    done = {path.name: path.stat().st_mtime_ns for path in receipts.glob("*.json")}
+    assert 5 <= len(done) < BLOCKS
+    assert not list((out / "a.partial" / "claims").glob("[!.]*")), "claims were given up"
+    result = run_program(command(base, out))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((out / "a.run.json").read_bytes())["timing"]["blocks_done_by_earlier_runs"] == len(done)
+    assert np.array_equal(class_map(out, "a"), class_map(base / "reference", "a"))
+    plans = [json.loads((folder / "a.run.json").read_bytes())["plan"] for folder in (out, base / "reference")]
+    if plans[0] == plans[1]:  # with workers the segments are others, and stand in the attributes
+        assert output_bytes(out, "a") == output_bytes(base / "reference", "a")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [
+        (signal.SIGTERM, 75, "0"),
+        pytest.param(signal.SIGUSR1, 75, "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGHUP, 75, "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGINT, 130, "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGTERM, 75, "2", marks=pytest.mark.faults),
+        (signal.SIGINT, 130, "2"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Signals, code: int, workers: str) -> None:
+    with begun(command(base, tmp_path, "--workers", workers), tmp_path) as process:
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as Ctrl-C does: the workers get it too
+        else:
+            process.send_signal(number)
+        told = process.communicate(timeout=100)[1].splitlines()
+    assert process.returncode == code, told
+    assert any(line.startswith(f"{number.name}: finishing the blocks under way") for line in told), told
+    last = (
+        "interrupted; run the same"
+        if code == 130
+        else f"stopped by {number.name}; finished blocks are kept: run the same"
+    )
+    assert told[-1] == f"fcn-batch: {last} command again to go on"
+    assert "Traceback" not in "\n".join(told)
+    check_that_it_goes_on(base, tmp_path)
+
+
+@pytest.mark.faults
+def test_ctrl_c_twice_stops_at_once(base: Path, tmp_path: Path) -> None:
+    with begun(command(base, tmp_path), tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
+    check_that_it_goes_on(base, tmp_path)
+
+
+def test_without_grace_what_is_under_way_is_dropped(base: Path, tmp_path: Path) -> None:
+    with begun(command(base, tmp_path, "--grace", "0"), tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=100)[1]
+    assert process.returncode == 75
+    assert "Traceback" not in told
+    check_that_it_goes_on(base, tmp_path)
+
+
+@pytest.mark.faults
+def test_a_full_log_ends_no_run(base: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(base, tmp_path), stderr=full, stdout=subprocess.DEVNULL, check=False, timeout=100)
+    assert done.returncode == 0
+    assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")
+
+
+def test_a_terminal_that_is_closed_ends_no_run(base: Path, tmp_path: Path) -> None:
+    """One that the run does not belong to: no SIGHUP comes, but whatever is told to it fails."""
+    inside, outside = os.openpty()
+    process = subprocess.Popen(
+        command(base, tmp_path), stdout=subprocess.DEVNULL, stderr=outside, start_new_session=True
+    )
+    os.close(outside)
+    os.close(inside)
+    assert process.wait(100) == 0
+    assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")
+
+
+@pytest.mark.faults
+def test_a_reader_that_has_gone_makes_a_quiet_end(base: Path, tmp_path: Path) -> None:
+    """The paths are told to a pipe that nobody reads: the map is complete all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        words = command(base, tmp_path, "-q")
+        done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")

@@ -1,0 +1,162 @@
+"""What a signal asks of a run, and what it leaves to it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from fcn_batch.pipeline.errors import StoppedError
+from fcn_batch.workflows.signals import Stop, stopping
+
+ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def send(number: signal.Signals) -> None:
+    """To this process; the handler has run when this returns."""
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_asks_to_end_within_its_grace(number: signal.Signals) -> None:
+    told: list[str] = []
+    with stopping(60, told.append) as stop:
+        assert not stop.requested
+        send(number)
+        assert stop.requested
+        assert not stop.at_once
+        stop.check()
+        send(number)  # again: nothing more
+        with pytest.raises(StoppedError, match=rf"^stopped by {number.name}; .* run the same command again"):
+            stop.leave()
+    assert told == [
+        f"{number.name}: finishing the blocks under way (they have 60 s); run the same command again to go on"
+    ]
+    assert StoppedError.exit_code == 75
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_after_its_grace_what_is_under_way_is_dropped(number: signal.Signals) -> None:
+    with stopping(0, print) as stop:
+        send(number)
+        assert stop.at_once
+        with pytest.raises(StoppedError, match=number.name):
+            stop.check()
+
+
+def test_ctrl_c_has_all_the_time_and_twice_is_at_once() -> None:
+    told: list[str] = []
+    with stopping(0, told.append) as stop:
+        send(signal.SIGINT)
+        assert stop.requested
+        assert not stop.at_once
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            stop.leave()
+    assert told == [
+        "SIGINT: finishing the blocks under way (Ctrl-C again stops at once); run the same command again to go on"
+    ]
+
+
+def test_ctrl_c_counts_also_while_another_signal_drains() -> None:
+    with stopping(60, print) as stop:
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.requested
+
+
+def test_the_first_request_counts() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM, 60)
+    stop.request(signal.SIGINT)
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        stop.leave()
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)]
+    with suppress(ZeroDivisionError), stopping(0, print):
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)] == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """As nohup does with SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(0, print) as stop:
+            send(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("reentrant call"), OSError(5, "Input/output error")])
+def test_a_note_that_cannot_be_told_is_no_obstacle(error: Exception) -> None:
+    def fails(_: str) -> None:
+        raise error
+
+    with stopping(60, fails) as stop:
+        send(signal.SIGTERM)
+        assert stop.requested
+
+
+def test_another_thread_has_no_signals() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with stopping(0, print) as stop:
+            seen.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+HANGING = """
+import sys, threading
+from fcn_batch.workflows import signals
+
+signals._PATIENCE_S = 0.2
+with signals.stopping(0.1, print) as stop:
+    print("ready", flush=True)
+    {wait}
+"""
+
+
+def hanging(wait: str) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING.format(wait=wait)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_process_that_does_not_end_in_time_is_ended() -> None:
+    """As one that waits for a disk: here, a lock that nobody releases."""
+    with hanging("lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+        assert process.stderr is not None
+        assert process.stderr.read() == (
+            "fcn-batch: did not end in time, stopped; finished blocks are kept: run the same command again to go on\n"
+        )
+
+
+def test_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Callable[[], None]] = []
+    monkeypatch.setattr("fcn_batch.workflows.signals._PATIENCE_S", 0.0)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with stopping(0.05, print):
+        send(signal.SIGTERM)
+    threading.Event().wait(0.2)
+    assert ended == []
