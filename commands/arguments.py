@@ -124,6 +124,12 @@ MODEL_OPTIONS = (
         help="Side of the zarr store's files, a multiple of the chunk of 2048. Fewer files, but GDAL before 3.13 "
         "cannot read them.",
     ),
+    click.option(
+        "--verify-input",
+        is_flag=True,
+        help="Know INPUT by its SHA-256 instead of its time, compare it with INPUT.sha256 or SHA256SUMS beside it, and "
+        "read it again at the end.",
+    ),
 )
 """What decides the plan, beside the input: the same for `segment` and `plan`."""
 

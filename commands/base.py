@@ -1,5 +1,6 @@
 """What all commands share: `--debug`, errors as one line and an exit code, how facts are printed."""
 
+import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import click
 
 from fcn_batch.pipeline.errors import FcnBatchError
+from fcn_batch.pipeline.text import printable
 
 PATH = click.Path(path_type=Path)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -43,13 +45,21 @@ class Command(click.Command):
 
 def _tell(message: str) -> None:
     with suppress(OSError):  # a terminal that is closed, or a log on a full disk: the exit code says it still
-        click.echo(f"fcn-batch: {message}", err=True)
+        click.echo(f"fcn-batch: {printable(' '.join(message.splitlines()))}", err=True)
 
 
 class Group(click.Group):
     """A group of such commands."""
 
     command_class = Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; what click itself says repeats the command line, and so names of files."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable(error.message)  # type: ignore[misc]  # final, but in name only
+            raise
 
 
 Group.group_class = Group
@@ -58,7 +68,12 @@ Group.group_class = Group
 def echo_pairs(pairs: list[tuple[str, str]]) -> None:
     """Print labels and values, one pair a line."""
     for label, value in pairs:
-        click.echo(f"{label:<12} {value}")
+        click.echo(f"{printable(label):<12} {printable(value)}")
+
+
+def echo_path(path: object) -> None:
+    """Print the path of what was written: as it is for programs, safely for people."""
+    click.echo(printable(str(path)) if sys.stdout.isatty() else path)
 
 
 def examples(*calls: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fcn_batch.commands.base import PATH, Command, examples
+from fcn_batch.commands.base import PATH, Command, echo_path, examples
 
 TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "flatgeobuf", "csv")
 
@@ -62,4 +62,4 @@ def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen
     from fcn_batch.workflows.export import export as run
     from fcn_batch.workflows.progress import progress_for
 
-    click.echo(run(Order(source, target, output, **chosen), progress_for(quiet=quiet)))
+    echo_path(run(Order(source, target, output, **chosen), progress_for(quiet=quiet)))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fcn_batch.commands.arguments import DEVICES, comparison_options
-from fcn_batch.commands.base import PATH, Command, echo_pairs, examples
+from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
 
 
 @click.command(
@@ -51,7 +51,7 @@ def train(recipe: Path, folder: Path | None, output: Path | None, quiet: bool, *
     target = output or Path(f"{read.model.name}.safetensors")
     written = run(Order(read, folder or recipe.parent, target, **chosen), progress_for(quiet=quiet))
     if written is not None:
-        click.echo(written)
+        echo_path(written)
 
 
 @click.command(

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from fcn_batch.commands.arguments import conversion_options
-from fcn_batch.commands.base import PATH, Group, echo_pairs, examples
+from fcn_batch.commands.base import PATH, Group, echo_pairs, echo_path, examples
 
 
 @click.group(cls=Group)
@@ -61,7 +61,7 @@ def model_convert(**chosen: Any) -> None:
     """
     from fcn_batch.workflows.convert import Conversion, convert_file
 
-    click.echo(convert_file(Conversion(**chosen)))
+    echo_path(convert_file(Conversion(**chosen)))
 
 
 @model.command(
@@ -74,4 +74,4 @@ def model_convolutionalise(**chosen: Any) -> None:
     """Turn an image classifier into a model file that classifies around every 32nd pixel; print its path."""
     from fcn_batch.workflows.convert import Conversion, convert_file
 
-    click.echo(convert_file(Conversion(**chosen)))
+    echo_path(convert_file(Conversion(**chosen)))

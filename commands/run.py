@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcn_batch.commands.arguments import model_options
-from fcn_batch.commands.base import PATH, Command, echo_pairs, examples
+from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -118,7 +118,7 @@ def segment(
         grace=grace,
     )
     for path in run(request, progress_for(quiet=quiet)):
-        click.echo(path)
+        echo_path(path)
 
 
 @click.command(

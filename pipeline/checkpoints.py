@@ -16,6 +16,7 @@ from numpy._core import multiarray
 
 from fcn_batch.pipeline.caffemodel import read_caffemodel
 from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.limits import MAX_MODEL, regular_size
 
 Kind = Literal["safetensors", "torch", "caffe", "hdf5"]
 
@@ -71,6 +72,10 @@ def read_tensors(path: Path) -> Checkpoint:
 
 def _head(path: Path) -> bytes:
     try:
+        if regular_size(path) > MAX_MODEL:
+            raise ModelError(
+                f"{path}: {regular_size(path)} bytes, more than the limit of {MAX_MODEL}; give the weights alone"
+            )
         with path.open("rb") as file:
             head = file.read(32)
     except FileNotFoundError:

@@ -3,10 +3,10 @@
 A claim keeps two runs from doing the same block at the same time. It is advice, never the truth: a block is done when
 it has its receipt, and done twice it gives the same bytes twice. Two signs tell whether a holder lives:
 
-* A lock on the file (flock), which the kernel releases when the process ends, however it ends. It decides for holders
-  on this machine; the locks of other machines may not be seen here.
+* A lock on the file (flock), which the kernel releases when the process ends, however it ends. So a holder on this
+  machine that died is known at once; the locks of other machines may not be seen here.
 * A heartbeat: the holder sets the file's time of change again and again. It is compared with the time that the file
-  system gives to a file written now, so the clocks of machines need not agree.
+  system gives to a file written now, so the clocks of machines need not agree. A process that is stopped has none.
 
 A holder that died leaves its claim, and so a trace: who takes it over knows how often it was the end of someone.
 """
@@ -55,7 +55,7 @@ class Holder:
         try:
             found = json.loads(os.pread(descriptor, 1000, 0))
             return cls(str(found["process"]), str(found["kernel"]), int(found["deaths"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls("unknown", "")
 
     def written(self) -> bytes:
@@ -64,20 +64,22 @@ class Holder:
 
 
 class Claims:
-    """The claims in a folder, which is made with the first one; for the threads of one process."""
+    """The claims in a folder, which is made with the first one, in one that is there; for the threads of a process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, forever: bool = False) -> None:
+        """`forever`: a lock that can be seen is believed also without a heartbeat."""
         self.folder = folder
+        self._forever = forever
         self._held: set[int] = set()
         self._heart: threading.Thread | None = None
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
 
     def take(self, name: str) -> "Claim | None":
         """The claim `name`, also that of a holder who died; None while another one has it."""
         path, deaths = self.folder / name, 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not what it lies in: a job that is over must not come back
         while (descriptor := _put(path, Holder.here(deaths))) is None:
-            found = _bury(path)
+            found = self._bury(path)
             if isinstance(found, Holder):
                 return None
             deaths = found
@@ -93,22 +95,52 @@ class Claims:
         found = {}
         for path in sorted(self.folder.glob("[!.]*")):
             with suppress(FileNotFoundError), _opened(path) as descriptor:
-                if _lives(path, descriptor):
+                if self._lives(path, descriptor):
                     found[path.name] = Holder.read(descriptor)
         return found
 
+    def _bury(self, path: Path) -> "Holder | int":
+        """Take a dead holder's claim away, and count its death; or, if it lives, say who it is."""
+        grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        with suppress(FileNotFoundError), _opened(path) as descriptor:
+            holder = Holder.read(descriptor)
+            if self._lives(path, descriptor):
+                return holder
+            path.rename(grave)
+            try:
+                if _is_file(descriptor, grave):
+                    return holder.deaths + 1
+                with suppress(OSError):  # it was another's, who was quicker: back with it
+                    os.link(grave, path)
+                return holder
+            finally:
+                grave.unlink(missing_ok=True)
+        return 0  # given up just now
+
+    def _lives(self, path: Path, descriptor: int) -> bool:
+        """Whether the holder of an open claim lives; when it does not, this process has the lock from here on."""
+        free = _lock(descriptor)
+        if free is False and self._forever:
+            return True
+        if free and Holder.read(descriptor).kernel == _kernel():
+            return not _is_file(descriptor, path)  # given up, and perhaps taken again, since it was opened
+        return _age_s(path, descriptor) < STALE_S
+
     def _beat(self) -> None:
-        while True:
-            time.sleep(BEAT_S)
-            with self._guard:
+        with self._guard:
+            while self._held:
                 for descriptor in self._held:
                     with suppress(OSError):  # a file system that is away for a while
                         os.utime(descriptor)
+                self._guard.wait(BEAT_S)
+            self._heart = None  # a command over many rasters has claims for each
 
     def _let_go(self, descriptor: int) -> None:
         with self._guard:
             self._held.discard(descriptor)
             os.close(descriptor)
+            if not self._held:
+                self._guard.notify()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +160,11 @@ class Claim:
 
     def release(self) -> None:
         """Give it up: the next holder is the first."""
-        if self.ours:
-            self.path.unlink(missing_ok=True)
-        self._claims._let_go(self._descriptor)  # noqa: SLF001 - one noun in two parts
+        try:
+            if self.ours:
+                self.path.unlink(missing_ok=True)
+        finally:  # also with a disk that fails: this process must not come to wait for itself
+            self._claims._let_go(self._descriptor)  # noqa: SLF001 - one noun in two parts
 
     def pass_on(self) -> None:
         """Give it up as it was found: the next holder knows of as many deaths."""
@@ -138,9 +172,11 @@ class Claim:
             self.release()
             return
         last = Holder.here(self.deaths - 1).written()  # whoever finds it adds one
-        os.pwrite(self._descriptor, last, 0)
-        os.ftruncate(self._descriptor, len(last))
-        self._claims._let_go(self._descriptor)  # noqa: SLF001
+        try:
+            os.pwrite(self._descriptor, last, 0)
+            os.ftruncate(self._descriptor, len(last))
+        finally:
+            self._claims._let_go(self._descriptor)  # noqa: SLF001
 
 
 @contextmanager
@@ -149,7 +185,7 @@ def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterat
 
     While another one has it: with `wait`, that is told of the holder once and this process waits; else OutputError.
     """
-    claims = Claims(lock.parent)
+    claims = Claims(lock.parent, forever=True)
     told = False
     while (claim := claims.take(lock.name)) is None:
         with suppress(FileNotFoundError), _opened(lock) as descriptor:
@@ -160,6 +196,7 @@ def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterat
                 wait(holder)
             told = True
         time.sleep(_LOOK_EVERY_S)
+    _sweep(lock)
     try:
         yield
     finally:
@@ -178,6 +215,9 @@ def _put(path: Path, holder: Holder) -> int | None:
         except FileExistsError:
             os.close(descriptor)
             return None
+        except FileNotFoundError:  # swept away, by a run that saw it before it was locked
+            os.close(descriptor)
+            return _put(path, holder)
         except OSError:  # no hard links here: two may both believe that they have it, and do a block twice
             if path.exists():
                 os.close(descriptor)
@@ -192,33 +232,13 @@ def _put(path: Path, holder: Holder) -> int | None:
     return descriptor
 
 
-def _bury(path: Path) -> "Holder | int":
-    """Take a dead holder's claim away, and count its death; or, if it lives, say who it is."""
-    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with suppress(FileNotFoundError), _opened(path) as descriptor:
-        holder = Holder.read(descriptor)
-        if _lives(path, descriptor):
-            return holder
-        path.rename(grave)
-        try:
-            if _is_file(descriptor, grave):
-                return holder.deaths + 1
-            with suppress(OSError):  # it was another's, who was quicker: back with it
-                os.link(grave, path)
-            return holder
-        finally:
-            grave.unlink(missing_ok=True)
-    return 0  # given up just now
-
-
-def _lives(path: Path, descriptor: int) -> bool:
-    """Whether the holder of an open claim lives. When it does not, this process holds the file's lock from here on."""
-    free = _lock(descriptor)
-    if free is False:
-        return True
-    if free and Holder.read(descriptor).kernel == _kernel():
-        return not _is_file(descriptor, path)  # given up, and perhaps taken again, since it was opened
-    return _age_s(path, descriptor) < STALE_S
+def _sweep(lock: Path) -> None:
+    """Delete what processes left that were killed while they took or gave up `lock`: its folder stays for good."""
+    for path in lock.parent.iterdir():
+        if path.name.startswith(f".{lock.name}.") and path.suffix == ".tmp":
+            with suppress(OSError), _opened(path) as descriptor:
+                if _lock(descriptor):
+                    path.unlink()
 
 
 def _lock(descriptor: int) -> bool | None:

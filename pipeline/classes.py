@@ -1,6 +1,7 @@
 """The classes of a model and of its maps: ids, names, colours, and the id that means 'no data'."""
 
 import re
+from collections import Counter
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -43,9 +44,8 @@ class Legend(BaseModel):
     @model_validator(mode="after")
     def _distinct(self) -> "Legend":
         for what in ("id", "name"):
-            seen = [getattr(c, what) for c in self.classes]
-            if len(set(seen)) < len(seen):
-                double = next(v for v in seen if seen.count(v) > 1)
+            (double, times), *_ = Counter(getattr(c, what) for c in self.classes).most_common(1)
+            if times > 1:
                 raise ValueError(f"two classes have the {what} {double!r}")
         return self
 

@@ -4,7 +4,6 @@ The COG driver can only copy a finished raster, so a plain tiled GeoTIFF is writ
 the most frequent class (MODE): any average of class ids would be a class that is not there.
 """
 
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from rasterio.enums import WktVersion
 from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.classes import NODATA, Legend
+from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import OutputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, gdal_cache
 from fcn_batch.pipeline.geometry import Size, Window
@@ -72,6 +72,9 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
     """
     scratch, partial = path.with_name(path.name + ".tiled"), path.with_name(path.name + ".partial")
     side = Path(f"{partial}.aux.xml")
+    # The COG driver keeps its overviews in a file beside the output, which a failure may leave there.
+    aside = (scratch, partial, side, Path(f"{scratch}.aux.xml"), Path(f"{partial}.ovr.tmp"))
+    _delete(aside)  # of a run that was killed: GDAL refuses to write over a part of a GeoTIFF
     try:
         with gdal_cache(CACHE_MB):
             checksums = _write_tiles(scratch, head, windows)
@@ -88,16 +91,18 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
                 "give the raster a reference system that GeoTIFF knows (gdal_edit.py -a_srs)"
             )
         with _writing(path):
-            with partial.open("rb") as file:  # complete on the disk before it gets its name
-                os.fsync(file.fileno())
+            sync([partial, side])  # complete on the disk before they get their names
             for stale in (".ovr", ".msk"):  # of the file that had this name: GDAL would take them for this one's
                 Path(f"{path}{stale}").unlink(missing_ok=True)
             side.replace(f"{path}.aux.xml")
             partial.replace(path)
     finally:
-        # The COG driver keeps its overviews in a file beside the output, which a failure may leave there.
-        for leftover in (scratch, partial, side, Path(f"{scratch}.aux.xml"), Path(f"{partial}.ovr.tmp")):
-            leftover.unlink(missing_ok=True)
+        _delete(aside)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _write_names(partial: Path, head: MapHead) -> None:

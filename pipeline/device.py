@@ -55,6 +55,11 @@ def torch_version() -> str:
     return str(torch.__version__)
 
 
+def cudnn_version(device: str) -> int | None:
+    """The version of cuDNN, such as 91002; None for other devices than NVIDIA's GPUs."""
+    return torch.backends.cudnn.version() if device.startswith("cuda") else None
+
+
 def available_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

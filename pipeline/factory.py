@@ -42,6 +42,7 @@ from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.imports import Source, locate
+from fcn_batch.pipeline.limits import MAX_MODEL, MAX_TEXT, read_bounded
 from fcn_batch.pipeline.model_card import (
     NAME,
     TARGET,
@@ -69,7 +70,7 @@ class Description(BaseModel):
     summary: str
     factory: str = Field(pattern=TARGET)
     weights: str = Field(min_length=1)
-    """File of the state dict, relative to the TOML's folder."""
+    """File of the state dict, relative to the TOML's folder and in it: a TOML from elsewhere must not read others."""
     arguments: dict[str, JsonValue] = {}
     none: tuple[str, ...] = ()
     """Arguments that are None."""
@@ -149,7 +150,7 @@ def read_factory(path: Path) -> FactoryModel:
     factory = Factory(
         target=description.factory, arguments={**description.arguments, **dict.fromkeys(description.none)}
     )
-    weights = _bytes(path.parent / description.weights, f"weights that {path.name} names")
+    weights = _bytes(_weights_file(path, description), f"weights that {path.name} names", MAX_MODEL)
     try:
         source = locate(factory.module, path.parent.absolute())
     except ModelError as error:
@@ -166,7 +167,7 @@ def build(model: FactoryModel) -> ScoresOf:
     ModelError when the factory fails, the weights do not fit, or bands or classes are not those of the TOML.
     """
     made = _made(model)
-    place = model.path.parent / model.description.weights
+    place = _weights_file(model.path, model.description)
     try:
         tensors = safetensors.torch.load(model.weights)
     except (ValueError, safetensors.SafetensorError) as error:
@@ -263,10 +264,10 @@ def _named(model: FactoryModel, error: ModelError) -> ModelError:
 def _stored_grid(model: FactoryModel) -> Grid | None:
     """What an earlier probe found for the very same model; None when there is nothing to believe."""
     try:
-        found = json.loads(model.grid_path.read_bytes())
+        found = json.loads(read_bounded(model.grid_path, MAX_TEXT))
         if (found.pop("sha256"), found.pop("probe")) == (model.sha256, _PROBE):
             return Grid(**found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     return None
 
@@ -274,15 +275,25 @@ def _stored_grid(model: FactoryModel) -> Grid | None:
 def _description(path: Path, toml: bytes) -> Description:
     try:
         return Description.model_validate(tomllib.loads(toml.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not a TOML file: {error}") from error
     except ValidationError as error:
         raise ModelError(f"{path}: bad model description: {first_problem(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a TOML file, or one that is nested too deeply: {error}") from error
 
 
-def _bytes(path: Path, what: str) -> bytes:
+def _weights_file(path: Path, description: Description) -> Path:
+    """Where the weights are; ModelError when that is not in the folder of the TOML, or in one in that."""
+    file = path.parent / description.weights
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise ModelError(
+            f"{path}: weights {description.weights!r:.300} lie in another folder; put them beside the TOML"
+        )
+    return file
+
+
+def _bytes(path: Path, what: str, limit: int = MAX_TEXT) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, limit)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file ({what}); mend the name or put it there") from None
     except OSError as error:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.opening import UNSAFE, open_array
 from fcn_batch.pipeline.store import ARRAY, CONFIDENCE
 
 
@@ -20,8 +20,8 @@ class FinishedMap:
         """Open the store at `path`; InputError when it is none, or none that this project wrote."""
         self.path = path
         try:
-            self._array = zarr.open_array(str(path / ARRAY), mode="r")
-            place = zarr.open_array(str(path / "spatial_ref"), mode="r").attrs.asdict()
+            self._array = open_array(path / ARRAY)
+            place = open_array(path / "spatial_ref").attrs.asdict()
             found = self._array.attrs.asdict()
             parts = [found[name] for name in ("flag_values", "class_names")] + [str(found["flag_colors"]).split()]
             entries = [dict(zip(("id", "name", "colour"), one, strict=True)) for one in zip(*parts, strict=True)]
@@ -33,7 +33,7 @@ class FinishedMap:
             self.georeference = GeoReference(None if wkt is None else str(wkt), (a, b, x, d, e, y))
             self.size = Size(*self._array.shape)
             self.block = (int(self._array.chunks[0]), int(self._array.chunks[1]))  # in a shard, those that it holds
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNSAFE as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{path}: not a class map that fcn-batch wrote ({why}); give NAME.classes.zarr") from error
 
@@ -52,8 +52,8 @@ class FinishedConfidence:
         """Open the store at `path`; InputError when it is none."""
         self.path = path
         try:
-            self._arrays = [zarr.open_array(str(path / name), mode="r") for name in CONFIDENCE]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._arrays = [open_array(path / name) for name in CONFIDENCE]
+        except UNSAFE as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{path}: not a store of confidences ({why}); give NAME.confidence.zarr") from error
 

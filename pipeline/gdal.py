@@ -1,5 +1,6 @@
 """Settings of GDAL that hold for the whole process: size of the block cache, what may be opened, what is silenced."""
 
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,12 @@ from typing import Any
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-_filters = threading.Lock()  # Python keeps its warning filters once for all threads
+_NETWORK = ("HTTP", "WMS", "WCS", "WMTS", "DAAS", "EEDA", "EEDAI", "PLMOSAIC", "NGW", "STACIT", "STACTA")
+"""GDAL's drivers that fetch what a text names; a VRT or a tag of a TIFF could call them."""
+# read once, when the first environment registers the drivers: rasterio was imported by now, but has none yet
+os.environ["GDAL_SKIP"] = " ".join([os.environ.get("GDAL_SKIP", ""), *_NETWORK]).strip()
+
+_filters = threading.RLock()  # Python keeps its warning filters once for all threads; a raster is opened inside another
 _cache = threading.Lock()
 _cache_before: list[int] = []  # one entry for each context that is open; the first is the size to restore
 
@@ -51,9 +57,11 @@ def gdal_version() -> str:
 
 
 def local_only() -> Any:
-    """GDAL settings under which a VRT cannot reach http or cloud storage, and what cannot be decoded is an error."""
+    """GDAL settings under which no file can make it reach http or cloud storage or run code, and damage is an error."""
     return rasterio.Env(
         CPL_VSIL_CURL_ALLOWED_FILENAME="none",  # only this URL is allowed
+        GDAL_HTTP_PROXY="none://",  # no such scheme: should a driver of _NETWORK be there, it cannot connect
+        GDAL_VRT_ENABLE_PYTHON="NO",
         GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # this fast way gives noise for a file that was cut off
         GTIFF_IGNORE_READ_ERRORS="NO",  # a user may have set it in the environment
     )

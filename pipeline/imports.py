@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
 
 _ran: dict[str, bytes] = {}
 """Source of each module imported here, by name: a worker that lives long must notice when it changes."""
@@ -74,7 +75,7 @@ def locate(module: str, folder: Path | None = None) -> Source:
         path = Path(specs[module].origin or "") if specs else Path()
         if path.is_file():
             places = {name: _place(spec) for name, spec in specs.items()}
-            return Source(module, path, path.read_bytes(), searched, places)
+            return Source(module, path, read_bounded(path, MAX_TEXT), searched, places)
     raise ModelError(
         f"{module}: no such Python module, neither where Python looks nor in {', '.join(wanted)}; "
         "install it, or go where it lies"

@@ -83,14 +83,15 @@ class Journal:
 
         MismatchError, naming the differences, when the interrupted run was of another plan.
         """
-        self._empty_trash()
+        self.empty_trash()
         resumed = self._plan_file.exists()
         if resumed:
             differences = self.plan().differences(plan)
             if differences:
+                mix = "--allow-mixed to go on with it here, " if self.plan().differs_by_machine(plan) else ""
                 raise MismatchError(
                     f"{self.folder}: an interrupted run lies here that was made with other settings "
-                    f"({'; '.join(differences)}); give --restart to discard it, or the old settings to finish it"
+                    f"({'; '.join(differences)}); give {mix}--restart to discard it, or the old settings to finish it"
                 )
         elif strays := self._strays():
             raise MismatchError(
@@ -161,18 +162,19 @@ class Journal:
 
         It is renamed first: were the deletion interrupted, receipts of blocks that are gone might be left.
         """
-        self._empty_trash()
-        self.folder.rename(self._trash)
-        shutil.rmtree(self._trash)
+        self.empty_trash()
+        self.folder.rename(self.trash)
+        shutil.rmtree(self.trash)
 
     @property
-    def _trash(self) -> Path:
+    def trash(self) -> Path:
+        """What the folder is called while it is deleted."""
         return self.folder.with_name(f".{self.folder.name}.discarded")
 
-    def _empty_trash(self) -> None:
+    def empty_trash(self) -> None:
         """Delete what an interrupted `discard` left."""
-        if self._trash.exists():
-            shutil.rmtree(self._trash)
+        if self.trash.exists():
+            shutil.rmtree(self.trash)
 
     def _strays(self) -> list[str]:
         """Names in the folder that no interrupted `begin` leaves there."""

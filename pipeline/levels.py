@@ -12,20 +12,21 @@ import zarr
 from fcn_batch.pipeline.conventions import joined
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.opening import UNSAFE, open_array, open_group
 from fcn_batch.pipeline.store import ARRAY, ClassStore, Layout, consolidate
 
 
 def group_attributes(path: Path) -> dict[str, Any]:
     """The attributes of the group at `path`; InputError when there is none."""
     try:
-        return zarr.open_group(str(path), mode="r").attrs.asdict()
-    except (OSError, ValueError, KeyError) as error:
+        return open_group(path).attrs.asdict()
+    except UNSAFE as error:
         raise InputError(f"{path}: not a zarr group ({error}); give NAME.classes.zarr") from error
 
 
 def writing_unit(path: Path) -> tuple[int, int | None]:
     """Side of what is written at once in the finished map at `path`, and of the chunks in it if that is a shard."""
-    array = zarr.open_array(str(path / ARRAY), mode="r")
+    array = open_array(path / ARRAY)
     inner = int(array.chunks[0])
     return (int(array.shards[0]), inner) if array.shards else (inner, None)
 

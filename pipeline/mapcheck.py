@@ -7,7 +7,7 @@ import rasterio
 
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.classmap import BLOCK, MapHead, place_differs
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.mapfile import read_legend
 from fcn_batch.pipeline.qml import legal_text
 
@@ -17,7 +17,7 @@ def cog_faults(path: Path, head: MapHead) -> Iterator[str]:
 
     OSError when it cannot be opened, InputError when its names make no legend.
     """
-    with accept_pixel_space(), rasterio.open(path, driver="GTiff") as dataset:
+    with local_only(), accept_pixel_space(), rasterio.open(path, driver="GTiff") as dataset:
         palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
         found = {
             "size": f"{dataset.height} x {dataset.width}",

@@ -19,6 +19,7 @@ from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.limits import read_bounded
 from fcn_batch.pipeline.raster import DRIVERS, ID_DTYPES, RasterioSource, inspect
 
 GREY = "#808080"
@@ -87,12 +88,10 @@ def read_legend(path: Path) -> Legend | None:
 
 def _from_side_file(side: Path) -> list[dict[str, Any]]:
     """Rows of the first attribute table that has ids and names; empty without one."""
-    if not side.is_file() or side.stat().st_size > _LARGEST_SIDE_FILE:
-        return []
     try:
-        root = ET.fromstring(side.read_bytes())  # noqa: S314 - size is bounded above, entities by expat itself
-    except (ET.ParseError, OSError):
-        return []  # GDAL ignores it too
+        root = ET.fromstring(read_bounded(side, _LARGEST_SIDE_FILE))  # noqa: S314 - expat itself bounds entities
+    except (ET.ParseError, OSError, ValueError, LookupError):
+        return []  # none, or none that GDAL would read
     for table in root.iter("GDALRasterAttributeTable"):
         columns = [_USAGES.get(field.findtext("Usage", ""), "") for field in table.iter("FieldDefn")]
         if {"id", "name"} <= set(columns):

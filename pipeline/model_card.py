@@ -1,10 +1,12 @@
 """What a model file says about itself: validated when written and when read."""
 
+import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from fcn_batch.pipeline.classes import Legend
+from fcn_batch.pipeline.limits import MAX_BANDS
 
 
 class _Frozen(BaseModel):
@@ -57,6 +59,8 @@ class TorchvisionFcn(_Frozen):
 NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 """What a model may be called."""
 
+_LONGEST = 300
+
 TARGET = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """How a factory is named: ``package.module:factory``."""
 
@@ -84,7 +88,7 @@ class Factory(_Frozen):
 class Band(_Frozen):
     """One input band, as the network was trained: (value / full_scale - mean) / std."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=100)
     mean: float
     std: float = Field(gt=0)
 
@@ -92,7 +96,7 @@ class Band(_Frozen):
 class InputSpec(_Frozen):
     """What the network wants to see."""
 
-    bands: tuple[Band, ...] = Field(min_length=1)
+    bands: tuple[Band, ...] = Field(min_length=1, max_length=MAX_BANDS)
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
     """Data type of the rasters it was trained on."""
     full_scale: float = Field(default=255.0, gt=0)
@@ -148,6 +152,14 @@ class ModelCard(_Frozen):
     bf16_disagreement: float | None = Field(default=None, ge=0, le=1)
     """Share of pixels whose class in bfloat16 differs from float32's, measured."""
 
+    @field_validator("legend", "input")
+    @classmethod
+    def _plain_names(cls, value: Legend | InputSpec) -> Legend | InputSpec:
+        named = value.classes if isinstance(value, Legend) else value.bands
+        if wrong := next((one.name for one in named if any(unicodedata.category(c) == "Cc" for c in one.name)), None):
+            raise ValueError(f"the name {wrong!r} holds control characters; give one without")
+        return value
+
 
 def first_problem(error: ValidationError) -> str:
     """The first thing wrong in a card or in the file it is made from: the place, what is wrong, the value."""
@@ -155,5 +167,10 @@ def first_problem(error: ValidationError) -> str:
     place = [str(part) for part in first["loc"]]
     if place[:1] == ["architecture"]:
         del place[1:2]  # pydantic's name of the family, which is no field of the file
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return f"{'.'.join(place)}: {first['msg']}{got}"
+    got = "" if first["type"] == "missing" else f" (got {_short(repr(first['input']))})"
+    return f"{_short('.'.join(place))}: {_short(first['msg'])}{got}"
+
+
+def _short(text: str) -> str:
+    """What a hostile file holds may be megabytes long."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
-from fcn_batch.pipeline.raster import DRIVERS, NO_MEASUREMENT, Pixels, local_path
+from fcn_batch.pipeline.guard import check_raster
+from fcn_batch.pipeline.raster import BROKEN, DRIVERS, NO_MEASUREMENT, Pixels, local_path
 
 _TAKEN = (("IMAGERY", "ACQUISITIONDATETIME"), (None, "EXIF_DateTimeOriginal"), (None, "TIFFTAG_DATETIME"))
 """Where GDAL keeps the time of an image: name space and key; the surest first."""
@@ -26,14 +26,16 @@ def reduced(path: Path, bands: tuple[int, ...], step: int) -> Pixels:
     columns. InputError when the raster cannot be opened or decoded, or lacks the bands.
     """
     try:
-        with local_only(), accept_pixel_space(), _open(path) as whole, _open(path, _overview(whole, step)) as dataset:
+        with local_only(), accept_pixel_space(), _open(path) as whole:
+            check_raster(path.absolute(), whole)  # overviews may lie elsewhere
+            level, shape = _overview(whole, step), (-(-whole.height // step), -(-whole.width // step))
+        with local_only(), accept_pixel_space(), _open(path, level) as dataset:
             if max(bands) > dataset.count:
                 raise InputError(f"{path}: has {dataset.count} bands, and {max(bands)} is wanted")
-            shape = (-(-whole.height // step), -(-whole.width // step))
             options: dict[str, Any] = {"out_shape": (len(bands), *shape), "resampling": Resampling.average}
             values: NDArray[Any] = dataset.read(list(bands), **options)
             valid = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest) > 0
-    except RasterioError as error:
+    except BROKEN as error:
         raise InputError(f"{path} cannot be read: {error.__cause__ or error}") from error
     if values.dtype.kind == "f":
         valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
@@ -75,7 +77,7 @@ def taken_at(path: Path) -> datetime | None:
             told = [
                 dataset.tags(ns=space).get(key, "") if space else dataset.tags().get(key, "") for space, key in _TAKEN
             ]
-    except (RasterioError, InputError):
+    except (*BROKEN, InputError):
         return None
     return next((found for text in told if (found := _moment(text)) is not None), None)
 

@@ -34,7 +34,10 @@ class FileIdentity(_Frozen):
 
     name: str
     bytes: int
-    modified_ns: int
+    modified_ns: int | None
+    """None where the hash says it better: then a copy, or a touched file, is the same."""
+    sha256: str | None = None
+    """None where nobody asked for it: it takes reading the whole file."""
 
 
 class InputIdentity(_Frozen):
@@ -53,6 +56,11 @@ class InputIdentity(_Frozen):
     """Where pixels lie when no transform says it."""
     microns: float | None = None
     """Micrometres per pixel, of a slide that says so."""
+
+    @property
+    def hashed(self) -> bool:
+        """True when its files are known by their content."""
+        return all(file.sha256 is not None for file in self.files)
 
     @property
     def size(self) -> Size:
@@ -112,7 +120,11 @@ class Cut(_Frozen):
 
 
 class Kernel(_Frozen):
-    """What computes: another kind of device or version may round otherwise."""
+    """What computes: another kind of device or version may round otherwise.
+
+    What our code alone decides, as the memory format (channels last), is in its version. The versions of zarr and PROJ
+    decide no class.
+    """
 
     device: Literal["cpu", "cuda", "mps"]
     precision: Precision = "fp32"
@@ -124,6 +136,21 @@ class Kernel(_Frozen):
     """CPU threads of the network in each process: sums are split among them, so another number rounds otherwise."""
     instructions: str
     """Instruction set of the CPU, or name of the GPU."""
+    cudnn: int | None = None
+    """Version of what convolves on NVIDIA's GPUs; None elsewhere."""
+    torchvision: str = ""
+    """Some networks are made of its layers. Empty, as what follows, in plans of before these were noted."""
+    rasterio: str = ""
+    """Its wheels bring their own libjpeg and openjpeg: the version of GDAL does not say which."""
+    numpy: str = ""
+    """Makes the weights of overlapping tiles and sums their scores."""
+    switches: tuple[str, ...] = ()
+    """Environment variables that change how the libraries compute: ``ONEDNN_MAX_CPU_ISA=AVX2``."""
+
+    def differences(self, other: "Kernel") -> list[str]:
+        """How `other` differs, as `Plan.differences` tells it; threads do not count: they can be set."""
+        mine, theirs = (kernel.model_dump(mode="json", exclude={"threads"}) for kernel in (self, other))
+        return [f"kernel.{key}: {mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
 class Plan(_Frozen):
@@ -170,6 +197,10 @@ class Plan(_Frozen):
         changes = {"kernel": self.kernel.model_copy(update=kernel), "cut": self.cut.model_copy(update=cut)}
         settled = self.model_copy(update=changes)
         return settled if settled.fingerprint == stored.fingerprint else self
+
+    def differs_by_machine(self, other: "Plan") -> bool:
+        """True when nothing sets them apart but what computes, with the same precision."""
+        return bool(self.kernel.differences(other.kernel)) and other.settled_by(self, frozenset({"kernel"})) != other
 
     def differences(self, other: "Plan") -> list[str]:
         """What sets `other` apart from this plan, one line each: ``cut.tile: 512, now 1024``."""

@@ -10,7 +10,6 @@ Only the modules of the raster side import rasterio. Three facts shape this one:
   each strip is decoded again for each window, seven times slower. See `cache_needed`.
 """
 
-import math
 import re
 import threading
 import weakref
@@ -20,9 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import Interleaving, MaskFlags, WktVersion
-from rasterio.errors import RasterioIOError
+from rasterio.enums import MaskFlags, WktVersion
+from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
@@ -30,6 +30,7 @@ from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.guard import check_raster
 
 DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
 """GDAL drivers that may open an input."""
@@ -37,9 +38,8 @@ DTYPES = ("uint8", "uint16", "int16", "float32")
 """Pixel types that the networks' preprocessing is defined for."""
 ID_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 """Pixel types that label ids may have."""
-MAX_BLOCK_BYTES = 2**30
-"""Largest storage block to decode: a TIFF of 292 bytes can claim a block of any size."""
-
+BROKEN = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
+"""What rasterio raises for damaged files."""
 NO_MEASUREMENT = 1e30
 """From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
 
@@ -153,7 +153,7 @@ class RasterioSource:
                 valid = np.ones(values.shape[1:], np.bool_)
                 if info.has_mask:
                     valid = dataset.dataset_mask(window=area) > 0
-        except RasterioIOError as error:
+        except BROKEN as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
             self._forget_dataset()
@@ -186,34 +186,41 @@ class RasterioSource:
 def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:
     """Open a raster, check that it can be used, and say what it holds.
 
-    InputError when it is not a local file of an allowed format, is cut off, has no bands or pixels of a type
-    not in `dtypes`, or is stored in blocks larger than MAX_BLOCK_BYTES.
+    InputError when it is not a local file of an allowed format, is damaged or cut off, has no bands or pixels of a type
+    not in `dtypes`, or is not safe to read (see guard.py).
     """
     local = local_path(path)
-    with local_only(), _open(local) as dataset:
-        _check_bands(dataset, local, dtypes)
-        _check_blocks(dataset, local)
-        transform = tuple(dataset.transform)[:6]
-        ground = _ground_control(dataset) if transform == IDENTITY else None
-        wkt = _wkt(dataset.crs) if ground is None else None
-        try:
-            georeference = GeoReference(wkt, transform)
-        except ValueError as error:
-            raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
-        return RasterInfo(
-            path=str(local),
-            files=tuple(dataset.files),
-            size=Size(dataset.height, dataset.width),
-            bands=dataset.count,
-            dtype=dataset.dtypes[0],
-            georeference=georeference,
-            descriptions=tuple(dataset.descriptions),
-            colour_roles=tuple(role.name for role in dataset.colorinterp),
-            storage_block=tuple(dataset.block_shapes[0]),
-            has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
-            ground=ground,
-            microns=_microns(dataset),
-        )
+    try:
+        with local_only(), _open(local) as dataset:
+            _check_bands(dataset, local, dtypes)
+            check_raster(local, dataset)
+            return _info(local, dataset)
+    except BROKEN as error:
+        raise InputError(f"{local} cannot be read: {error.__cause__ or error}; get an undamaged copy") from error
+
+
+def _info(local: Path, dataset: DatasetReader) -> RasterInfo:
+    transform = tuple(dataset.transform)[:6]
+    ground = _ground_control(dataset) if transform == IDENTITY else None
+    wkt = _wkt(dataset.crs) if ground is None else None
+    try:
+        georeference = GeoReference(wkt, transform)
+    except ValueError as error:
+        raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
+    return RasterInfo(
+        path=str(local),
+        files=tuple(dataset.files),
+        size=Size(dataset.height, dataset.width),
+        bands=dataset.count,
+        dtype=dataset.dtypes[0],
+        georeference=georeference,
+        descriptions=tuple(dataset.descriptions),
+        colour_roles=tuple(role.name for role in dataset.colorinterp),
+        storage_block=tuple(dataset.block_shapes[0]),
+        has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
+        ground=ground,
+        microns=_microns(dataset),
+    )
 
 
 def _wkt(crs: CRS | None) -> str | None:
@@ -274,20 +281,3 @@ def _check_bands(dataset: DatasetReader, path: Path, dtypes: tuple[str, ...] = D
     if types not in dtypes:
         message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
         raise InputError(f"{message}; convert it with gdal_translate -ot")
-
-
-def _check_blocks(dataset: DatasetReader, path: Path) -> None:
-    """InputError for storage blocks too large to decode, and for a TIFF cut off before its last blocks."""
-    rows, cols = max(dataset.block_shapes, key=math.prod)
-    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
-    size = rows * cols * together * np.dtype(dataset.dtypes[0]).itemsize
-    if size > MAX_BLOCK_BYTES:
-        message = f"{path} is stored in blocks of {rows}x{cols} pixels, {size} bytes each"
-        remedy = "rewrite it with gdal_translate -co TILED=YES"
-        raise InputError(f"{message}, more than the limit of {MAX_BLOCK_BYTES}; {remedy}")
-    length, last = path.stat().st_size, ((dataset.width - 1) // cols, (dataset.height - 1) // rows)
-    for block in ("0_0", f"{last[0]}_0", f"0_{last[1]}", f"{last[0]}_{last[1]}"):
-        tags = (f"BLOCK_{what}_{block}" for what in ("OFFSET", "SIZE"))
-        end = sum(int(dataset.get_tag_item(tag, "TIFF", bidx=dataset.count) or 0) for tag in tags)
-        if end > length:
-            raise InputError(f"{path} is cut off at byte {length} of {end} or more; get a complete copy")

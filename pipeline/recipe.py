@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.errors import TrainingError
+from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
 from fcn_batch.pipeline.model_card import Architecture, TorchvisionFcn, TrainingData
 from fcn_batch.pipeline.splits import Split
 
@@ -210,11 +211,11 @@ def legend_of(classes: tuple[LearntClass, ...]) -> Legend:
 def read_recipe(path: Path) -> Recipe:
     """The recipe at `path`; TrainingError names every problem at once."""
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return Recipe.model_validate(tomllib.loads(read_bounded(path, MAX_TEXT).decode()))
     except OSError as error:
         raise TrainingError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: not a TOML file: {error}") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
         raise TrainingError(f"{path}: {problems}") from error
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path}: not a TOML file, or one that is nested too deeply: {error}") from error

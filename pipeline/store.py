@@ -2,7 +2,7 @@
 
 Layout and attributes were chosen from measurements over those readers (flat Zarr v3, CF grid mapping with
 coordinates, `proj` convention; class ids with nodata as a plain attribute so that xarray keeps uint8, confidences
-with CF scaling so that it gives floats). With `finished.py` and `levels.py` the only modules that import zarr.
+with CF scaling so that it gives floats). With `opening.py` and `levels.py` the only modules that import zarr.
 """
 
 import warnings
@@ -23,6 +23,7 @@ from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.opening import UNSAFE, open_array
 
 ARRAY = "classes"
 CONFIDENCE = ("confidence", "margin")
@@ -72,8 +73,8 @@ class _Store:
         """Open the store at `path`; OutputError when there is none that can be read."""
         self.path = path
         try:
-            self._arrays = [zarr.open_array(str(path / name), mode="r+") for name in self.names]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._arrays = [open_array(path / name, "r+") for name in self.names]
+        except UNSAFE as error:
             raise OutputError(f"{path}: not a readable {self.what} ({_why(error)}); give --restart") from error
         first = self._arrays[0]
         self.size = Size(*first.shape)
@@ -107,8 +108,11 @@ class _Store:
     def consolidate(self) -> None:
         """Gather all metadata in the root and bring them to the disk, the last thing done to a store.
 
-        Temporary files that writers left when they were killed are deleted: chunks have numbers for names.
+        Temporary files that writers left when they were killed are deleted: chunks have numbers for names, metadata
+        are `zarr.json`.
         """
+        for path in self.path.glob("zarr.*.partial"):
+            path.unlink(missing_ok=True)
         for name in self.names:
             for path in (self.path / name / "c").glob("*/*"):
                 if not path.name.isdecimal():

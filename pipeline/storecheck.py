@@ -1,15 +1,14 @@
 """Looking at finished stores: does a store have the form, place and meaning that it should have? Store side."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.opening import UNSAFE, metadata, open_array, open_group
 from fcn_batch.pipeline.store import ClassStore, ConfidenceStore, Layout, array_attributes, centres
 
 _OF_AN_ARRAY = ("flag_values", "class_names", "flag_colors", "nodata", "scale_factor", "_FillValue", "units")
@@ -21,14 +20,14 @@ _OF_A_RUN = ("fcn:fingerprint", "fcn:gcps", "fcn:gcps_crs")
 def store_faults(path: Path, layout: Layout, kind: type[ClassStore] | type[ConfidenceStore]) -> Iterator[str]:
     """What is wrong with the metadata and coordinates of the store at `path`, one line each; pixels are not read.
 
-    OSError, ValueError or KeyError when a part cannot be read at all.
+    UNSAFE (see opening.py) when a part cannot be read at all.
     """
-    root = zarr.open_group(str(path), mode="r", use_consolidated=False)
+    root = open_group(path)
     run = root.attrs.asdict()
     yield from _differences("", run, {name: value for name, value in layout.provenance.items() if name in _OF_A_RUN})
     chunks = (layout.inner or layout.chunk,) * 2
     for name in kind.names:
-        array = zarr.open_array(str(path / name), mode="r")
+        array = open_array(path / name)
         form = {
             "shape": (layout.size.height, layout.size.width),
             "dtype": np.dtype(np.uint8),
@@ -42,7 +41,7 @@ def store_faults(path: Path, layout: Layout, kind: type[ClassStore] | type[Confi
         found = array.attrs.asdict()
         extra = {what: None for what in (*_OF_AN_ARRAY, *_OF_A_PLACE) if what in found and what not in said}
         yield from _differences(f"{name}: ", found, {**wanted, **extra})
-    place = zarr.open_array(str(path / "spatial_ref"), mode="r").attrs.asdict()
+    place = open_array(path / "spatial_ref").attrs.asdict()
     yield from _differences("spatial_ref: ", place, {"GeoTransform": layout.georeference.gdal_geotransform})
     if not layout.georeference.rotated:
         for name, wanted_centres in centres(layout).items():
@@ -51,28 +50,28 @@ def store_faults(path: Path, layout: Layout, kind: type[ClassStore] | type[Confi
 
 def _coordinate_faults(path: Path, name: str, wanted: NDArray[np.float64]) -> Iterator[str]:
     try:
-        found = np.asarray(zarr.open_array(str(path / name), mode="r")[:])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        array = open_array(path / name)
+        found = np.asarray(array[:]) if array.shape == wanted.shape else None
+    except UNSAFE as error:
         yield f"{name}: cannot be read: {error}"
         return
-    if not np.array_equal(found, wanted):
+    if found is None or not np.array_equal(found, wanted):
         yield f"{name}: not the centres of the pixels"
 
 
 def system_of(path: Path) -> str | None:
     """WKT of the reference system that the store's `spatial_ref` tells CF readers; None when it tells none."""
-    wkt = zarr.open_array(str(path / "spatial_ref"), mode="r").attrs.asdict().get("crs_wkt")
+    wkt = open_array(path / "spatial_ref").attrs.asdict().get("crs_wkt")
     return None if wkt is None else str(wkt)
 
 
 def gathered_faults(path: Path) -> Iterator[str]:
     """Where the metadata that are gathered in the root of a store differ from those of the parts."""
-    found = json.loads((path / "zarr.json").read_bytes())
-    gathered = (found.get("consolidated_metadata") or {}).get("metadata")
+    gathered = (metadata(path).get("consolidated_metadata") or {}).get("metadata")
     if gathered is None:
         yield "the metadata are not gathered in the root: xarray and GDAL would look for them in every folder"
         return
-    alone = {str(one.parent.relative_to(path)): one for one in path.rglob("zarr.json") if one.parent != path}
+    alone = {str(one.parent.relative_to(path)): one.parent for one in path.rglob("zarr.json") if one.parent != path}
     for name in sorted({*gathered, *alone}):
         if name not in alone:
             yield f"{name}/zarr.json: missing"
@@ -83,7 +82,7 @@ def gathered_faults(path: Path) -> Iterator[str]:
 
 
 def _own(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_bytes())
+    found = metadata(path)
     found.pop("consolidated_metadata", None)
     return found
 

@@ -13,9 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from fcn_batch.pipeline.device import free_memory
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.factory import as_float32, build, card_of, read_factory
+from fcn_batch.pipeline.limits import MAX_MODEL, read_bounded, regular_size
 from fcn_batch.pipeline.model_card import Factory, ModelCard, first_problem
 from fcn_batch.pipeline.networks import FcnNetwork, build_network
 
@@ -69,11 +71,9 @@ def read_card(path: Path) -> ModelFile:
 
 def structure(file: ModelFile) -> nn.Module:
     """The network of a model that was read, to look at its layers: of our own kind, without weights."""
-    architecture, card = file.card.architecture, file.card
-    if isinstance(architecture, Factory):
+    if isinstance(file.card.architecture, Factory):
         return load_model(file.path, sha256=file.sha256)[1]
-    with torch.device("meta"):
-        return build_network(architecture, len(card.input.bands), len(card.legend)).eval()
+    return _bare(file).eval()
 
 
 def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, nn.Module]:
@@ -102,6 +102,13 @@ def _check_hash(path: Path, found: str, wanted: str | None) -> None:
 
 
 def _own(file: ModelFile, data: bytes) -> FcnNetwork:
+    network = _bare(file)
+    _fill(file.path, network, _tensors(file.path, data))
+    return network.eval()
+
+
+def _bare(file: ModelFile) -> FcnNetwork:
+    """The network that the card describes, without weights; ModelError when its grid is not the card's."""
     card, path = file.card, file.path
     if isinstance(card.architecture, Factory):
         raise ModelError(f"{path}: its card names the factory {card.architecture.target}; give that one's TOML file")
@@ -112,8 +119,7 @@ def _own(file: ModelFile, data: bytes) -> FcnNetwork:
             f"{path}: the card says stride {card.stride}, halo {card.halo} and phase {card.phase}, the layers give "
             f"{network.stride}, {network.halo} and {network.phase}; the file is damaged or was edited: get it again"
         )
-    _fill(path, network, _tensors(path, data))
-    return network.eval()
+    return network
 
 
 def _fill(path: Path, network: FcnNetwork, tensors: dict[str, torch.Tensor]) -> None:
@@ -129,7 +135,11 @@ def _fill(path: Path, network: FcnNetwork, tensors: dict[str, torch.Tensor]) -> 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if regular_size(path) > (free := free_memory("cpu")):
+            raise ModelError(
+                f"{path}: {regular_size(path)} bytes of weights do not fit the {free} bytes of free memory"
+            )
+        return read_bounded(path, MAX_MODEL)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model file; `fcn-batch model list` names those that ship") from None
     except OSError as error:

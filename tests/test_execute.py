@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import pytest
 from distributed import LocalCluster
 from rich.console import Console
 
-from fcn_batch.pipeline.errors import OptionError, OutputError
+from fcn_batch.pipeline.errors import OptionError, OutputError, StoppedError
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.tiling import Work, works
 from fcn_batch.workflows import cluster as cluster_module
@@ -26,7 +30,7 @@ from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.progress import Bar
 from fcn_batch.workflows.signals import Stop
 from fcn_batch.workflows.stitch import create_store
-from fcn_batch.workflows.workers import Workers
+from fcn_batch.workflows.workers import Tls, Workers, connected
 from tests.models import save_tiny_model
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
@@ -336,6 +340,87 @@ def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeyp
         assert sum(r.seconds for r in receipts) > 0
 
 
+# --- runs that are to stop -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _endless_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks without pixels, one after the other with hardly a pause, until the run is told to stop."""
+
+    def endless(ticket: Any, work: tuple[int, ...], topic: str) -> list[str]:
+        import json
+
+        from distributed import get_worker
+
+        from fcn_batch.workflows.cluster import _stop_of
+
+        rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
+        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01}
+        stop, deadline = _stop_of(topic), time.monotonic() + 60
+        while not stop.requested and time.monotonic() < deadline:
+            time.sleep(0.01)
+            get_worker().log_event(topic, json.dumps({"block": work[0], **rest}))
+        if ticket != TICKET:
+            Path(ticket, str(work[0])).write_text("stopped" if stop.requested else "too late")
+        return [json.dumps({"block": -1 if stop.requested else -2, **rest})]
+
+    monkeypatch.setattr(cluster_module, "_run_work_afar", endless)
+
+
+@pytest.mark.usefixtures("_endless_blocks")
+def test_workers_are_told_to_stop_however_much_they_tell(tmp_path: Path) -> None:
+    """And nothing more is begun: there are two threads."""
+    stop, told = Stop(), set[int]()
+
+    def on_receipt(receipt: Receipt) -> None:
+        told.add(receipt.block)
+        if {0, 1} <= told:
+            stop.request()
+
+    with cluster_program(tmp_path) as (address, _):
+        execute(TICKET, WORKS[:5], Workers(address=address), on_receipt, stop)
+    assert told == {0, 1, -1}
+
+
+@pytest.mark.usefixtures("_endless_blocks")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_workers_are_told_also_when_nobody_waits_for_them(tmp_path: Path, by: signal.Signals) -> None:
+    """After a second Ctrl-C, or at the end of the grace: on a scheduler of others they would go on for hours."""
+    stop, ticket = Stop(), cast("JobTicket", str(tmp_path))
+
+    def on_receipt(_: Receipt) -> None:
+        stop.request(by, None if by == signal.SIGINT else 0)
+        if by == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    with cluster_program(tmp_path) as (address, _):
+        with pytest.raises(KeyboardInterrupt if by == signal.SIGINT else StoppedError):
+            execute(ticket, WORKS[:2], Workers(address=address), on_receipt, stop)
+        while not (tmp_path / "0").exists():
+            time.sleep(0.02)
+    assert (tmp_path / "0").read_text() == "stopped"
+
+
+def test_what_was_asked_to_stop_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module._Run, "submit", None)
+    stop = Stop()
+    stop.request()
+    execute(TICKET, WORKS, Workers(1), print, stop)
+
+
+def test_signals_are_not_heard_by_local_workers() -> None:
+    """Not even while they start, nor by those that replace lost ones."""
+    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+    with connected(Workers(1)) as client:
+        before = client.run(os.getpid)
+        for _ in range(2):
+            (blocked,) = client.run(signal.pthread_sigmask, signal.SIG_BLOCK, ()).values()
+            assert asked <= set(blocked)
+            client.restart()
+        assert client.run(os.getpid) != before
+    assert not asked & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 # --- clusters without the program ----------------------------------------------------------------------------
 
 
@@ -385,3 +470,64 @@ def test_names_that_look_like_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     bar.stop()
     assert "scene[bold]:smile:" in screen.getvalue()
     assert "x[red]:smile:.tif: written" in screen.getvalue()
+
+
+# --- who may connect -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """One of its own authority, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program, to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    return cert, key
+
+
+@pytest.mark.usefixtures("_easy_blocks")
+def test_a_scheduler_with_certificates(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    told = ", ".join(f"tls_{who}_{what}={str(path)!r}" for who in ("scheduler", "worker", "client")
+                     for what, path in (("cert", cert), ("key", key)))  # fmt: skip
+    security = f"Security(tls_ca_file={str(cert)!r}, {told}, require_encryption=True)"
+    options = f'processes=False, protocol="tls://", security={security}'
+    received: list[Receipt] = []
+    with cluster_program(tmp_path, prelude="from distributed import Security", options=options) as (address, _):
+        assert address.startswith("tls://")
+        with pytest.raises(OptionError, match=f"^--scheduler {address}: no Dask scheduler answers there"):
+            execute(TICKET, WORKS[:3], Workers(address=address), received.append, Stop())
+        assert received == []
+        execute(TICKET, WORKS[:3], Workers(address=address, tls=Tls(cert, cert, key)), received.append, Stop())
+    assert sorted(receipt.block for receipt in received) == [0, 1, 2]
+
+
+def test_certificates_come_together_and_are_there(certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    assert Tls.given(None, None, None) is None
+    with pytest.raises(OptionError, match="belong together; give all three"):
+        Tls.given(cert, cert, None)
+    with pytest.raises(OptionError, match=r"^--tls-key .*nothing.pem: no such file; give a PEM file"):
+        Tls.given(cert, cert, key.with_name("nothing.pem"))
+
+
+def test_local_workers_listen_on_loopback_only(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scheduler, workers, nannies and dashboards: all that this process and its children listen on."""
+    run = begun(tmp_path, model, monkeypatch, height=200)
+    hosts: set[str] = set()
+
+    def look(_: Receipt) -> None:
+        here = psutil.Process()
+        for process in (here, *here.children(recursive=True)):
+            hosts.update(c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
+
+    execute(run.ticket, run.works, Workers(2), look, Stop())
+    assert hosts == {"127.0.0.1"}

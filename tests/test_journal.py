@@ -89,6 +89,11 @@ OTHERS = {
     ("kernel", "fcn_batch"): "1",
     ("kernel", "threads"): 3,
     ("kernel", "instructions"): "AVX512",
+    ("kernel", "cudnn"): 91002,
+    ("kernel", "torchvision"): "0.26",
+    ("kernel", "rasterio"): "1.5",
+    ("kernel", "numpy"): "3",
+    ("kernel", "switches"): ("MKL_CBWR=AVX2",),
     ("inner",): 32,
     ("confidence",): True,
 }
@@ -150,11 +155,12 @@ def test_the_grid_of_a_plan() -> None:
 
 # --- what an earlier run settles -----------------------------------------------------------------------------
 
-FREE: dict[Free, tuple[tuple[str, str], int]] = {
+FREE: dict[Free, tuple[tuple[str, str], Any]] = {
     "threads": (("kernel", "threads"), 7),
     "lane": (("cut", "lane"), 64),
     "segment": (("cut", "segment"), 64),
     "tile": (("cut", "tile"), 128),
+    "kernel": (("kernel", "instructions"), "NVIDIA H100"),
 }
 
 
@@ -171,12 +177,13 @@ def test_every_free_choice_is_tried_here() -> None:
     assert set(FREE) == set(get_args(Free))
 
 
-@pytest.mark.parametrize("names", [c for k in range(5) for c in combinations(FREE, k)], ids=" ".join)
+@pytest.mark.parametrize("names", [c for k in range(6) for c in combinations(FREE, k)], ids=" ".join)
 def test_an_earlier_run_settles_what_is_free(names: tuple[Free, ...]) -> None:
     stored = of_another_machine(*names)
-    for free in (frozenset(c) for k in range(5) for c in combinations(FREE, k)):
+    for free in (frozenset(c) for k in range(6) for c in combinations(FREE, k)):
         settled = PLAN.settled_by(stored, free)
-        expected = stored if free.issuperset(names) else PLAN
+        given = free | {"threads"} if "kernel" in free else free
+        expected = stored if given.issuperset(names) else PLAN
         assert settled.fingerprint == expected.fingerprint
 
 
@@ -193,7 +200,33 @@ def test_an_earlier_run_that_differs_otherwise_settles_nothing(where: tuple[str,
     if where == ("cut", "blend"):
         where, value = ("cut",), {**PLAN.cut.model_dump(), "way": "blend", "blend": "hann"}
     stored = changed(*where, value=value, plan=of_another_machine("threads", "segment"))
-    assert PLAN.settled_by(stored, frozenset(FREE)) == PLAN
+    assert PLAN.settled_by(stored, frozenset(FREE) - {"kernel"}) == PLAN
+    mixed = PLAN.settled_by(stored, frozenset(FREE))
+    assert mixed == (stored if where[0] == "kernel" and where[1] != "precision" else PLAN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"instructions": "AVX512", "threads": 3}, True),
+        ({"torch": "3", "device": "cuda"}, True),
+        ({"threads": 3}, False),  # --threads was given
+        ({"torch": "3", "precision": "bf16"}, False),
+    ],
+)
+def test_what_another_machine_began_can_be_mixed(tmp_path: Path, changes: dict[str, Any], named: bool) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(PLAN)
+    here = PLAN.model_copy(update={"kernel": PLAN.kernel.model_copy(update=changes)})
+    with pytest.raises(MismatchError, match="was made with other settings") as refused:
+        journal.begin(here)
+    assert ("--allow-mixed" in str(refused.value)) is named
+    assert all(
+        f"kernel.{name}: {getattr(PLAN.kernel, name)}, now {changes[name]}" in str(refused.value) for name in changes
+    )
+    with pytest.raises(MismatchError) as refused:
+        journal.begin(here.model_copy(update={"full_scale": 1.0}))
+    assert "--allow-mixed" not in str(refused.value)
 
 
 def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:

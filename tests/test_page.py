@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import MemoryFile
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.gdal import accept_pixel_space
@@ -23,10 +21,10 @@ from fcn_batch.workflows.ground import ground_of
 from fcn_batch.workflows.page import About, make_page, stretched
 from fcn_batch.workflows.progress import Quiet
 from fcn_batch.workflows.survey import Survey, survey
+from tests.browser import HEIGHT, READY, WIDTH, Tab, opened
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm
 from tests.rasters import write_raster
 
-WIDTH, HEIGHT = 1200, 700
 PANEL = 352
 HOSTILE = "</script></title><script>document.title='taken'</script><img src=x onerror=alert(1)>&amp;\"'@DATA@"
 
@@ -163,31 +161,12 @@ def test_stretching() -> None:
 # in a browser
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine: apt install chromium")
-    return found
-
-
-def opened(page: str, folder: Path, *options: str, state: str = "") -> "subprocess.CompletedProcess[str]":
-    path = folder / "page.html"
-    path.write_text(page, "utf-8")
-    command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={WIDTH},{HEIGHT}", "--virtual-time-budget=5000",
-        "--enable-logging=stderr", *options, f"{path.as_uri()}{state}",
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-
-
-def screenshot(page: str, folder: Path, *options: str, state: str = "") -> NDArray[np.int64]:
-    """(rows, cols, 3) of what the browser shows."""
-    target = folder / "shot.png"
-    opened(page, folder, f"--screenshot={target}", *options, state=state)
-    with accept_pixel_space(), DatasetReader(str(target)) as dataset:
-        shown: NDArray[np.uint8] = dataset.read()
-        return np.moveaxis(shown[:3], 0, -1).astype(np.int64)
+def screenshot(page: str, folder: Path, *options: str, state: str = "", **more: Any) -> NDArray[np.int64]:
+    """(rows, cols, 3) of what the browser shows when the map is drawn."""
+    with opened(page, folder, *options, state=state, **more) as tab:
+        tab.wait(f"{READY} === 'yes'")
+        assert tab.value("document.getElementById('status').hidden")
+        return tab.picture()
 
 
 QUARTERS = np.repeat(np.repeat(np.array([[0, 1], [2, 255]], np.uint8), 40, axis=0), 40, axis=1)
@@ -233,25 +212,93 @@ def test_the_browser_takes_no_name_for_code(tmp_path: Path) -> None:
         classes=(ClassInfo(id=0, name=HOSTILE, colour="#ff0000"), ClassInfo(id=1, name="b", colour="#00ff00"))
     )
     page = make_page(seen(patches(20, 20, 2), legend), About(HOSTILE))
-    done = opened(page, tmp_path, "--dump-dom")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert 'data-ready="yes"' in done.stdout
-    elements = Elements(done.stdout).found
+    with opened(page, tmp_path) as tab:
+        tab.wait(f"{READY} === 'yes'")
+        assert tab.said == []
+        assert tab.value("document.title") == f"{HOSTILE}: class map"
+        shown = tab.value("document.documentElement.outerHTML")
+        assert sorted(texts(tab, "#legend b")) == sorted([HOSTILE, "b"])
+    elements = Elements(shown).found
     assert "img" not in [tag for tag, _ in elements]
     assert len([tag for tag, _ in elements if tag == "script"]) == 2
-    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
-    assert title is not None
-    assert title[1].startswith("&lt;/script&gt;")
-    assert len(re.findall(r"<li[ >]", done.stdout)) == 2
 
 
 @pytest.mark.parametrize("part", ["style", "script"])
 def test_the_browser_runs_nothing_that_was_put_in_later(tmp_path: Path, part: str) -> None:
     page = make_page(seen(patches(20, 20, 2), legend_of("a", "b")), About("m"))
     added = {"style": "<style>main{display:none}</style>", "script": "<script>document.body.innerText='taken'</script>"}
-    done = opened(page.replace("</body>", added[part] + "</body>"), tmp_path, "--dump-dom")
-    assert "Content Security Policy" in done.stderr
-    assert "taken" not in re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    with opened(page.replace("</body>", added[part] + "</body>"), tmp_path) as tab:
+        tab.wait(f"{READY} === 'yes'")
+        assert any("Content Security Policy" in line for line in tab.said)
+        assert "taken" not in tab.value("document.body.innerText")
+        assert tab.value("getComputedStyle(document.querySelector('main')).display") != "none"
+
+
+STUCK = """window.DecompressionStream = class {
+  constructor() { return new TransformStream({ flush: () => new Promise(() => {}) }); }
+};"""
+"""Unpacking that never ends."""
+
+
+def texts(tab: Tab, ids: str) -> list[str]:
+    found: list[str] = tab.value(f"[...document.querySelectorAll('{ids}')].map((one) => one.textContent)")
+    return found
+
+
+def test_all_but_the_map_is_there_before_its_ids_are_unpacked(tmp_path: Path) -> None:
+    page = make_page(seen(QUARTERS, legend_of("a", "b", "c")), About("quarters"))
+    with opened(page, tmp_path, before=STUCK) as tab:
+        assert tab.value(READY) is None
+        assert texts(tab, "#name") == ["quarters"]
+        assert texts(tab, "#legend b") == ["a", "b", "c"]
+        assert texts(tab, "#chart text")[::2] == ["a", "b", "c"]
+        assert texts(tab, "#facts dt")[0] == "system"
+        assert texts(tab, "#status") == ["Loading the map…"]
+        assert tab.value("document.getElementById('status').hidden") is False
+        picture = tab.picture()
+        tab.value("document.querySelector('#legend input').click()")
+        assert tab.value("location.hash") == "#hide=0"
+        assert tab.said == []
+    colours = [one.rgb for one in legend_of("a", "b", "c").classes]
+    assert not {quarter(picture, row, col) for row in (0, 1) for col in (0, 1)} & set(colours)
+
+
+@pytest.mark.parametrize("harm", ["damaged", "short", "no base64"])
+def test_a_map_that_cannot_be_drawn_says_so(tmp_path: Path, harm: str) -> None:
+    page = make_page(seen(QUARTERS, legend_of("a", "b", "c")), About("quarters"))
+    ids = data_of(page)["ids"]
+    packed = bytearray(base64.b64decode(ids))
+    packed[len(packed) // 2] ^= 255
+    other = {
+        "damaged": base64.b64encode(packed).decode(),
+        "short": base64.b64encode(zlib.compress(b"123")).decode(),
+        "no base64": "§§",
+    }
+    with opened(page.replace(ids, other[harm]), tmp_path) as tab:
+        tab.wait(f"{READY} === 'failed'")
+        (told,) = texts(tab, "#status")
+        assert told.startswith("The map cannot be drawn: ")
+        assert ("it holds 3 of 6400 pixels" in told) == (harm == "short")
+        assert tab.value("document.getElementById('status').hidden") is False
+        assert texts(tab, "#legend b") == ["a", "b", "c"]
+
+
+def test_data_that_are_none_say_so(tmp_path: Path) -> None:
+    page = make_page(seen(QUARTERS, legend_of("a", "b", "c")), About("quarters"))
+    with opened(page.replace('"shape":', '"shape"'), tmp_path) as tab:
+        tab.wait(f"{READY} === 'failed'")
+        assert "JSON" in texts(tab, "#status")[0]
+
+
+def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    plan = plan_of(write_raster(tmp_path / "i.tif", np.full((3, 80, 80), 9, np.uint8), photometric="RGB"))
+    legend = legend_of("a", "b", "c")
+    page = make_page(seen(QUARTERS, legend), About("m", plan=plan))
+    image = data_of(page)["image"]
+    with opened(page.replace(image, "data:image/jpeg;base64,AAAA"), tmp_path, state="#view=image&opacity=10") as tab:
+        tab.wait(f"{READY} === 'yes'")
+        assert tab.value("document.getElementById('blend').hidden")
+        assert quarter(tab.picture(), 0, 1) == legend.classes[1].rgb
 
 
 @pytest.mark.parametrize(("mode", "bright"), [([], True), (["--force-dark-mode"], False)])
@@ -263,7 +310,7 @@ def test_the_page_is_as_light_as_the_system(tmp_path: Path, mode: list[str], bri
 
 def test_a_narrow_window_has_the_panel_below(tmp_path: Path) -> None:
     page = make_page(seen(np.zeros((50, 50), np.uint8), legend_of("a")), About("m"))
-    picture = screenshot(page, tmp_path, "--window-size=500,900")
+    picture = screenshot(page, tmp_path, size=(500, 900))
     drawn = (picture == legend_of("a").classes[0].rgb).all(axis=-1)
     rows, cols = np.nonzero(drawn[: int(0.62 * 900)])
     assert np.ptp(cols) > 440

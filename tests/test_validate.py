@@ -115,6 +115,11 @@ def shift_x(folder: Path) -> None:
     array[:] = np.asarray(array[:]) - 1 / 32
 
 
+def pipe_for_style(folder: Path) -> None:
+    (folder / "a.classes.qml").unlink()
+    os.mkfifo(folder / "a.classes.qml")
+
+
 def swap(name: str) -> Callable[[Path, Path], None]:
     def from_other(folder: Path, other: Path) -> None:
         if (folder / name).is_dir():
@@ -136,25 +141,40 @@ def test_what_a_run_made_is_found_to_be_so(run: Path) -> None:
 
 
 # Block 4 is in the second row of blocks, in the middle; zarr calls its chunk 1/1.
+CHUNK_4 = "classes/c/1/1: "
+REPORT = "changed since the run: its report_sha256 is not that of the rest"
 IN_BLOCK_4 = r"block 4, rows 128\.\.255, cols 128\.\.255: "
 DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     "a flipped byte of a chunk": (
         lambda f: flip(f / STORE / "classes/c/1/1"),
-        {"map": IN_BLOCK_4 + r".*a chunk in Window\(row=128, col=128, .* cannot be read"},
+        {
+            "checksums": CHUNK_4 + "changed",
+            "map": IN_BLOCK_4 + r".*a chunk in Window\(row=128, col=128, .* cannot be read",
+        },
     ),
     "a chunk that is gone": (
         lambda f: (f / STORE / "classes/c/1/1").unlink(),
-        {"map": IN_BLOCK_4 + "not as the run made it"},
+        {"checksums": CHUNK_4 + "missing", "map": IN_BLOCK_4 + "not as the run made it"},
     ),
-    "half a chunk": (lambda f: os.truncate(f / STORE / "classes/c/1/1", 200), {"map": IN_BLOCK_4}),
-    "an empty chunk": (lambda f: os.truncate(f / STORE / "classes/c/1/1", 0), {"map": IN_BLOCK_4}),
+    "half a chunk": (
+        lambda f: os.truncate(f / STORE / "classes/c/1/1", 200),
+        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4},
+    ),
+    "an empty chunk": (
+        lambda f: os.truncate(f / STORE / "classes/c/1/1", 0),
+        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4},
+    ),
     "chunks changed places": (
         lambda f: shutil.copy(f / STORE / "classes/c/0/1", f / STORE / "classes/c/1/1"),
-        {"map": IN_BLOCK_4 + "not as the run made it"},
+        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4 + "not as the run made it"},
+    ),
+    "a file beside the chunks": (
+        lambda f: (f / STORE / "classes/c/1/1.tmp").write_bytes(b"x"),
+        {"checksums": r"classes/c/1/1\.tmp: not made by the run"},
     ),
     "a class that is none": (
         foreign_class,
-        {"map": "1 pixels of class 77, which is not in the legend"},
+        {"checksums": r"classes/c/1/0: changed", "map": "1 pixels of class 77, which is not in the legend"},
     ),
     "a name in the metadata": (
         lambda f: attribute(f, "classes", "class_names", ["forest", *"abcde"]),
@@ -227,11 +247,18 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "no side file": (
         lambda f: (f / f"{COG}.aux.xml").unlink(),
-        {"outputs": r"aux\.xml: missing"},  # the GeoTIFF itself holds the names once more
+        {
+            "outputs": r"aux\.xml: missing",
+            "checksums": r"aux\.xml: missing",
+        },  # the GeoTIFF itself holds the names once more
     ),
     "a name beside the GeoTIFF": (
         lambda f: (f / f"{COG}.aux.xml").write_text((f / f"{COG}.aux.xml").read_text().replace("class 2", "sea")),
-        {"geotiff": "class 20 is called 'sea' instead of 'class 2'"},
+        {"checksums": r"aux\.xml: changed", "geotiff": "class 20 is called 'sea' instead of 'class 2'"},
+    ),
+    "half a side file": (
+        lambda f: os.truncate(f / f"{COG}.aux.xml", 300),
+        {"checksums": r"aux\.xml: not a side file of GDAL: "},  # the GeoTIFF itself holds the names once more
     ),
     "a GeoTIFF in another place": (
         lambda f: rasterio.open(f / COG, "r+", IGNORE_COG_LAYOUT_BREAK="YES").__setattr__(
@@ -249,11 +276,11 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a flipped byte of a confidence": (
         lambda f: flip(f / SURE / "margin/c/1/1"),
-        {"confidence": IN_BLOCK_4 + ".*cannot be read"},
+        {"checksums": "margin/c/1/1: changed", "confidence": IN_BLOCK_4 + ".*cannot be read"},
     ),
     "a confidence that is gone": (
         lambda f: (f / SURE / "confidence/c/1/1").unlink(),
-        {"confidence": IN_BLOCK_4 + "not as the run made it"},
+        {"checksums": "confidence/c/1/1: missing", "confidence": IN_BLOCK_4 + "not as the run made it"},
     ),
     "no confidences": (
         lambda f: shutil.rmtree(f / SURE),
@@ -265,11 +292,14 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a flipped byte of the pyramid": (
         lambda f: flip(f / "a.pyramid.zarr/0/classes/c/1/1"),
-        {"pyramid": "level 0: " + IN_BLOCK_4},
+        {"checksums": r"pyramid\.zarr/0/classes/c/1/1: changed", "pyramid": "level 0: " + IN_BLOCK_4},
     ),
     "a coarser level": (
         lambda f: (f / "a.pyramid.zarr/1/classes/c/1/0").unlink(),
-        {"pyramid": r"level 1: not half of the level before it in rows 128\.\.255, cols 0\.\.127"},
+        {
+            "checksums": r"pyramid\.zarr/1/classes/c/1/0: missing",
+            "pyramid": r"level 1: not half of the level before it in rows 128\.\.255, cols 0\.\.127",
+        },
     ),
     "no item": (
         lambda f: (f / "a.stac.json").unlink(),
@@ -299,11 +329,11 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "another count in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["classes"][2].update(pixels=7)),
-        {"map": r"[\d,]+ pixels of class 20; the report says 7"},
+        {"report": REPORT, "map": r"[\d,]+ pixels of class 20; the report says 7"},
     ),
     "another hash in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].__setitem__(4, "0" * 64)),
-        {"map": IN_BLOCK_4, "geotiff map": IN_BLOCK_4, "pyramid": IN_BLOCK_4},
+        {"report": REPORT, "map": IN_BLOCK_4, "geotiff map": IN_BLOCK_4, "pyramid": IN_BLOCK_4},
     ),
     "a hash less in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].pop()),
@@ -311,7 +341,26 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "a report that forgets an output": (
         lambda f: edit(f / "a.run.json", lambda found: found["outputs"].remove("a.classes.qml")),
-        {"outputs": r"a\.classes\.qml: not in the report's list"},
+        {"report": REPORT, "outputs": r"a\.classes\.qml: not in the report's list"},
+    ),
+    "another note in the report": (
+        lambda f: edit(f / "a.run.json", lambda found: found.update(notes=["all is well"])),
+        {"report": REPORT},
+    ),
+    "a report without its own hash": (
+        lambda f: edit(f / "a.run.json", lambda found: found.pop("report_sha256")),
+        {"report": REPORT},
+    ),
+    "a report that leads elsewhere": (
+        lambda f: edit(f / "a.run.json", lambda found: found["checksums"].update({"../b": "0", "/dev/zero": "0"})),
+        {
+            "report": REPORT,
+            "checksums": r"^\.\./b: not below the folder of the outputs\n/dev/zero: not below the folder",
+        },
+    ),
+    "a pipe for a file": (
+        pipe_for_style,
+        {"checksums": r"a\.classes\.qml: missing"},
     ),
     "half a report": (lambda f: os.truncate(f / "a.run.json", 300), {"report": r"a\.run\.json: not readable"}),
     "an unfinished report": (
@@ -380,6 +429,26 @@ def test_statistics_that_gdal_adds_are_no_damage(tmp_path: Path, run: Path) -> N
     assert failed(looked_at(tmp_path)) == {}
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.RasterioDeprecationWarning")
+def test_statistics_that_rasterio_adds_are_no_damage(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    with rasterio.open(tmp_path / COG) as dataset:
+        dataset.statistics(1)
+    assert "STATISTICS_MAXIMUM" in (tmp_path / f"{COG}.aux.xml").read_text()
+    assert failed(looked_at(tmp_path)) == {}
+
+
+def test_a_pyramid_added_later_does_not_make_damage_right(tmp_path: Path, model: Path) -> None:
+    options = ["-m", model, "-q"]
+    segmented(scene(tmp_path / "a.tif"), *options)
+    (tmp_path / "a.classes.qml").write_text("<qgis/>")
+    segmented(tmp_path / "a.tif", *options, "--pyramid")
+    found = looked_at(tmp_path)
+    assert set(failed(found)) == {"checksums"}
+    assert re.fullmatch(r".*a\.classes\.qml: changed since the run", failed(found)["checksums"])
+    assert "pyramid" in [check.name for check in found.checks]
+
+
 POINTS = [
     GroundControlPoint(row=r, col=c, x=10 + c / 100, y=50 - r / 100, z=3) for r, c in ((0, 0), (150, 0), (0, 160))
 ]
@@ -410,7 +479,7 @@ def test_a_damaged_shard_is_found(tmp_path: Path, model: Path) -> None:
     assert FinishedMap(tmp_path / STORE).block == (128, 128)
     flip(tmp_path / STORE / "classes/c/1/1", 0.1)
     faults = failed(looked_at(tmp_path))
-    assert set(faults) == {"map"}
+    assert set(faults) == {"checksums", "map"}
     assert "block 3, rows 256..299, cols 256..329: " in faults["map"]
 
 
@@ -425,12 +494,12 @@ def test_the_command_prints_a_line_for_each_check_and_fails_with_9(tmp_path: Pat
     bad = fcn_batch("validate", tmp_path, "-q")
     assert bad.exit_code == 9
     lines = [line for line in bad.stdout.splitlines() if "FAIL" in line]
-    assert len(lines) == 6
+    assert len(lines) == 12
     assert lines[-1].endswith("FAIL  and 10 more; --json lists all")
     told = json.loads(fcn_batch("validate", tmp_path / STORE, "-q", "--json").stdout)
     assert told["ok"] is False
-    assert [check["name"] for check in told["checks"] if not check["ok"]] == ["map"]
-    assert len(next(check["faults"] for check in told["checks"] if not check["ok"])) == 15
+    assert [check["name"] for check in told["checks"] if not check["ok"]] == ["checksums", "map"]
+    assert [len(check["faults"]) for check in told["checks"] if not check["ok"]] == [15, 15]
 
 
 def test_what_is_no_output_is_refused(tmp_path: Path, run: Path) -> None:

@@ -13,25 +13,56 @@ import fcn_batch.pipeline.errors as errors_of_users
 from fcn_batch.pipeline.errors import FcnBatchError
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.workflows.job import JobTicket
+from fcn_batch.workflows.signals import Stop, unheard
+
+_LOOK_EVERY_S = 1.0
 
 
 class Died(Exception):  # noqa: N818 - what happened to a process, never shown as an error of ours
     """The process ended without an answer."""
 
 
-def run_alone(ticket: JobTicket, index: int) -> Receipt:
-    """Do block `index` in a new process. Died when that one does; an error of its own is raised here too."""
+def run_alone(ticket: JobTicket, index: int, stop: Stop) -> Receipt:
+    """Do block `index` in a new process. Died when that one does; an error of its own is raised here too.
+
+    It is ended when `stop` leaves no more time.
+    """
     question = json.dumps({"ticket": asdict(ticket), "index": index})
-    child = subprocess.run(
-        [sys.executable, "-m", "fcn_batch.workflows.alone"], input=question, capture_output=True, text=True, check=False
-    )
+    with _child() as child:
+        said = _answer(child, question, stop)
     try:
-        answer = json.loads(child.stdout.rpartition("\n")[2])
+        answer = json.loads(said[0].rpartition("\n")[2])
     except ValueError:
-        raise Died(_how(child.returncode, child.stderr)) from None
+        raise Died(_how(child.returncode, said[1])) from None
     if "error" in answer:
         raise getattr(errors_of_users, answer["error"], FcnBatchError)(answer["message"])
     return Receipt.model_validate(answer)
+
+
+def _child() -> "subprocess.Popen[str]":
+    with unheard():  # one that a signal ended would look as if its block were deadly
+        return subprocess.Popen(
+            [sys.executable, "-m", "fcn_batch.workflows.alone"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def _answer(child: "subprocess.Popen[str]", question: str, stop: Stop) -> tuple[str, str]:
+    """What it says on standard output, and on standard error."""
+    asked: str | None = question
+    try:
+        while True:
+            try:
+                return child.communicate(asked, timeout=_LOOK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                asked = None  # it may be told only once
+                stop.check()
+    except BaseException:
+        child.kill()
+        raise
 
 
 def _how(code: int, said: str) -> str:

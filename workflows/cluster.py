@@ -4,11 +4,13 @@ What travels to a worker is a ticket of a few strings and the blocks' numbers, a
 finished. Each worker does one segment at a time. An event tells workers to end after the block under way.
 """
 
+import math
 import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from queue import Empty, SimpleQueue
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _WITHOUT_WORKERS_S = 60.0  # long enough for a batch system to start a lost worker again
 _LOOKS_MEANWHILE = 60  # how often it is looked for workers, and for a signal to stop, in that time
+_TELL_EVERY_S = 1.0
 _RUN_AGAIN = "finished blocks are kept: run the same command again"
 
 
@@ -82,7 +85,7 @@ class _Run:
     _topic: str = field(default_factory=lambda: f"fcn-batch-{uuid.uuid4()}")
     _news: "SimpleQueue[Future[Any] | str]" = field(default_factory=SimpleQueue)
     _workers_seen: float = 0.0
-    _draining: bool = False
+    _workers_told: float = -math.inf
 
     def listen(self) -> None:
         """Hear of blocks as they are finished."""
@@ -100,6 +103,7 @@ class _Run:
         look_every = _WITHOUT_WORKERS_S / _LOOKS_MEANWHILE
         self._workers_seen = time.monotonic()
         while True:
+            self._drain()
             try:
                 if future is None:
                     news = self._news.get(timeout=look_every)
@@ -113,7 +117,6 @@ class _Run:
                 if future is not None and future.status == "error":
                     raise  # the segment's own: a share that does not answer, say
                 self._look_for_workers()
-                self._drain()
             else:
                 self.running.discard(future)
                 for receipt in receipts:  # told already, unless a message was lost
@@ -121,11 +124,16 @@ class _Run:
                 return
 
     def _drain(self) -> None:
-        """When the run is to stop: tell the workers, once; give up when there is no more time."""
-        if self.stop.requested and not self._draining:
-            self._draining = True
-            self.client.run(_request_stop, self._topic, on_error="ignore")
+        """When the run is to stop: tell the workers; give up when there is no more time."""
         self.stop.check()
+        if self.stop.requested and time.monotonic() - self._workers_told >= _TELL_EVERY_S:  # new ones do not know
+            self.tell_workers()
+
+    def tell_workers(self) -> None:
+        """That they are to end after the block under way."""
+        with suppress(OSError):  # the scheduler has gone, which shows otherwise too
+            self.client.run(_request_stop, self._topic, on_error="ignore")
+        self._workers_told = time.monotonic()
 
     def _look_for_workers(self) -> None:
         from distributed.comm.core import CommClosedError
@@ -141,21 +149,25 @@ class _Run:
             )
 
 
-def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
+def _to_the_end(run: _Run, ticket: JobTicket, waiting: deque[Work]) -> None:
     """Keep as many segments in flight as there are worker threads: the scheduler's memory stays flat."""
+    run.listen()
+    most = max(1, sum(run.client.nthreads().values()))
+    while True:
+        while waiting and len(run.running) < most and not run.stop.requested:
+            run.submit(ticket, waiting.popleft())
+        if not run.running:
+            return
+        run.next_end()
+
+
+def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
     from distributed import KilledWorker
     from distributed.client import ClosedClientError
     from distributed.comm.core import CommClosedError
 
-    waiting = deque(works)
     try:
-        run.listen()
-        for _ in range(min(len(waiting), max(1, sum(run.client.nthreads().values())))):
-            run.submit(ticket, waiting.popleft())
-        while run.running:
-            run.next_end()
-            if waiting and not run.stop.requested:
-                run.submit(ticket, waiting.popleft())
+        _to_the_end(run, ticket, deque(works))
     except KilledWorker as error:
         raise OutputError(
             f"a worker process died ({error}), killed for its memory perhaps; {_RUN_AGAIN}, "
@@ -168,5 +180,7 @@ def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
             raise not_installed(f"the scheduler {run.address}", f"({error.__cause__})") from error
         raise
     except (FcnBatchError, KeyboardInterrupt):
+        if run.stop.requested:
+            run.tell_workers()
         run.client.cancel(list(run.running))
         raise

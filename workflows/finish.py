@@ -13,7 +13,7 @@ from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
-from fcn_batch.workflows.checksums import checksums
+from fcn_batch.workflows.checksums import checksums, signed
 from fcn_batch.workflows.outputs import Outputs
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.pyramid import write_pyramid
@@ -92,8 +92,11 @@ def add_pyramid(brief: Brief, outputs: Outputs, report: dict[str, Any], progress
 
 
 def describe(folder: Path, brief: Brief, report: dict[str, Any], outputs: Outputs) -> None:
-    """Write the STAC item of the outputs in `folder`, and their checksums into `report`."""
+    """Write the STAC item of the outputs in `folder`, and the checksums of all, its own too, into `report`."""
     item = make_item(brief.plan, brief.legend, report, outputs)
     write_whole(folder / outputs.item, json.dumps(item, indent=2) + "\n")
-    # GDAL adds statistics to the side file when a map is looked at
-    report["checksums"] = checksums(folder, [name for name in report["outputs"] if name != outputs.side_file])
+    remade = (outputs.item, outputs.pyramid)  # of a complete run; what was damaged of the others stays so
+    known = {at: one for at, one in report.get("checksums", {}).items() if Path(at).parts[0] not in remade}
+    made = [name for name in report["outputs"] if name in remade or not known]
+    report["checksums"] = {**known, **checksums(folder, made)}
+    report.update(signed(report))

@@ -159,22 +159,27 @@ def _holds(ref: GeoReference, size: Size, latitude: float) -> bool:
     return float(np.abs(inside[:, 1] - latitude).min()) < float(np.abs(edge[:, 1] - latitude).min())
 
 
-def _of_ring(ring: Points) -> Footprint:
-    """The footprint of a ring with longitudes that do not jump, cut into what lies on either side of 180."""
+def _of_ring(ring: Points) -> Footprint | None:
+    """The footprint of a ring with longitudes that do not jump, cut into what lies on either side of 180.
+
+    None where nothing is left of it after rounding.
+    """
     west, east = float(ring[:, 0].min()), float(ring[:, 0].max())
     shift = 360 * np.floor((west + 180) / 360 + 1e-12)
     ring, west, east = ring - [shift, 0], west - shift, east - shift
     south, north = float(ring[:, 1].min()), float(ring[:, 1].max())
     if east <= 180 + 10**-_DIGITS:
         ring[:, 0] = np.minimum(ring[:, 0], 180)
-        return Footprint(
-            {"type": "Polygon", "coordinates": [_coordinates(ring)]}, _rounded(west, south, min(east, 180), north)
-        )
+        if not (only := _coordinates(ring)):
+            return None
+        return Footprint({"type": "Polygon", "coordinates": [only]}, _rounded(west, south, min(east, 180), north))
     if east - west >= 360 - 10**-_DIGITS:
         whole = _box(np.array([[-180, south], [180, north]]))
         return Footprint({"type": "Polygon", "coordinates": [_coordinates(whole)]}, _rounded(-180, south, 180, north))
     parts = [_left_of(ring, 180.0), _left_of(ring * [-1, 1], -180.0) * [-1, 1] - [360, 0]]
-    coordinates = [[_coordinates(part)] for part in parts]
+    coordinates = [[points] for part in parts if (points := _coordinates(part))]
+    if not coordinates:
+        return None
     return Footprint({"type": "MultiPolygon", "coordinates": coordinates}, _rounded(west, south, east - 360, north))
 
 
@@ -191,7 +196,10 @@ def _left_of(ring: Points, most: float) -> Points:
 
 
 def _coordinates(ring: Points) -> list[list[float]]:
-    """A GeoJSON ring: counter-clockwise, closed, without the points between others on a straight line."""
+    """A GeoJSON ring: counter-clockwise, closed, without the points between others on a straight line.
+
+    Empty when fewer than three points are left.
+    """
     x, y = ring[:, 0], ring[:, 1]
     twice_area = float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
     ahead, behind = np.roll(ring, -1, axis=0), np.roll(ring, 1, axis=0)
@@ -200,7 +208,7 @@ def _coordinates(ring: Points) -> list[list[float]]:
     ring = ring[aside > _STRAIGHT * np.hypot(*along.T)]
     points = [list(_rounded(*point)) for point in (ring if twice_area > 0 else ring[::-1])]
     points = [point for index, point in enumerate(points) if point != points[index - 1]]
-    return [*points, points[0]]
+    return [*points, points[0]] if len(points) > 2 else []
 
 
 def _rounded(*values: float) -> tuple[float, ...]:

@@ -74,6 +74,6 @@ def _read_report(path: Path) -> tuple[dict[str, Any], Plan]:
             raise ValueError(f"{path.stat().st_size} bytes are too many for a report")
         report = json.loads(path.read_bytes())
         return report, Plan.model_validate(report["plan"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: not the report of a run ({why}); give the map itself") from error

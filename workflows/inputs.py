@@ -1,20 +1,28 @@
-"""Which raster an input is."""
+"""Which raster an input is: by size and time of its files or, where that is not enough, by their content."""
 
+import re
 from pathlib import Path
 
+from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.plan import FileIdentity, InputIdentity
 from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.workflows.checksums import file_sha256
+
+_LINE = re.compile(r"(?P<escaped>\\?)(?P<sha256>[0-9a-fA-F]{64})(?: [ *](?P<name>.+))?")
+"""Of sha256sum: the hash, then a blank and the mode, then the name; a backslash first if the name has some."""
+_SUMS = "SHA256SUMS"
+_MOST_BYTES = 2**24
+"""Of a file of checksums: as many lines as nobody has files in a folder."""
 
 
-def identify(info: RasterInfo) -> InputIdentity:
-    """The raster's identity: its files by size and time, and its grid."""
-    files = []
-    for path in map(Path, info.files):
-        status = path.stat()
-        files.append(FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns))
+def identify(info: RasterInfo, *, hashed: bool = False) -> InputIdentity:
+    """The raster's identity: its grid, and its files by size and time; with `hashed` by size and SHA-256.
+
+    InputError when a file cannot be read.
+    """
     return InputIdentity(
         path=info.path,
-        files=tuple(files),
+        files=tuple(file_identity(Path(path), hashed=hashed) for path in info.files),
         height=info.size.height,
         width=info.size.width,
         bands=info.bands,
@@ -24,3 +32,47 @@ def identify(info: RasterInfo) -> InputIdentity:
         ground=info.ground,
         microns=info.microns,
     )
+
+
+def file_identity(path: Path, *, hashed: bool) -> FileIdentity:
+    """Of one file; InputError when it cannot be read."""
+    try:
+        status = path.stat()
+        if not hashed:
+            return FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        return FileIdentity(name=path.name, bytes=status.st_size, modified_ns=None, sha256=file_sha256(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it readable, or get a whole copy") from error
+
+
+def check_sums(info: RasterInfo, identity: InputIdentity) -> None:
+    """Compare a hashed identity with what checksum files say: `x.tif.sha256` beside a file, SHA256SUMS in its folder.
+
+    InputError when one of them says otherwise, or `x.tif.sha256` nothing.
+    """
+    for path, file in zip(map(Path, info.files), identity.files, strict=True):
+        for sums in (path.with_name(f"{path.name}.sha256"), path.with_name(_SUMS)):
+            wanted = _sums(sums).get(path.name) if sums.is_file() else file.sha256
+            if wanted is None and sums.name != _SUMS:
+                raise InputError(f"{sums}: holds no SHA-256 of {path.name}; mend or remove it, or leave --verify-input")
+            if wanted not in (None, file.sha256):
+                raise InputError(
+                    f"{path}: not as {sums.name} says: its sha256 is {file.sha256}, expected {wanted}; get an "
+                    f"undamaged copy, or mend {sums.name} if the raster was changed on purpose"
+                )
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Name to hash, of a file that sha256sum wrote; a line with a hash alone is of the file it is named after."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_MOST_BYTES).decode(errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
+    found = {}
+    for line in filter(None, (_LINE.fullmatch(line.strip()) for line in lines)):
+        name = line["name"] or path.stem
+        if line["escaped"]:
+            name = re.sub(r"\\(.)", lambda part: {"n": "\n", "r": "\r"}.get(part[1], part[1]), name)
+        found[name.removeprefix("./")] = line["sha256"].lower()
+    return found

@@ -20,6 +20,7 @@ from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, cache_needed
 from fcn_batch.pipeline.tolerance import OnError
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows.commit import Committer
+from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.reading import slab_rows
 from fcn_batch.workflows.tolerant import TolerantSource
 
@@ -126,7 +127,18 @@ def _opened(ticket: JobTicket) -> Job:
 
 
 def _mixed(plan: Plan, ticket: JobTicket) -> tuple[str, ...]:
-    return ()
+    """How what computes here differs from the plan's kernel; MismatchError when it does and may not.
+
+    A worker may be on another kind of machine than the one that made the plan.
+    """
+    kernel = plan.kernel
+    differences = kernel.differences(kernel_here(ticket.device, kernel.precision, kernel.threads))
+    if differences and not ticket.allow_mixed:
+        raise MismatchError(
+            f"{ticket.staging}: this machine would round otherwise than the run does ({'; '.join(differences)}); "
+            "run on the same kind of machine, or give --allow-mixed: the same classes but at ties"
+        )
+    return tuple(differences)
 
 
 def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:

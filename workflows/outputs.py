@@ -155,6 +155,16 @@ class Outputs:
         made, left = self.reported_plan(), self.journal.earlier_plan()
         return made is not None and left is not None and made.fingerprint == left.fingerprint and not self._staged()
 
+    def leftovers(self) -> bool:
+        """True when a run was killed at its very end, with all outputs complete, before it had tidied up."""
+        return self.published() or self.journal.trash.exists() or self.lock.exists()
+
+    def tidy_up(self) -> None:
+        """Delete what such a run left; the lock goes with whoever holds it."""
+        if self.published():
+            self.journal.discard()
+        self.journal.empty_trash()
+
     def _staged(self) -> bool:
         return any((self.staging / name).exists() for name in (*self.names(), self.report))
 
@@ -259,7 +269,7 @@ def find_run(path: Path) -> tuple[Outputs, dict[str, Any]]:
         report = json.loads(named.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{named}: not there, so nothing says what {path.name} is; make the map again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{named}: not readable ({error}); make the map again with --overwrite") from error
     if not isinstance(report, dict) or report.get("complete") is not True:
         raise InputError(f"{named}: not the report of a complete run; make the map again with --overwrite")

@@ -1,9 +1,20 @@
 "use strict";
 // What is drawn: the image, and over it one pixel of the class's colour for each id. Classes that are hidden get no
 // colour. State is kept in the address (#hide=1,4&opacity=40&view=image), so a link shows what its sender saw.
-(async () => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const at = (id) => document.getElementById(id);
+// Ids and image are unpacked after all else is there: a slow machine shows what the map is of meanwhile.
+(() => {
+  const at = (id) => document.getElementById(id), root = document.documentElement;
+  function say(text) {
+    at("status").textContent = text;
+    at("status").hidden = !text;
+  }
+  function fail(error) {
+    root.dataset.ready = "failed";
+    say(`The map cannot be drawn: ${error && error.message || error}. The file may be damaged; export it again.`);
+  }
+  window.addEventListener("error", (event) => fail(event.error || event.message));
+  say("Loading the map…");
+  const data = JSON.parse(at("data").textContent);
   const [rows, cols] = data.shape;
   const canvas = at("map"), pen = canvas.getContext("2d");
   const byId = new Map(data.classes.map((one) => [one.id, one]));
@@ -12,22 +23,38 @@
   let opacity = data.image ? 0.65 : 1, alone = false;
   let zoom = 1, left = 0, top = 0, least = 1; // screen pixels per pixel; where the upper left corner is
 
+  let ids = null, image = null, imaged = Boolean(data.image); // imaged: there is an image, as far as is known
+
   // the class ids: zlib, base64
-  const packed = Uint8Array.from(atob(data.ids), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const ids = new Uint8Array(await new Response(stream).arrayBuffer());
-  let image = null;
-  if (data.image) {
-    image = new Image();
-    image.src = data.image;
-    await image.decode().catch(() => { image = null; });
+  async function unpack() {
+    const packed = Uint8Array.from(atob(data.ids), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const found = new Uint8Array(await new Response(stream).arrayBuffer());
+    if (found.length !== rows * cols) throw new Error(`it holds ${found.length} of ${rows * cols} pixels`);
+    ids = found;
+    recolour();
+    draw();
   }
-  if (!image) opacity = 1;
+  async function decode() {
+    if (!imaged) return;
+    const found = new Image();
+    found.src = data.image;
+    try {
+      await found.decode();
+      image = found;
+    } catch {
+      imaged = alone = false;
+      opacity = 1;
+      at("blend").hidden = true;
+    }
+    show();
+  }
 
   const overlay = document.createElement("canvas");
   overlay.width = cols;
   overlay.height = rows;
   function recolour() {
+    if (!ids) return;
     const brush = overlay.getContext("2d"), pixels = brush.createImageData(cols, rows);
     const words = new Uint32Array(pixels.data.buffer), colours = new Uint32Array(256);
     const bytes = new Uint8Array(colours.buffer); // red, green, blue, alpha, whatever the byte order is
@@ -100,7 +127,8 @@
     const col = Math.floor((x - left) / zoom), row = Math.floor((y - top) / zoom), out = at("readout");
     out.hidden = row < 0 || col < 0 || row >= rows || col >= cols;
     if (out.hidden) return;
-    const id = ids[row * cols + col], name = id === NODATA ? "no data" : (byId.get(id) || { name: `class ${id}` }).name;
+    const id = ids ? ids[row * cols + col] : NODATA;
+    const name = !ids ? "" : id === NODATA ? "no data" : (byId.get(id) || { name: `class ${id}` }).name;
     const down = Math.min((row + 0.5) * data.step, data.size[0]), across = Math.min((col + 0.5) * data.step, data.size[1]);
     let where = `row ${Math.floor(down)}, column ${Math.floor(across)}`;
     if (data.transform) {
@@ -125,7 +153,7 @@
   function buildPanel() {
     at("name").textContent = data.name;
     at("line").textContent = data.line;
-    at("blend").hidden = !image;
+    at("blend").hidden = !imaged;
     const chart = at("chart"), high = 36, most = Math.max(...data.classes.map((one) => one.amount), 1e-30);
     chart.setAttribute("viewBox", `0 0 300 ${Math.max(1, data.classes.length) * high}`);
     const ranks = data.classes.map((one) => one.id).sort((a, b) => byId.get(b).amount - byId.get(a).amount);
@@ -174,13 +202,13 @@
     hidden.clear();
     for (const id of (told.get("hide") || "").split(",")) if (id !== "" && byId.has(+id)) hidden.add(+id);
     const wanted = parseInt(told.get("opacity"), 10);
-    if (image && wanted >= 0 && wanted <= 100) opacity = wanted / 100;
-    alone = Boolean(image) && told.get("view") === "image";
+    if (imaged && wanted >= 0 && wanted <= 100) opacity = wanted / 100;
+    alone = imaged && told.get("view") === "image";
   }
   function changed() {
     const parts = [];
     if (hidden.size) parts.push(`hide=${[...hidden].sort((a, b) => a - b).join(",")}`);
-    if (image) parts.push(`opacity=${Math.round(100 * opacity)}`);
+    if (imaged) parts.push(`opacity=${Math.round(100 * opacity)}`);
     if (alone) parts.push("view=image");
     written = parts.join("&");
     location.replace(`#${written}`);
@@ -231,7 +259,7 @@
   at("in").addEventListener("click", () => zoomBy(1.5));
   at("out").addEventListener("click", () => zoomBy(1 / 1.5));
   at("fit").addEventListener("click", fit);
-  at("toggle").addEventListener("click", () => { alone = Boolean(image) && !alone; changed(); });
+  at("toggle").addEventListener("click", () => { alone = imaged && !alone; changed(); });
   at("opacity").addEventListener("input", (event) => { opacity = event.target.value / 100; changed(); });
   at("all").addEventListener("click", () => { hidden.clear(); changed(); });
   at("none").addEventListener("click", () => { byId.forEach((_, id) => hidden.add(id)); changed(); });
@@ -241,5 +269,8 @@
   new ResizeObserver(() => (zoom === least ? fit() : draw())).observe(canvas);
   fit();
   show();
-  document.documentElement.dataset.ready = "yes";
+  Promise.all([unpack(), decode()]).then(() => {
+    say("");
+    root.dataset.ready = "yes";
+  }, fail);
 })();

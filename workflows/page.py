@@ -26,6 +26,7 @@ from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.raster import Pixels
 from fcn_batch.workflows.choice import metres
 from fcn_batch.workflows.ground import Ground
+from fcn_batch.workflows.inputs import file_identity
 from fcn_batch.workflows.quicklook import share_text
 from fcn_batch.workflows.survey import Covered, Survey
 
@@ -185,9 +186,8 @@ def _image(seen: Survey, plan: Plan | None) -> tuple[str | None, str | None]:
 
 def _changed(path: Path, plan: Plan) -> bool:
     """True when a file of the raster that lies beside it is not as it was when the map was made."""
-    there = [(path.with_name(file.name), (file.bytes, file.modified_ns)) for file in plan.input.files]
-    now = [(place.stat(), was) for place, was in there if place.is_file()]
-    return any((status.st_size, status.st_mtime_ns) != was for status, was in now)
+    there = [(path.with_name(file.name), file) for file in plan.input.files]
+    return any(file_identity(place, hashed=file.sha256 is not None) != file for place, file in there if place.is_file())
 
 
 def stretched(pixels: Pixels) -> NDArray[np.uint8]:

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fcn_batch
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.classes import NODATA
@@ -12,23 +11,22 @@ from fcn_batch.pipeline.device import (
     available_cpus,
     check_precision,
     choose_device,
-    describe_device,
     fast_precision,
     free_memory,
     torch_kind,
-    torch_version,
 )
 from fcn_batch.pipeline.errors import ModelError, OptionError
-from fcn_batch.pipeline.gdal import gdal_version
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.model_card import ModelCard
-from fcn_batch.pipeline.plan import Cut, Kernel, ModelIdentity, Plan, Precision
+from fcn_batch.pipeline.plan import Cut, InputIdentity, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
-from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.disk import describe_disk
+from fcn_batch.workflows.inputs import check_sums, identify
+from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.models import find_model
 
 _THREADS_PER_CPU = 4
@@ -63,6 +61,8 @@ class Options:
     """Side of the store's files, each of several chunks; None: every chunk is a file."""
     confidence: bool = False
     """True: also store how sure the network is."""
+    verify_input: bool = False
+    """True: the input is what is in its files, not their times, and what checksum files say of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +107,14 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
     cut = choose_cut(network, info, wish, room, notes)
     chunk = chunk_of(network.stride)
     plan = Plan(
-        input=identify(info),
+        input=_identified(info, hashed=options.verify_input),
         model=ModelIdentity(
             path=str(model.path), name=model.card.name, version=model.card.version, sha256=model.sha256
         ),
         bands=bands,
         full_scale=full_scale,
         cut=cut,
-        kernel=Kernel(
-            device=torch_kind(device),
-            precision=precision,
-            torch=torch_version(),
-            gdal=gdal_version(),
-            fcn_batch=fcn_batch.__version__,
-            threads=choose_threads(options.threads, device, here),
-            instructions=describe_device(device),
-        ),
+        kernel=kernel_here(device, precision, choose_threads(options.threads, device, here)),
         inner=None if cut.chunk == chunk else chunk,
         confidence=options.confidence,
     )
@@ -130,6 +122,13 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
     if options.model != "auto":  # which says it itself
         notes += _resolution_notes(info, model)
     return Prepared(plan, info, model, device, network, notes)
+
+
+def _identified(info: RasterInfo, *, hashed: bool) -> InputIdentity:
+    identity = identify(info, hashed=hashed)
+    if hashed:
+        check_sums(info, identity)
+    return identity
 
 
 def _find(info: RasterInfo, options: Options, notes: list[str]) -> ModelFile:
@@ -204,8 +203,11 @@ def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
     return [misfit(gsd, model)]
 
 
-def describe(prepared: Prepared) -> list[tuple[str, str]]:
-    """What `fcn-batch plan` prints: label and value, one pair a line."""
+def describe(prepared: Prepared, folder: Path | None = None, *, pyramid: bool = False) -> list[tuple[str, str]]:
+    """What `fcn-batch plan` prints: label and value, one pair a line.
+
+    `folder` is that of the outputs, by default the input's.
+    """
     plan, info, card = prepared.plan, prepared.info, prepared.model.card
     cut, size = plan.cut, info.size
     kind = "exact" if cut.exact else f"approximate, blended ({cut.blend})"
@@ -226,6 +228,7 @@ def describe(prepared: Prepared) -> list[tuple[str, str]]:
         ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
         ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
         ("output", _describe_output(plan)),
+        ("disk", describe_disk(folder or Path(info.path).absolute().parent, plan, pyramid=pyramid)),
         (
             "device",
             f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}, {plan.kernel.threads} threads",

@@ -2,11 +2,14 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fcn_batch.pipeline.text import printable
 
 _LINE_EVERY_S = 10.0
 
@@ -158,7 +161,10 @@ class Bar:
 
 
 class Sturdy:
-    """Tells another one, until that fails: a terminal that was closed, or a log on a full disk, must not end a run."""
+    """Tells another one, until that fails: a terminal that was closed, or a log on a full disk, must not end a run.
+
+    Names of files come along, so what a terminal would obey is told in a visible form.
+    """
 
     def __init__(self, told: RunProgress) -> None:
         self._told = told
@@ -185,9 +191,11 @@ class Sturdy:
 
     def _tell(self, what: str, *arguments: object) -> None:
         try:
-            getattr(self._told, what)(*arguments)
+            getattr(self._told, what)(*(printable(one) if isinstance(one, str) else one for one in arguments))
         except (OSError, ValueError):  # ValueError: the file is closed
-            self._told = Quiet()
+            failed, self._told = self._told, Quiet()
+            with suppress(OSError, ValueError):
+                failed.stop()  # a bar holds on to standard output
 
 
 def progress_for(*, quiet: bool) -> RunProgress:

@@ -11,10 +11,12 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from fcn_batch.pipeline.claims import Holder, only_one
+from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.pipeline.plan import Plan
@@ -23,6 +25,7 @@ from fcn_batch.pipeline.tiling import Work, works
 from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.finish import Brief, Course, finish
 from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.mend import mended
 from fcn_batch.workflows.outputs import Outputs
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.report import summary
@@ -47,9 +50,10 @@ def run(brief: Brief, outputs: Outputs, compute: Compute, progress: RunProgress,
                 if _ended(blocks):
                     return True
         except (FcnBatchError, OSError):
-            if not _done_by_another(brief, outputs, progress):
-                raise
-            return True
+            with suppress(OSError), only_one(outputs.lock, _waiting(brief, progress)):  # who publishes takes all away
+                if _done_by_another(brief, outputs, progress):
+                    return True
+            raise
         return False
 
 
@@ -59,6 +63,7 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
     journal, plan = outputs.journal, brief.plan
     with only_one(outputs.lock, _waiting(brief, progress)):
         if not brief.overwrite and outputs.is_complete(plan):
+            outputs.tidy_up()
             yield None
             return
         holders = journal.claims.living()
@@ -77,7 +82,7 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
             progress.note(f"{brief.name}: {how} in {outputs.staging}")
         presence = journal.claims.take(f"run-{uuid.uuid4().hex}")
         if not sealed:
-            _create_stores(brief, outputs)
+            _create_stores(brief, outputs, progress)
     try:
         yield len(runs)
     finally:
@@ -89,7 +94,7 @@ def _waiting(brief: Brief, progress: RunProgress) -> Callable[[Holder], None]:
     return lambda holder: progress.note(f"{brief.name}: waiting for {holder.process}")
 
 
-def _create_stores(brief: Brief, outputs: Outputs) -> None:
+def _create_stores(brief: Brief, outputs: Outputs, progress: RunProgress) -> None:
     """The stores in the staging folder, unless they are there; both are whole, as they appear by renaming."""
     kinds = {outputs.store: create_store}
     if brief.plan.confidence:
@@ -100,7 +105,12 @@ def _create_stores(brief: Brief, outputs: Outputs) -> None:
             unfinished = outputs.staging / f"{name}.new"
             shutil.rmtree(unfinished, ignore_errors=True)  # half made by a run that was killed
             create(unfinished, brief.plan, brief.legend)
+            sync([unfinished, *unfinished.rglob("*")])
             unfinished.rename(outputs.staging / name)
+            sync([outputs.staging])
+        elif mended(outputs.staging / name, partial(create, plan=brief.plan, legend=brief.legend)):
+            progress.note(f"{brief.name}: {name} had other metadata than it was made with; they are made again")
+            sync([outputs.staging / name, *(outputs.staging / name).rglob("zarr.json"), outputs.staging])
 
 
 @dataclass(slots=True)
@@ -202,7 +212,7 @@ def _ended(blocks: _Blocks) -> bool:
         for line in summary(outputs.staged_report()):
             blocks.progress.note(line)
         while any(name.startswith("block-") for name in outputs.journal.claims.living()):
-            time.sleep(_LOOK_EVERY_S)  # somebody does one twice: its folder must not go away now
+            time.sleep(_LOOK_EVERY_S)  # somebody does one twice: its folder should not go away now
         outputs.publish()
     return True
 
@@ -220,7 +230,7 @@ def _finished(brief: Brief, outputs: Outputs) -> str:
 
 def _refuse_changed_input(plan: Plan) -> None:
     """InputError when the raster was written to while it was read: the map would be of two images."""
-    if identify(inspect(plan.input.path)).files != plan.input.files:
+    if identify(inspect(plan.input.path), hashed=plan.input.hashed).files != plan.input.files:
         raise InputError(
             f"{plan.input.path}: the raster changed during the run; run again with --restart when it is complete"
         )

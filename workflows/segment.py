@@ -13,6 +13,7 @@ from fcn_batch.pipeline.errors import OutputError, UnreadableError
 from fcn_batch.pipeline.plan import Free
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.pipeline.tolerance import OnError
+from fcn_batch.workflows.disk import check_disk
 from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.finish import Brief, add_pyramid
 from fcn_batch.workflows.job import JobTicket
@@ -91,6 +92,9 @@ def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: t
         _complete_already(brief, outputs, progress)
         return True
     outputs.make_folder(chosen=request.folder is not None)
+    doubt = check_disk(outputs.folder, brief.plan, pyramid=request.pyramid, staging=outputs.staging)
+    if doubt is not None:
+        progress.note(f"{brief.name}: {doubt}")
     confidence = outputs.confidence if brief.plan.confidence else None
     ticket = JobTicket(
         staging=str(outputs.staging),
@@ -122,9 +126,9 @@ def _complete_already(brief: Brief, outputs: Outputs, progress: RunProgress) -> 
             "--on-error mask to take it as it is, or --overwrite and an undamaged copy to make it again"
         )
     progress.note(f"{brief.name}: complete already, made {outputs.folder / outputs.report} earlier")
-    if outputs.published():
+    if outputs.leftovers():
         with suppress(OutputError), only_one(outputs.lock):
-            outputs.journal.discard()
+            outputs.tidy_up()
     if not brief.pyramid:
         return
     with only_one(outputs.lock):

@@ -4,6 +4,7 @@ Whatever is on the disk is whole at every moment, so a run that does not end by 
 """
 
 import os
+import select
 import signal
 import threading
 import time
@@ -38,12 +39,17 @@ class Stop:
         """What is under way is to be dropped."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def request(self, by: signal.Signals = signal.SIGINT, grace: float | None = None) -> None:
-        """End the run after the blocks under way; after `grace` seconds, if given, without them."""
-        if not self.requested:
-            self._by = by
-            self._deadline = None if grace is None else time.monotonic() + grace
-            self._requested.set()
+    def request(self, by: signal.Signals = signal.SIGINT, grace: float | None = None) -> bool:
+        """End the run after the blocks under way; after `grace` seconds, if given, without them.
+
+        False when nothing is new: the first request counts, but one with a deadline goes before one without.
+        """
+        if self.requested and (grace is None or self._deadline is not None):
+            return False
+        self._by = by
+        self._deadline = None if grace is None else time.monotonic() + grace
+        self._requested.set()
+        return True
 
     def check(self) -> None:
         """StoppedError when there is no time left."""
@@ -68,11 +74,10 @@ def stopping(grace: float, note: Callable[[str], None]) -> Iterator[Stop]:
 
     def asked(number: int, _frame: FrameType | None) -> None:
         by = signal.Signals(number)
-        if stop.requested:
+        if not stop.request(by, None if by == signal.SIGINT else grace):
             if by == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        stop.request(by, None if by == signal.SIGINT else grace)
         how = "Ctrl-C again stops at once"
         if by != signal.SIGINT:
             how = f"they have {grace:g} s"
@@ -94,12 +99,32 @@ def stopping(grace: float, note: Callable[[str], None]) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """What is begun meanwhile, threads and processes, hears none of these signals, from its first moment on.
+
+    Ctrl-C and batch systems send them to every process of a run. What helps a run is told by the run to end; if a
+    signal killed it, blocks would be lost, and look as if they were deadly.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *_ENDING))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_after(seconds: float) -> threading.Timer:
     """End this process then, unless that is called off: it may be waiting for a disk that does not answer."""
 
     def end() -> None:
-        os.write(2, f"fcn-batch: did not end in time, stopped; finished blocks are kept: {_AGAIN}\n".encode())
-        os._exit(StoppedError.exit_code)
+        try:
+            if select.select([], [2], [], 0)[1]:  # a terminal that is held, or a full pipe, would hold this too
+                os.write(2, f"fcn-batch: did not end in time, stopped; finished blocks are kept: {_AGAIN}\n".encode())
+        finally:  # also when standard error is closed
+            os._exit(StoppedError.exit_code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -62,7 +62,7 @@ def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -
                 claim.release()
                 on_receipt(receipt)
             elif claim.deaths >= _DEATHS:
-                on_receipt(_alone(job, ticket, left.popleft(), claim))
+                on_receipt(_alone(job, ticket, left.popleft(), claim, stop))
             else:
                 try:
                     _descend(job, left, claim, on_receipt, stop)
@@ -129,10 +129,10 @@ def _commit(job: Job, block: Block, claim: Claim) -> Receipt:
         claim.release()
 
 
-def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim) -> Receipt:
+def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim, stop: Stop) -> Receipt:
     """A block at which processes died, in a process of its own; no data if it dies again and that is allowed."""
     try:
-        receipt = run_alone(ticket, index)
+        receipt = run_alone(ticket, index, stop)
     except Died as death:
         window = job.plan.grid[index]
         if not job.mask:
@@ -145,7 +145,7 @@ def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim) -> Receipt:
         layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
         receipt = job.committer.commit(Block(index, layers, job.plan.cut.tile, unreadable=(window,)))
     except BaseException:
-        claim.release()
+        claim.pass_on()
         raise
     claim.release()
     return receipt

@@ -1,7 +1,7 @@
 """`fcn-batch validate`: read the outputs of a run again, and compare them with its report.
 
-The report holds the plan, the hash of every block of the map, and checksums of all other files. So what a disk, a copy
-or a hand has changed shows, and where; each check is made whatever the others find.
+The report holds the plan, the hash of every block of the map, and checksums of all files, itself included. So what a
+disk, a copy or a hand has changed shows, and where; each check is made whatever the others find.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from fcn_batch.pipeline.pyramid import halved, levels_of
 from fcn_batch.pipeline.store import CONFIDENCE, ClassStore, ConfidenceStore
 from fcn_batch.pipeline.storecheck import gathered_faults, store_faults, system_of
 from fcn_batch.pipeline.tiling import BlockGrid
-from fcn_batch.workflows.checksums import file_sha256
+from fcn_batch.workflows.checksums import files_of, is_signed, output_sha256
 from fcn_batch.workflows.maps import cache_mb
 from fcn_batch.workflows.outputs import Outputs, find_outputs, find_run
 from fcn_batch.workflows.progress import RunProgress
@@ -43,6 +43,7 @@ Read = Callable[[Window], Ids]
 Bands = Callable[[Window], Iterator[Ids]]
 """Reads a window from top to bottom, some rows at a time."""
 Faults = Iterator[str]
+Look = Callable[["_Run"], Faults]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,6 @@ class _Run:
     def path(self, name: str) -> Path:
         """Of an output."""
         return self.outputs.folder / name
-
-
-Look = Callable[[_Run], Faults]
 
 
 def validate(path: Path, progress: RunProgress) -> Validation:
@@ -133,6 +131,8 @@ def _checked(run: _Run, name: str, look: Look, right: str) -> Check:
 
 
 def _report(run: _Run) -> Faults:
+    if not is_signed(run.report):
+        yield "changed since the run: its report_sha256 is not that of the rest"
     if run.plan.fingerprint != run.report.get("fingerprint"):
         yield f"its plan has the fingerprint {run.plan.fingerprint}, not {run.report.get('fingerprint')} as it says"
     blocks = {"the report": run.report.get("blocks"), "its journal": len(run.report["journal"]["sha256"])}
@@ -154,14 +154,23 @@ def _checksums(run: _Run) -> Faults:
     known = run.report["checksums"]
     for name, expected in known.items():
         path = run.path(name)
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif file_sha256(path) != expected:
-            yield f"{path}: changed since the run"
-    for store in (name for name in run.report["outputs"] if name.endswith(".zarr")):
-        for path in sorted(run.path(store).rglob("zarr.json")):
-            if str(path.relative_to(run.outputs.folder)) not in known:
+        if ".." in path.parts or Path(name).is_absolute():
+            yield f"{name}: not below the folder of the outputs"
+        elif fault := _file_fault(path, expected):
+            yield f"{path}: {fault}"
+    for store in (name for name in run.outputs.names() if name.endswith(".zarr") and run.has(name)):
+        for path in files_of(run.path(store)):
+            if path.exists() and str(path.relative_to(run.outputs.folder)) not in known:
                 yield f"{path}: not made by the run"
+
+
+def _file_fault(path: Path, expected: str) -> str | None:
+    if not path.is_file():
+        return "missing"
+    try:
+        return None if output_sha256(path) == expected else "changed since the run"
+    except (OSError, ValueError) as error:
+        return _why(error)
 
 
 def _store(run: _Run) -> Faults:

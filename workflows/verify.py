@@ -97,20 +97,22 @@ def _same_input(named: Path, plan: Plan, outputs: Outputs) -> RasterInfo:
     if not places:
         raise InputError(f"{named}: was made from {place}, which is not there; put it back, or beside the outputs")
     info = inspect(places[0])
-    before, now = set(plan.input.files), set(identify(info).files)
+    before, now = set(plan.input.files), set(identify(info, hashed=plan.input.hashed).files)
     if before == now:
         return info
     name = min(file.name for file in before ^ now)
     was, found = (next((f for f in files if f.name == name), None) for files in (before - now, now - before))
     raise InputError(
         f"{places[0]}: not the raster that {named.name} was made from: {name} was {_told(was)}, is {_told(found)}; "
-        "put the old one back (with its time), or make the map again"
+        f"put the old one back{'' if plan.input.hashed else ' (with its time)'}, or make the map again"
     )
 
 
 def _told(file: FileIdentity | None) -> str:
     if file is None:
         return "not there"
+    if file.modified_ns is None:
+        return f"{file.bytes:,} bytes of SHA-256 {file.sha256}"
     return f"{file.bytes:,} bytes of {datetime.fromtimestamp(file.modified_ns / 1e9, UTC).isoformat(' ', 'seconds')}"
 
 

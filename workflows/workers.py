@@ -2,20 +2,22 @@
 
 import logging
 import pydoc
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fcn_batch
 from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.workflows.signals import unheard
 
 if TYPE_CHECKING:
     from distributed import Client
     from distributed.security import Security
+    from tornado.ioloop import IOLoop
 
 _THREADS_PER_PROCESS = 1  # a pass has its own for reading and writing
 _CONNECT_TIMEOUT_S = 30
@@ -175,6 +177,7 @@ def connected(workers: Workers) -> "Iterator[Client]":
             yield client
         return
     with (
+        _deaf_loop() as loop,
         dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS_OF_A_TASK}),
         LocalCluster(
             n_workers=workers.count,
@@ -184,14 +187,25 @@ def connected(workers: Workers) -> "Iterator[Client]":
             dashboard_address=f"{_LOOPBACK}:0",
             memory_limit=0,
             silence_logs=logging.CRITICAL,
-            preload=[__name__],
+            loop=loop,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
 
-def dask_setup(_worker: object) -> None:
-    """In each local worker: Ctrl-C in the terminal reaches it too, and is the business of the run that started it."""
-    with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _deaf_loop() -> "Iterator[IOLoop]":
+    """A loop for a cluster, in a thread that hears no signals; nor do the worker processes that it starts."""
+    from distributed.utils import LoopRunner
+
+    runner, others = LoopRunner(), set(active_children())
+    resource_tracker.ensure_running()  # begun later, by the thread that starts workers, it would let that hear again
+    with unheard():
+        runner.start()
+    try:
+        yield runner.loop
+    finally:
+        for child in set(active_children()) - others:  # closing was interrupted: Python would wait for them to end
+            child.kill()
+        runner.stop()

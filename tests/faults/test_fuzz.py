@@ -1,0 +1,194 @@
+"""A few damaged files of each kind, given to the real program; `python -m tests.faults.fuzz` gives hundreds."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcn_batch.pipeline.geometry import Size
+from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.workflows.footprint import footprint
+from fcn_batch.workflows.mend import mended
+from tests.faults import mutate
+from tests.faults.fuzz import CODES, MOST_BYTES, Result, judge
+from tests.rasters import noise, write_raster
+from tests.runs import fcn_batch
+
+SEEDS = {"raster": "55:62", "model": "0:4", "factory": "0:2", "staging": "8:13", "store": "0:3", "validate": "0:3"}
+"""Among them those that found something."""
+
+
+def fuzzed(target: str, seeds: str) -> list[dict[str, object]]:
+    """Results of the fuzzer, in a program of its own: a process that has used torch already cannot be forked safely."""
+    command = [sys.executable, "-m", "tests.faults.fuzz", "--json", "--seeds", seeds, "--targets", target]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, env=environment)
+    assert done.stdout, done.stderr
+    found: list[dict[str, object]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("target", SEEDS)
+def test_damaged_files_end_with_a_code_and_a_line(target: str) -> None:
+    results = fuzzed(target, SEEDS[target])
+    first, behind = map(int, SEEDS[target].split(":"))
+    assert len(results) == behind - first
+    assert [result for result in results if result["complaints"]] == []
+
+
+def judged(code: int = 4, stderr: str = "fcn-batch: no\n", seconds: float = 1.0, peak: int = 2**20) -> list[str]:
+    result = Result("target", 0, code, seconds, peak, stderr)
+    judge(result)
+    return result.complaints
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"code": 1},
+        {"code": -11},
+        {"code": 99},
+        {"stderr": ""},
+        {"stderr": "a\nb\n"},
+        {"stderr": "Traceback (most recent call last)"},
+        {"stderr": "fcn-batch: \x1b[31m"},
+        {"seconds": 61.0},
+        {"peak": MOST_BYTES + 1},
+    ],
+    ids=lambda bad: f"{next(iter(bad.items()))!r:.30}",
+)
+def test_the_judge_complains(bad: dict[str, object]) -> None:
+    assert judged() == []
+    assert judged(0, "") == []
+    assert judged(**bad)  # type: ignore[arg-type]
+
+
+def test_codes_are_those_of_the_table() -> None:
+    assert {0, 2, 3, 4, 5, 6, 7, 8, 9, 75} == CODES
+
+
+WATCHED = """
+import os, sys, time
+from pathlib import Path
+from tests.faults.fuzz import run_apart
+
+def eat():
+    eaten = bytearray(2**30)
+    eaten[::4096] = b"x" * len(eaten[::4096])
+    time.sleep(60)
+
+def fail():
+    raise ValueError
+
+actions = [lambda: time.sleep(60), eat, os.abort, fail, lambda: sys.exit(7), time.time]
+ended = [run_apart(action, Path(sys.argv[1]), 20 if action is eat else 2, 2**30) for action in actions]
+print([code for code, _, _ in ended], ended[1][2] > 2**30)
+"""
+
+
+def test_runs_apart_are_watched(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WATCHED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.stdout.strip() == "[-9, -9, -6, 99, 7, 0] True", done.stderr
+
+
+def test_the_same_seed_damages_alike_and_another_does_not(tmp_path: Path) -> None:
+    data = write_raster(tmp_path / "a.tif", noise(3, 40, 40)).read_bytes()
+    for mutation in (mutate.tiff, mutate.bytes_of):
+        made = [mutation(data, random.Random(seed)) for seed in (*range(20), *range(20))]  # noqa: S311
+        assert made[:20] == made[20:]
+        assert len(set(made)) > 15
+
+
+def test_entries_of_directories_are_found(tmp_path: Path) -> None:
+    data = write_raster(tmp_path / "a.tif", noise(3, 40, 50)).read_bytes()
+    tags = {
+        struct.unpack_from("<HHII", data, at)[0]: struct.unpack_from("<HHII", data, at)[3]
+        for at in mutate._entries(data)
+    }
+    assert (tags[256], tags[257], tags[277]) == (50, 40, 3)
+
+
+# what the fuzzer found
+
+
+def test_a_place_too_small_to_be_told_has_no_footprint() -> None:
+    tiny = GeoReference("EPSG:4326", (1e-100, 0, -20, 0, -1e-100, 40))
+    assert footprint(tiny, Size(100, 140)) is None
+
+
+@pytest.mark.parametrize(
+    "report", ['{"a":[' * 50_000, "[]", "5", '{"complete": true}', '{"complete": true, "plan": 5}']
+)
+def test_reports_that_are_none(tmp_path: Path, report: str) -> None:
+    (tmp_path / "a.run.json").write_text(report)
+    for command in (
+        ("validate", tmp_path),
+        ("export", tmp_path / "a.run.json", "--to", "csv", "-o", tmp_path / "a.csv"),
+    ):
+        result = fcn_batch(*command, "-q")
+        assert result.exit_code in (4, 9), result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def make(path: Path) -> None:
+    """A store of one array of pixels and one of coordinates."""
+    (path / "classes").mkdir(parents=True)
+    (path / "y" / "c").mkdir(parents=True)
+    (path / "zarr.json").write_text('{"of": "all"}')
+    (path / "classes" / "zarr.json").write_text('{"of": "classes"}')
+    (path / "y" / "zarr.json").write_text('{"of": "y"}')
+    (path / "y" / "c" / "0").write_bytes(b"123")
+
+
+def with_pixels(path: Path) -> Path:
+    make(path)
+    (path / "classes" / "c" / "0").mkdir(parents=True)
+    (path / "classes" / "c" / "0" / "0").write_bytes(b"pixels")
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "classes/zarr.json", "y/zarr.json", "y/c/0"])
+@pytest.mark.parametrize("damage", [b"{", b'{"of": "another"}', b"\xff", b"[" * 50_000, None])
+def test_changed_metadata_are_made_again_and_pixels_are_kept(tmp_path: Path, file: str, damage: bytes | None) -> None:
+    store = with_pixels(tmp_path / "store")
+    whole = contents(store)
+    if damage is None:
+        (store / file).unlink()
+    else:
+        (store / file).write_bytes(damage)
+    assert mended(store, make)
+    assert contents(store) == whole
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+def test_whole_metadata_are_left_alone_gathered_or_not(tmp_path: Path) -> None:
+    store = with_pixels(tmp_path / "store")
+    (store / "zarr.json").write_text('{"of": "all", "consolidated_metadata": {"metadata": {}}}')
+    before = store.stat().st_ino
+    assert not mended(store, make)
+    assert store.stat().st_ino == before
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("link", ["classes", "classes/c", "y", "."])
+def test_links_out_of_a_store_are_not_followed(tmp_path: Path, link: str) -> None:
+    store, outside = with_pixels(tmp_path / "store"), tmp_path / "outside"
+    (store / link).rename(outside)
+    (store / link).parent.mkdir(exist_ok=True)
+    Path(os.path.normpath(store / link)).symlink_to(outside)
+    kept = contents(outside)
+    if link == "classes/c":
+        (store / "zarr.json").write_text("{}")
+    assert mended(store, make)
+    assert contents(outside) == kept
+    assert not any(one.is_symlink() for one in (store, *store.rglob("*")))

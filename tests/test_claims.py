@@ -1,0 +1,491 @@
+"""A claim is held by one at a time, is free as soon as its holder is dead, and counts how often that happened (G9)."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcn_batch.pipeline import claims
+from fcn_batch.pipeline.claims import Claim, Claims, Holder, only_one
+from fcn_batch.pipeline.errors import OutputError
+
+HOLDER = """
+import sys
+from pathlib import Path
+from fcn_batch.pipeline import claims
+
+claims.BEAT_S = float(sys.argv[2])
+here, held = claims.Claims(Path(sys.argv[1])), {}
+for line in sys.stdin:
+    what, name = line.split()
+    if what == "take":
+        claim = here.take(name)
+        if claim is not None:
+            held[name] = claim
+        print("None" if claim is None else claim.deaths, flush=True)
+    else:
+        print(getattr(held.pop(name), what)(), flush=True)
+"""
+RIVAL = """
+import os, random, sys, time
+from pathlib import Path
+from fcn_batch.pipeline.claims import Claims
+
+folder, rounds, draw = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+here, inside, done = Claims(folder), folder / "inside", 0
+while done < rounds or not (folder / "enough").exists():
+    claim = here.take("block")
+    if claim is None:
+        time.sleep(draw.random() / 2000)
+        continue
+    try:
+        mark = os.open(inside, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:  # of one who was killed in here?
+        other = int(inside.read_text() or 0)
+        if other == 0 or os.path.exists(f"/proc/{other}/stat"):
+            sys.exit(f"two hold it: {os.getpid()} and {other}")
+        mark = os.open(inside, os.O_WRONLY | os.O_TRUNC)
+    os.write(mark, str(os.getpid()).encode())
+    os.close(mark)
+    time.sleep(draw.random() / 2000)
+    inside.unlink()
+    claim.release()
+    done += 1
+"""
+PATIENCE_S = 30.0
+
+
+class Other:
+    """Another process that takes claims, and gives them up, when it is told to."""
+
+    def __init__(self, folder: Path, beat_s: float = 15.0) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(folder), str(beat_s)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Other":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def does(self, what: str, name: str) -> str:
+        """Its answer to `what`: take, release or pass_on."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{what} {name}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """As kill -9 does; it is gone when this returns."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Other]:
+    with Other(tmp_path) as process:
+        yield process
+
+
+def died(folder: Path, name: str = "block", deaths: int = 0) -> None:
+    """Leave the claim of a process that died `deaths` + 1 times with it."""
+    for before in range(deaths + 1):
+        with Other(folder) as process:
+            assert process.does("take", name) == str(before)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def taken(here: Claims, name: str = "block") -> Claim:
+    claim = here.take(name)
+    assert claim is not None
+    return claim
+
+
+# --- one at a time -------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_held_by_one_and_free_once_released(tmp_path: Path, other: Other) -> None:
+    here = Claims(tmp_path)
+    assert other.does("take", "block") == "0"
+    assert here.take("block") is None
+    assert taken(here, "next").deaths == 0, "another name is another claim"
+    assert other.does("take", "next") == "None"
+    other.does("release", "block")
+    claim = taken(here)
+    assert (claim.deaths, claim.ours) == (0, True)
+    assert names(tmp_path) == ["block", "next"], "nothing temporary is left"
+
+
+def test_two_objects_of_one_process_are_two_holders(tmp_path: Path) -> None:
+    claim = taken(Claims(tmp_path))
+    assert Claims(tmp_path).take("block") is None
+    claim.release()
+    assert taken(Claims(tmp_path)).deaths == 0
+
+
+def test_who_lives_is_known_by_name(tmp_path: Path, other: Other) -> None:
+    here = Claims(tmp_path)
+    assert here.living() == {}
+    died(tmp_path, "dead")
+    mine = taken(here, "mine")
+    other.does("take", "theirs")
+    found = here.living()
+    assert sorted(found) == ["mine", "theirs"]
+    assert found["theirs"].process.startswith(f"process {other.process.pid} on ")
+    assert found["mine"] == Holder.here()
+    mine.release()
+    other.kill()
+    assert here.living() == {}
+    assert names(tmp_path) == ["dead", "theirs"], "looking takes nothing away: the dead are still counted"
+
+
+def test_threads_share_claims_one_at_a_time(tmp_path: Path) -> None:
+    here, inside, most, counts = Claims(tmp_path), threading.Semaphore(1), [], [0, 0]
+
+    def work(me: int) -> None:
+        while counts[me] < 50:
+            claim = here.take("block")
+            if claim is not None:
+                most.append(inside.acquire(blocking=False))
+                time.sleep(0.0001)
+                inside.release()
+                counts[me] += 1
+                claim.release()
+
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [True] * 100
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("victims", [0, 6])
+def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_path: Path, victims: int) -> None:
+    def rival(seed: int, rounds: int) -> "subprocess.Popen[str]":
+        words = [sys.executable, "-c", RIVAL, str(tmp_path), str(rounds), str(seed)]
+        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+
+    with ExitStack() as stack:
+        rivals = [stack.enter_context(rival(seed, 60)) for seed in range(3)]
+        for seed in range(victims):
+            victim = stack.enter_context(rival(100 + seed, 10**9))
+            time.sleep(0.15 + seed / 100)
+            victim.kill()
+            assert victim.wait() == -signal.SIGKILL
+        (tmp_path / "enough").touch()
+        told = [one.communicate(timeout=PATIENCE_S)[1] for one in rivals]
+    assert told == ["", "", ""]
+    # a victim may have been the last to hold it; who is killed while it takes a claim leaves its temporary files
+    taken(Claims(tmp_path)).release()
+    assert {name for name in names(tmp_path) if not name.startswith(".")} <= {"inside", "enough"}
+
+
+def test_of_many_who_find_a_dead_holder_one_gets_the_claim(tmp_path: Path) -> None:
+    for turn in range(20):
+        died(tmp_path, f"block-{turn}")
+        start, found = threading.Barrier(6), list[Claim | None]()
+
+        def take(name: str, start: threading.Barrier = start, found: list[Claim | None] = found) -> None:
+            here = Claims(tmp_path)
+            start.wait()
+            claim = here.take(name)
+            if claim is not None:
+                found.append(claim)
+
+        threads = [threading.Thread(target=take, args=(f"block-{turn}",)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # all may have looked while another one did, and gone on to other blocks
+        assert len(found) <= 1
+        claim = found[0] if found else taken(Claims(tmp_path), f"block-{turn}")
+        assert claim is not None
+        assert claim.ours
+        # while one takes the old claim away, another may be quicker and see none: then a death is forgotten
+        assert claim.deaths in (0, 1)
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+def test_who_was_quicker_keeps_the_claim_of_a_dead_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    died(tmp_path)
+    proper, quicker = Claims._lives, list[Claim]()
+
+    def lives(self: Claims, path: Path, descriptor: int) -> bool:
+        found = proper(self, path, descriptor)
+        if not quicker:  # between the look and the deed
+            path.unlink()
+            quicker.append(taken(Claims(tmp_path)))
+        return found
+
+    monkeypatch.setattr(Claims, "_lives", lives)
+    assert Claims(tmp_path).take("block") is None
+    assert quicker[0].ours
+    assert names(tmp_path) == ["block"]
+
+
+# --- the dead ------------------------------------------------------------------------------------------------
+
+
+def test_the_claim_of_a_killed_process_is_free_at_once_and_counts_deaths(tmp_path: Path) -> None:
+    for deaths in range(3):
+        with Other(tmp_path) as victim:
+            assert victim.does("take", "block") == str(deaths)
+            assert Claims(tmp_path).take("block") is None
+    claim = taken(Claims(tmp_path))
+    assert claim.deaths == 3
+    claim.release()
+    assert taken(Claims(tmp_path)).deaths == 0, "given up alive: the next is the first"
+
+
+@pytest.mark.parametrize("deaths", [0, 2])
+def test_a_claim_passed_on_is_found_as_it_was(tmp_path: Path, deaths: int) -> None:
+    if deaths:
+        died(tmp_path, deaths=deaths - 1)
+    for _ in range(3):
+        claim = taken(Claims(tmp_path))
+        assert claim.deaths == deaths
+        claim.pass_on()
+    assert names(tmp_path) == ["block"] * (deaths > 0)
+
+
+def test_a_process_that_ends_in_order_but_keeps_its_claim_counts_as_dead(tmp_path: Path, other: Other) -> None:
+    other.does("take", "block")
+    assert other.process.stdin is not None
+    other.process.stdin.close()
+    other.process.wait()
+    assert taken(Claims(tmp_path)).deaths == 1
+
+
+# --- the stopped, and other machines -------------------------------------------------------------------------
+
+
+def test_a_stopped_holder_is_taken_for_dead_and_does_no_harm_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "STALE_S", 0.4)
+    with Other(tmp_path, beat_s=0.05) as other:
+        other.does("take", "block")
+        time.sleep(1.0)
+        assert Claims(tmp_path).take("block") is None, "its heart beats"
+        os.kill(other.process.pid, signal.SIGSTOP)
+        found: list[Claim | None] = [None]
+
+        def can_be_taken() -> bool:
+            found[0] = Claims(tmp_path).take("block")
+            return found[0] is not None
+
+        until(can_be_taken)
+        claim = found[0]
+        assert claim is not None
+        assert claim.deaths == 1
+        os.kill(other.process.pid, signal.SIGCONT)
+        assert other.does("take", "block") == "None", "another's now"
+        other.does("release", "block")
+        assert claim.ours, "giving up a claim that was taken away takes nothing away"
+        assert (tmp_path / "block").exists()
+
+
+def strangers_claim(folder: Path, deaths: int = 0) -> Path:
+    """A claim of another machine, whose locks are not seen here, with a heartbeat just now."""
+    path = folder / "block"
+    path.write_bytes(Holder("process 7 on node9", "another kernel", deaths).written())
+    return path
+
+
+def test_a_holder_on_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
+    path, here = strangers_claim(tmp_path, deaths=4), Claims(tmp_path)
+    assert here.take("block") is None
+    assert here.living() == {"block": Holder("process 7 on node9", "another kernel", 4)}
+    for age in (claims.STALE_S - 20, claims.STALE_S + 20):
+        then = time.time() - age
+        os.utime(path, (then, then))
+        assert ("block" in here.living()) == (age < claims.STALE_S)
+    claim = here.take("block")
+    assert claim is not None
+    assert claim.deaths == 5
+    assert names(tmp_path) == ["block"]
+
+
+def test_the_clock_is_that_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strangers_claim(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 1e10)
+    monkeypatch.setattr(time, "time_ns", lambda: 10**19)
+    assert Claims(tmp_path).take("block") is None
+
+
+def test_who_looks_like_a_stranger_decides_nothing_while_its_lock_is_seen(tmp_path: Path, other: Other) -> None:
+    """The same claim on one machine, but in two containers, say, that tell of different kernels."""
+    other.does("take", "block")
+    path = tmp_path / "block"
+    path.write_bytes(Holder("process 7 on node9", "another kernel").written())
+    assert Claims(tmp_path).take("block") is None
+    then = time.time() - claims.STALE_S - 20
+    os.utime(path, (then, then))
+    assert Claims(tmp_path).take("block") is not None, "no heartbeat, so it is stopped"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [b"", b"{", b"[]", b"null", b"17", b'{"process": 1}', b'{"process": 1, "kernel": 2, "deaths": "many"}',
+     b"[" * 1000, b'{"a":' * 300, b"\xff" * 50, b"\0" * 1000],
+    ids=["empty", "torn", "list", "null", "number", "parts", "words", "deep", "deep tree", "no text", "zeros"],
+)  # fmt: skip
+def test_what_is_no_claim_counts_as_that_of_a_stranger(tmp_path: Path, found: bytes) -> None:
+    path, here = tmp_path / "block", Claims(tmp_path)
+    path.write_bytes(found)
+    assert here.take("block") is None
+    assert here.living()["block"] == Holder("unknown", "")
+    os.utime(path, (0, 0))
+    assert taken(here).deaths == 1
+
+
+# --- file systems that can do less ---------------------------------------------------------------------------
+
+
+def refuse(code: int) -> Callable[..., Any]:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refused
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Other) -> None:
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    claim = taken(Claims(tmp_path))
+    assert Claims(tmp_path).take("block") is None
+    assert other.does("take", "block") == "None"
+    assert json.loads((tmp_path / "block").read_bytes())["process"] == Holder.here().process
+    claim.release()
+    assert other.does("take", "block") == "0"
+    assert Claims(tmp_path).take("block") is None
+    other.kill()
+    assert taken(Claims(tmp_path)).deaths == 1
+    assert names(tmp_path) == ["block"]
+
+
+def test_without_locks_heartbeats_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    monkeypatch.setattr(claims, "STALE_S", 0.5)
+    with Other(tmp_path, beat_s=0.05) as other:
+        other.does("take", "block")
+        time.sleep(0.8)
+        assert Claims(tmp_path).take("block") is None
+    until(lambda: Claims(tmp_path).living() == {})
+    assert taken(Claims(tmp_path)).deaths == 1
+
+
+def test_a_full_disk_leaves_no_claim_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space"):
+            Claims(tmp_path).take("block")
+    assert names(tmp_path) == []
+    assert taken(Claims(tmp_path)).deaths == 0
+
+
+# --- the heart -----------------------------------------------------------------------------------------------
+
+
+def test_the_heart_beats_while_something_is_held_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT_S", 0.02)
+
+    def hearts() -> int:
+        return sum(thread.name == "heartbeat" and thread.is_alive() for thread in threading.enumerate())
+
+    here, before = Claims(tmp_path), hearts()
+    held = [taken(here, name) for name in ("a", "b")]
+    for claim in (*held, taken(here, "c")):
+        os.utime(claim.path, (0, 0))
+        until(lambda path=claim.path: path.stat().st_mtime > 0)  # type: ignore[misc]
+    assert hearts() == before + 1, "one for all"
+    held[0].release()
+    os.utime(held[1].path, (0, 0))
+    until(lambda: held[1].path.stat().st_mtime > 0)
+
+
+def test_no_thread_is_left_when_all_is_given_up(tmp_path: Path) -> None:
+    """A command over ten thousand rasters takes claims for each of them."""
+    before = set(threading.enumerate())
+    for number in range(20):
+        with only_one(tmp_path / f"lock-{number}"):
+            pass
+        taken(Claims(tmp_path)).release()
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+# --- for one process alone -----------------------------------------------------------------------------------
+
+
+def test_only_one_refuses_or_waits(tmp_path: Path, other: Other) -> None:
+    lock, told = tmp_path / "lock", list[Holder]()
+    other.does("take", "lock")
+    holder = f"process {other.process.pid} on "
+    with pytest.raises(OutputError, match=f"another run of this is under way .{holder}"), only_one(lock):
+        raise AssertionError
+    entered = threading.Event()
+
+    def wait() -> None:
+        with only_one(lock, told.append):
+            entered.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until(lambda: bool(told))
+    assert not entered.wait(0.5), "it is another's"
+    other.does("release", "lock")
+    waiting.join(PATIENCE_S)
+    assert entered.is_set()
+    assert [one.process.startswith(holder) for one in told] == [True], "told once"
+    assert names(tmp_path) == []
+
+
+def test_only_one_waits_also_for_one_who_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who publishes must not be overtaken, however long it takes; when it is killed, it is over at once."""
+    monkeypatch.setattr(claims, "STALE_S", 0.1)
+    with Other(tmp_path, beat_s=0.02) as other:
+        other.does("take", "lock")
+        os.kill(other.process.pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        with pytest.raises(OutputError, match="under way"), only_one(tmp_path / "lock"):
+            raise AssertionError
+    with only_one(tmp_path / "lock"):
+        assert names(tmp_path) == ["lock"]
+    assert names(tmp_path) == []
+
+
+def test_only_one_is_given_up_by_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), only_one(tmp_path / "lock"):
+        raise KeyError
+    with only_one(tmp_path / "lock"):
+        assert names(tmp_path) == ["lock"]

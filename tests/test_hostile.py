@@ -1,0 +1,677 @@
+"""Files made to do harm: refused with one line, before they read other files, call servers or take all memory."""
+
+import http.server
+import json
+import os
+import resource
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import safetensors.torch
+import torch
+import zarr
+from click.testing import Result
+
+from fcn_batch.pipeline.errors import InputError, ModelError
+from fcn_batch.pipeline.finished import FinishedMap
+from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.labels import Grid, open_labels
+from fcn_batch.pipeline.limits import MAX_SIDE, read_bounded
+from fcn_batch.pipeline.mapfile import MapFile
+from fcn_batch.pipeline.picture import reduced
+from fcn_batch.pipeline.raster import RasterioSource, inspect
+from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.text import printable
+from fcn_batch.pipeline.weights import load_model, read_card
+from tests.faults import mutate
+from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
+from tests.rasters import noise, write_raster
+from tests.runs import fcn_batch, scene, segmented, small_blocks
+
+SECRET = 7
+"""The value of all pixels of a file that no other may give away."""
+DISGUISES = ("x.tif", "x.png", "x.jp2", "x.img", "x.hdr", "x.jpg", "x")
+
+
+class Server:
+    """An http server on the loopback device, and what it was asked for."""
+
+    def __init__(self) -> None:
+        asked: list[str] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(404)
+                self.end_headers()
+
+            do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.asked = asked
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # with which GDAL asks the server itself, whatever proxy it is told
+    one = Server()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    (tmp_path / "private").mkdir()
+    return write_raster(tmp_path / "private" / "secret.tif", np.full((1, 32, 32), SECRET, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@contextmanager
+def opened(path: Path, mode: str, **options: Any) -> Iterator[Any]:
+    """A raster to write to, without rasterio's warning that it lies nowhere."""
+    with accept_pixel_space(), rasterio.open(path, mode, **options) as dataset:
+        yield dataset
+
+
+def vrt(source: str) -> str:
+    return (
+        '<VRTDataset rasterXSize="32" rasterYSize="32"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0">{source}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
+        "</VRTRasterBand></VRTDataset>"
+    )
+
+
+def tile_service(url: str) -> str:
+    corners = "<UpperLeftX>0</UpperLeftX><UpperLeftY>32</UpperLeftY><LowerRightX>32</LowerRightX><LowerRightY>0"
+    return (
+        f'<GDAL_WMS><Service name="TMS"><ServerUrl>{url}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service><DataWindow>'
+        f"{corners}</LowerRightY><SizeX>32</SizeX><SizeY>32</SizeY><TileLevel>0</TileLevel></DataWindow>"
+        "<BandsCount>1</BandsCount><BlockSizeX>32</BlockSizeX><BlockSizeY>32</BlockSizeY></GDAL_WMS>"
+    )
+
+
+def texts(secret: Path, server: Server) -> dict[str, str]:
+    """Files that are texts, and name others."""
+    return {
+        "local": vrt(str(secret)),
+        "http": vrt(f"{server.url}/http.tif"),
+        "curl": vrt(f"/vsicurl/{server.url}/curl.tif"),
+        "service": tile_service(server.url),
+        "nested": vrt(vrt(str(secret)).replace("<", "&lt;")),
+    }
+
+
+def whole(path: Path) -> np.ndarray[Any, Any]:
+    return RasterioSource(path, inspect(path)).read(Window(0, 0, 32, 32), (1,)).values
+
+
+def ids_of(path: Path) -> Any:
+    return MapFile(path).read(Window(0, 0, 32, 32))
+
+
+def labels_of(path: Path) -> Any:
+    from fcn_batch.pipeline.geometry import Size
+
+    labels = open_labels(path, Grid(Size(32, 32), GeoReference(None, IDENTITY)))
+    return labels.read(Window(0, 0, 32, 32))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "input": whole,
+    "map": ids_of,
+    "labels": labels_of,
+    "picture": lambda path: reduced(path, (1,), 4),
+}
+
+
+def one_line(result: Result, code: int) -> str:
+    """The error that a command ended with."""
+    assert result.exit_code == code, result.stderr
+    assert result.stderr.startswith("fcn-batch: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_texts_in_disguise_read_nothing(tmp_path: Path, secret: Path, server: Server, name: str) -> None:
+    for text in texts(secret, server).values():
+        (tmp_path / name).write_text(text)
+        for reader in READERS.values():
+            with pytest.raises(InputError):
+                reader(tmp_path / name)
+    assert not server.asked
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".ovr", ".MSK", ".OVR"])
+@pytest.mark.parametrize("reader", READERS)
+def test_companions_that_are_texts_read_nothing(
+    tmp_path: Path, secret: Path, server: Server, suffix: str, reader: str
+) -> None:
+    path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
+    for text in texts(secret, server).values():
+        Path(f"{path}{suffix}").write_text(text)
+        with pytest.raises(InputError, match=rf"x\.tif{suffix}: .* no TIFF; remove it"):
+            READERS[reader](path)
+    assert not server.asked
+
+
+@pytest.mark.parametrize("where", ["tag", "side file", "mask's tag"])
+def test_overviews_elsewhere_are_refused(tmp_path: Path, secret: Path, server: Server, where: str) -> None:
+    targets = [str(secret), f"{server.url}/x.tif", f"/vsicurl/{server.url}/x.tif", *texts(secret, server).values()]
+    for number, target in enumerate([*targets, ":::BASE:::../private/secret.tif"]):
+        path = tagged = write_raster(tmp_path / f"{number}.tif", noise(1, 32, 32))
+        if where == "mask's tag":
+            tagged = write_raster(Path(f"{path}.msk"), np.full((1, 32, 32), 255, np.uint8))
+        if where == "side file":
+            text = target.replace("<", "&lt;")
+            Path(f"{path}.aux.xml").write_text(
+                '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">'
+                f"{text}</MDI></Metadata></PAMDataset>"
+            )
+        else:
+            with opened(tagged, "r+") as dataset:
+                dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=target)
+        with pytest.raises(InputError, match=r"its tag OVERVIEW_FILE names .* no raster in its folder; remove it"):
+            reduced(path, (1,), 4)
+        with pytest.raises(InputError, match="its tag OVERVIEW_FILE names"):
+            inspect(path)
+    assert not server.asked
+
+
+def test_companions_that_are_rasters_are_read(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
+    with rasterio.Env(TIFF_USE_OVR="YES", GDAL_TIFF_INTERNAL_MASK="NO"), opened(path, "r+") as dataset:
+        dataset.write_mask(np.arange(32)[:, np.newaxis] * np.ones(32) >= 5)
+        dataset.build_overviews([2])
+    info = inspect(path)
+    assert {Path(name).name for name in info.files} >= {"x.tif", "x.tif.msk", "x.tif.ovr"}
+    assert not RasterioSource(path, info).read(Window(0, 0, 32, 32), (1,)).valid[:5].any()
+
+
+def test_a_pipe_beside_a_raster_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
+    os.mkfifo(f"{path}.msk")
+    with pytest.raises(InputError, match="no TIFF"):
+        inspect(path)
+
+
+@pytest.mark.parametrize("source", ["{url}/x.tif", "/vsicurl/{url}/x.tif", "service.xml", "/vsicurl?url={url}/x.tif"])
+def test_a_vrt_by_name_reaches_no_server_in_any_way(tmp_path: Path, server: Server, source: str) -> None:
+    (tmp_path / "service.xml").write_text(tile_service(server.url))
+    path = tmp_path / "x.vrt"
+    path.write_text(vrt(str(tmp_path / source) if source.endswith(".xml") else source.format(url=server.url)))
+    with pytest.raises(InputError):
+        whole(path)
+    assert not server.asked
+
+
+def test_drivers_that_call_servers_are_not_there() -> None:
+    with local_only() as env:
+        assert not {"HTTP", "WMS", "WCS", "WMTS", "EEDAI", "PLMOSAIC"} & set(env.drivers())
+        assert {"GTiff", "COG", "PNG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "VRT", "MEM"} <= set(env.drivers())
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        ((16, MAX_SIDE + 1), "rows or columns"),
+        ((MAX_SIDE + 1, 16), "rows or columns"),
+        ((2**22, 2**21), r"8796093022208|in all"),
+    ],
+)
+def test_rasters_of_absurd_size_are_refused(tmp_path: Path, size: tuple[int, int], problem: str) -> None:
+    path = sparse(tmp_path / "x.tif", *size)
+    with pytest.raises(InputError, match=rf"x\.tif: claims {size[0]} x {size[1]} pixels.*{problem}.*gdal_translate"):
+        inspect(path)
+
+
+def test_rasters_of_too_many_bands_are_refused(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "x.tif", np.ones((5000, 1, 1), np.uint8))
+    with pytest.raises(InputError, match="claims 5000 bands, more than the limit of 4096"):
+        inspect(path)
+
+
+def test_a_small_file_that_claims_twelve_terabytes_can_be_planned(tmp_path: Path, model: Path) -> None:
+    path = sparse(tmp_path / "x.tif", 2_000_000, 2_000_000, count=3)
+    assert path.stat().st_size < 8_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = fcn_batch("plan", path, "-m", model, "--memory", "2GiB")
+    assert result.exit_code == 0, result.stderr
+    assert "2000000 x 2000000 px" in result.stdout
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
+
+
+def sparse(path: Path, height: int, width: int, count: int = 1) -> Path:
+    """A TIFF without a single block."""
+    options = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "blockxsize": 4096, "blockysize": 4096}
+    options |= {"SPARSE_OK": "TRUE", "BIGTIFF": "YES", "interleave": "pixel"}
+    with opened(path, "w", height=height, width=width, count=count, **options):
+        pass
+    return path
+
+
+def test_a_mask_in_giant_blocks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="YES"):
+        options = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 64, "width": 64}
+        with opened(path, "w", tiled=True, blockxsize=16, blockysize=16, **options) as dataset:
+            dataset.write(noise(1, 64, 64))
+            dataset.write_mask(np.arange(64 * 64).reshape(64, 64) % 3 > 0)
+    assert inspect(path).has_mask
+    data = bytearray(path.read_bytes())
+    for at in mutate._entries(bytes(data)):
+        tag = struct.unpack_from("<H", data, at)[0]
+        in_mask = at > max(a for a in mutate._entries(bytes(data)) if struct.unpack_from("<H", data, a)[0] == 254) - 1
+        if in_mask and tag in (322, 323):
+            struct.pack_into("<HII", data, at + 2, 4, 1, 32768)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="stored in blocks of 32768x32768 pixels"):
+        inspect(path)
+
+
+# -- stores
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        segmented(scene(folder / "a.tif", 200, 240), "-m", model, "-o", folder)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path, finished: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "made")
+    return tmp_path / "made" / "a.classes.zarr"
+
+
+def edited(store: Path, **changes: Any) -> None:
+    file = store / "classes" / "zarr.json"
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **changes}))
+
+
+def sharding(inner: int, *codecs: dict[str, Any], index: str = "bytes") -> list[dict[str, Any]]:
+    told = {
+        "chunk_shape": [inner, inner],
+        "codecs": list(codecs),
+        "index_codecs": [{"name": index}, {"name": "crc32c"}],
+    }
+    return [{"name": "sharding_indexed", "configuration": told}]
+
+
+def chunks(side: int) -> dict[str, Any]:
+    return {"name": "regular", "configuration": {"chunk_shape": [side, side]}}
+
+
+HOSTILE_METADATA: dict[str, tuple[dict[str, Any], str]] = {
+    "one chunk": ({"shape": [30000, 30000], "chunk_grid": chunks(30000)}, "900000000 bytes each"),
+    "inner chunk": (
+        {"shape": [30000, 30000], "chunk_grid": chunks(60000), "codecs": sharding(30000, {"name": "bytes"})},
+        "900000000 bytes each",
+    ),
+    "shard": ({"chunk_grid": chunks(2**17), "codecs": sharding(2**10, {"name": "bytes"})}, "17179869184 bytes"),
+    "shard in a shard": (
+        {"chunk_grid": chunks(256), "codecs": sharding(128, *sharding(64, {"name": "bytes"}))},
+        "codecs sharding_indexed",
+    ),
+    "compressed index": ({"chunk_grid": chunks(256), "codecs": sharding(128, index="zstd")}, "index of a shard"),
+    "side": ({"shape": [2**40, 10]}, "shape"),
+    "area": ({"shape": [2**24, 2**24]}, "shape"),
+    "negative": ({"shape": [-1, 10]}, "no sizes"),
+    "float": ({"shape": [10.5, 10]}, "no sizes"),
+    "no chunk": ({"chunk_grid": chunks(0)}, "no sizes"),
+    "axes": (
+        {"shape": [4] * 20, "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4] * 20}}},
+        "shape",
+    ),
+    "type": ({"data_type": "float64", "shape": [2**25, 2**25]}, "shape"),
+    "other type": ({"data_type": "complex128"}, "data type 'complex128'"),
+    "text": ({"data_type": {"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**40}}}, "data type"),
+    "pickle": ({"codecs": [{"name": "bytes"}, {"name": "numcodecs.pickle"}]}, "codecs bytes, numcodecs.pickle"),
+    "gzip": ({"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}, "codecs bytes, gzip"),
+    "twice": ({"codecs": [{"name": "bytes"}, {"name": "zstd"}, {"name": "zstd"}]}, "one compressor at most"),
+    "transformer": ({"storage_transformers": [{"name": "x"}]}, "storage transformers"),
+    "old": ({"zarr_format": 2}, "no array of zarr 3"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_METADATA)
+def test_hostile_metadata_of_stores_are_refused(store: Path, what: str) -> None:
+    changes, why = HOSTILE_METADATA[what]
+    edited(store, **changes)
+    with pytest.raises(InputError, match=why):
+        FinishedMap(store)
+    message = one_line(fcn_batch("export", store, "--to", "csv", "-o", store.parent / "a.csv", "-q"), 4)
+    assert len(message) < 1000
+    assert fcn_batch("validate", store.parent, "-q").exit_code == 9
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"a":' * 200_000, "[]", "5", "null", "", '{"shape": 1' + "0" * 5000 + "}"]
+)
+def test_metadata_that_are_no_metadata(store: Path, text: str) -> None:
+    (store / "classes" / "zarr.json").write_text(text)
+    with pytest.raises(InputError, match="not a class map"):
+        FinishedMap(store)
+
+
+def test_metadata_of_absurd_length_are_not_read(store: Path) -> None:
+    os.truncate(store / "classes" / "zarr.json", 2**40)
+    with pytest.raises(InputError, match="1099511627776 bytes are more than the limit"):
+        FinishedMap(store)
+
+
+def test_a_chunk_file_of_absurd_length_is_not_read(store: Path) -> None:
+    os.truncate(store / "classes" / "c" / "0" / "0", 2**40)
+    with pytest.raises(InputError, match="c/0/0 has 1099511627776 bytes"):
+        FinishedMap(store).read(Window(0, 0, 10, 10))
+
+
+def zstd_bomb(size: int) -> bytes:
+    """A frame of zstd that says it holds so many zeros: blocks of one repeated byte."""
+    out = b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little")
+    for left in range(size, 0, -(2**17)):
+        block = min(left, 2**17)
+        out += (block << 3 | 0b010 | (left <= 2**17)).to_bytes(3, "little") + b"\0"
+    return out
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chunks_that_decode_to_more_than_a_chunk_are_refused(store: Path, sharded: bool) -> None:
+    if sharded:
+        data = ClassStore(store).read(Window(0, 0, 200, 240))
+        codecs = sharding(128, {"name": "bytes"}, {"name": "zstd", "configuration": {"level": 0, "checksum": False}})
+        edited(store, chunk_grid=chunks(256), codecs=codecs)
+        shutil.rmtree(store / "classes" / "c")
+        zarr.open_array(str(store / "classes"), mode="r+")[:] = data
+        np.testing.assert_array_equal(FinishedMap(store).read(Window(0, 0, 200, 240)), data)
+    bomb = zstd_bomb(2**30)
+    file = store / "classes" / "c" / "0" / "0"
+    if sharded:  # in the first of four chunks, with an index that fits
+        import google_crc32c
+
+        index = struct.pack("<8Q", 0, len(bomb), *[2**64 - 1] * 6)
+        file.write_bytes(bomb + index + struct.pack("<I", google_crc32c.value(index)))
+    else:
+        file.write_bytes(bomb)
+    assert file.stat().st_size < 100_000
+    for window in (Window(0, 0, 10, 10), Window(0, 0, 200, 240)):
+        with pytest.raises(InputError, match="would decode to 1073741824 bytes, and a chunk has 16384"):
+            FinishedMap(store).read(window)
+
+
+def test_links_in_a_store_lead_nowhere_else(tmp_path: Path, store: Path) -> None:
+    outside = tmp_path / "outside"
+    chunk = store / "classes" / "c" / "0" / "0"
+    shutil.move(chunk, outside)
+    chunk.symlink_to(outside)
+    with pytest.raises(InputError, match="c/0/0 is a link that leaves the store"):
+        FinishedMap(store).read(Window(0, 0, 10, 10))
+    with pytest.raises(ValueError, match="leaves the store"):
+        ClassStore(store).write(Window(0, 0, 128, 128), np.zeros((128, 128), np.uint8))
+
+
+def test_an_array_that_is_a_link_out_of_its_store(tmp_path: Path, store: Path) -> None:
+    shutil.move(store / "classes", tmp_path / "elsewhere")
+    (store / "classes").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="classes is a link that leaves the store"):
+        FinishedMap(store)
+
+
+def test_a_pipe_for_a_chunk_is_not_waited_for(store: Path) -> None:
+    chunk = store / "classes" / "c" / "0" / "0"
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(InputError, match="pipe or device"):
+        FinishedMap(store).read(Window(0, 0, 10, 10))
+
+
+def test_a_link_to_a_whole_store_is_read(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "b.classes.zarr").symlink_to(store)
+    assert FinishedMap(tmp_path / "b.classes.zarr").read(Window(0, 0, 10, 10)).shape == (10, 10)
+
+
+# -- models
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def with_header(path: Path, header: str | dict[str, Any], rest: bytes = b"") -> Path:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+    return path
+
+
+def with_card(tmp_path: Path, model: Path, **changes: Any) -> Path:
+    header, rest = header_of(model)
+    card = json.loads(header["__metadata__"]["fcn_batch.model_card"])
+    for place, value in changes.items():
+        *above, last = place.split("__")
+        inner = card
+        for key in above:
+            inner = inner[key]
+        inner[last] = value
+    header["__metadata__"]["fcn_batch.model_card"] = json.dumps(card)
+    return with_header(tmp_path / "m.safetensors", header, rest)
+
+
+@pytest.mark.parametrize("shape", [[2**32, 2**32], [2**63], [10**12], [-1], [2**31, 2**31, 2**31]])
+def test_tensors_of_absurd_shape(tmp_path: Path, model: Path, shape: list[int]) -> None:
+    header, rest = header_of(model)
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["shape"] = shape
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        read_card(with_header(tmp_path / "m.safetensors", header, rest))
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**63], [2**40, 2**40 + 4], [4, 0], [0, 0], [-4, 0], [0, 2**64 - 1]])
+def test_tensors_of_absurd_place(tmp_path: Path, model: Path, offsets: list[int]) -> None:
+    header, rest = header_of(model)
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"] = offsets
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        read_card(with_header(tmp_path / "m.safetensors", header, rest))
+
+
+def test_tensors_that_lie_about_their_type(tmp_path: Path, model: Path) -> None:
+    header, rest = header_of(model)
+    name = next(name for name in header if name != "__metadata__")
+    for dtype in ("F64", "U8", "BOOL", "F4", "X"):
+        header[name]["dtype"] = dtype
+        with pytest.raises(ModelError, match="not a whole safetensors file"):
+            load_model(with_header(tmp_path / "m.safetensors", header, rest))
+
+
+def test_a_model_file_of_a_hundred_gigabytes_is_not_read(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(model, path)
+    os.truncate(path, 100 * 2**30)
+    with pytest.raises(ModelError, match="107374182400 bytes"):
+        read_card(path)
+
+
+def test_a_model_file_larger_than_memory_is_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.pipeline.weights.free_memory", lambda _: 1000)
+    with pytest.raises(ModelError, match=r"bytes of weights do not fit the 1000 bytes of free memory"):
+        read_card(model)
+
+
+def test_pipes_and_devices_are_no_models(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.safetensors")
+    os.mkfifo(tmp_path / "m.toml")
+    (tmp_path / "n.safetensors").symlink_to("/dev/zero")
+    for name in ("m.safetensors", "m.toml", "n.safetensors"):
+        with pytest.raises(ModelError, match="is a pipe or device"):
+            read_card(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture__fc_channels": 10**12},
+        {"architecture__fc_kernel": 10**9},
+        {"architecture__width": 1e300},
+        {"stride": 2**62},
+        {"stride": 10**400},
+        {"halo": 2**62},
+        {"phase": 10**30},
+        {"input__gsd_m": 1e-320},
+        {"legend__classes": [{"id": k, "name": f"c{k}", "colour": "#000000"} for k in range(65_000)]},
+        {"legend__classes": [{"id": k, "name": "same", "colour": "#000000"} for k in range(60_000)]},
+        {"input__bands": [{"name": f"b{k}", "mean": 0, "std": 1} for k in range(100_000)]},
+        {"summary": "x" * 20_000_000},
+        {"architecture": json.loads("[" * 500 + "]" * 500)},
+    ],
+    ids=str.split("channels kernel width stride stride-too-long halo phase gsd classes same bands summary deep"),
+)
+def test_cards_that_claim_absurd_networks_are_one_line(tmp_path: Path, model: Path, changes: dict[str, Any]) -> None:
+    path, raster = with_card(tmp_path, model, **changes), scene(tmp_path / "a.tif", 40, 40)
+    if "input__gsd_m" in changes:
+        assert fcn_batch("plan", raster, "-m", path).exit_code == 0
+    else:
+        assert len(one_line(fcn_batch("plan", raster, "-m", path), 5)) < 1500
+
+
+def test_the_last_double_of_many_classes_is_found_at_once(tmp_path: Path, model: Path) -> None:
+    classes = [{"id": k, "name": f"c{min(k, 59_998)}", "colour": "#000000"} for k in range(60_000)]
+    with pytest.raises(ModelError, match="two classes have the name 'c59998'"):
+        read_card(with_card(tmp_path, model, legend__classes=classes))
+
+
+@pytest.mark.parametrize("place", ["legend__classes", "input__bands"])
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, model: Path, place: str) -> None:
+    card = tiny_card(tiny_network())
+    listed = json.loads(card.model_dump_json())
+    for key in place.split("__"):
+        listed = listed[key]
+    listed[0]["name"] = "red\x1b[2J"
+    with pytest.raises(ModelError, match=r"the name 'red\\x1b\[2J' holds control characters"):
+        read_card(with_card(tmp_path, model, **{place: listed}))
+
+
+def test_weights_must_lie_beside_their_description(tmp_path: Path) -> None:
+    toml = save_factory_model(tmp_path / "m" / "m.toml")
+    weights = toml.with_suffix(".safetensors")
+    text = toml.read_text()
+    assert read_card(toml).card.stride == 4
+    (toml.parent / "below").mkdir()
+    shutil.copy(weights, toml.parent / "below" / "w.safetensors")
+    shutil.copy(weights, tmp_path / "w.safetensors")
+    (toml.parent / "link.safetensors").symlink_to(tmp_path / "w.safetensors")
+    toml.write_text(text.replace('"m.safetensors"', '"below/w.safetensors"'))
+    assert read_card(toml).card.stride == 4
+    for elsewhere in (
+        "../w.safetensors",
+        str(tmp_path / "w.safetensors"),
+        "link.safetensors",
+        "below/../../w.safetensors",
+    ):
+        toml.write_text(text.replace('"m.safetensors"', f'"{elsewhere}"'))
+        with pytest.raises(ModelError, match="lie in another folder; put them beside the TOML"):
+            read_card(toml)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a." * 50_000 + "b = 1", "x = " + "9" * 10_000])
+def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.toml").write_text(text)
+    one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
+    one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
+
+
+def test_texts_of_absurd_length_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").touch()
+    os.truncate(tmp_path / "m.toml", 2**40)
+    assert "more than the limit" in one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
+    assert "more than the limit" in one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
+    with pytest.raises(OSError, match="1099511627776 bytes are more than the limit of 100"):
+        read_bounded(tmp_path / "m.toml", 100)
+
+
+def test_a_model_of_zero_tensors_is_one_line(tmp_path: Path, model: Path) -> None:
+    header, _ = header_of(model)
+    data = safetensors.torch.save({"a": torch.zeros(0)}, metadata=header["__metadata__"])
+    (tmp_path / "m.safetensors").write_bytes(data)
+    one_line(fcn_batch("segment", scene(tmp_path / "a.tif", 40, 40), "-m", tmp_path / "m.safetensors"), 5)
+
+
+# -- terminals
+
+ESCAPES = "a\x1b[31m\x1b]0;title\x07b\rc\x9b2J\u202e.tif"
+
+
+def test_what_a_terminal_would_obey_is_shown() -> None:
+    shown = printable(ESCAPES)
+    assert shown == r"a\x1b[31m\x1b]0;title\x07b\rc\x9b2J\u202e.tif"
+    for plain in ("größe", "名前 7", "one\ntwo", "\N{ZERO WIDTH JOINER}"):
+        assert printable(plain) == plain
+
+
+def test_names_of_files_are_printed_safely(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    raster = scene(tmp_path / ESCAPES, 150, 40)
+    results = [
+        fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out"),
+        fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out"),  # complete already
+        fcn_batch("plan", raster, "-m", model),
+        fcn_batch("segment", tmp_path / f"missing{ESCAPES}", "-m", model),
+        fcn_batch("plan", raster, ESCAPES, "-m", model),
+        fcn_batch("plan", raster, "-m", ESCAPES),
+        fcn_batch(ESCAPES),
+    ]
+    assert [result.exit_code for result in results] == [0, 0, 0, 4, 2, 5, 2]
+    for number, result in enumerate(results):
+        told = result.stderr + (result.stdout if number > 1 else "")  # paths are for programs where nobody looks on
+        assert r"\x1b[31m" in told
+        assert not set(told) & set("\x1b\x07\r\x9b\u202e"), told
+
+
+def test_tags_and_cards_are_printed_safely(tmp_path: Path, model: Path) -> None:
+    raster = write_raster(tmp_path / "a.tif", noise(3, 40, 40))
+    with opened(raster, "r+") as dataset:
+        dataset.descriptions = (ESCAPES, "green", "blue")
+    hostile = with_card(tmp_path, model, summary=ESCAPES, version=ESCAPES)
+    results = [
+        fcn_batch("plan", raster, "-m", hostile),
+        fcn_batch("model", "info", hostile),
+        fcn_batch("segment", raster, "-m", hostile, "-o", tmp_path / "out"),
+    ]
+    for result in results:
+        assert result.exit_code == 0, result.stderr
+        assert not set(result.output) & set("\x1b\x07\r\x9b\u202e"), result.output
+    assert r"\x1b[31m" in results[1].stdout
+
+
+def test_paths_are_exact_for_programs(tmp_path: Path, model: Path) -> None:
+    raster = scene(tmp_path / "a\x1bb.tif", 40, 40)
+    result = segmented(raster, "-m", model, "-o", tmp_path / "out", "-q")
+    for line in result.stdout.splitlines():
+        assert Path(line).exists()

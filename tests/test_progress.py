@@ -1,0 +1,104 @@
+"""Whatever becomes of standard error, a run goes on."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fcn_batch.workflows.progress import Quiet, Sturdy
+
+TELLING = """
+import sys
+from fcn_batch.workflows.progress import Bar, Lines, progress_for
+
+progress = progress_for(quiet=False)
+assert isinstance(progress._told, {kind})
+progress.start("a", 100, 0)
+progress.note("begun")
+sys.stdin.readline()
+for _ in range(50):
+    progress.advance(2)
+    progress.say("well")
+    progress.note("more")
+progress.stop()
+print("a.tif", flush=True)
+"""
+
+
+class Failing(Quiet):
+    """Fails when it is told something, and counts how often it was."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+        raise self.error
+
+    def stop(self) -> None:
+        self.told.append("stop")
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), BrokenPipeError(), OSError(28, "No space left"), ValueError("closed file")],
+)
+def test_after_a_failure_nothing_is_told(error: Exception) -> None:
+    failing = Failing(error)
+    progress = Sturdy(failing)
+    for _ in range(3):
+        progress.note("x")
+    progress.stop()
+    assert failing.told == ["x", "stop"]
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        Sturdy(Failing(ZeroDivisionError())).note("x")
+
+
+def told_to(stderr: int, kind: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", TELLING.format(kind=kind)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm"},
+    )
+
+
+def test_a_terminal_that_is_closed_in_the_middle() -> None:
+    """The bar stops, and what is printed reaches standard output all the same."""
+    inside, outside = os.openpty()
+    with told_to(outside, "Bar") as process:
+        os.close(outside)
+        seen = b""
+        with suppress(OSError):  # the process has ended
+            while b"begun" not in seen:
+                seen += os.read(inside, 1000)
+        os.close(inside)
+        out, _ = process.communicate("\n", timeout=100)
+    assert b"begun" in seen
+    assert (process.returncode, out) == (0, "a.tif\n")
+
+
+def test_a_log_on_a_full_disk() -> None:
+    with Path("/dev/full").open("w") as full, told_to(full.fileno(), "Lines") as process:
+        out, _ = process.communicate("\n", timeout=100)
+    assert (process.returncode, out) == (0, "a.tif\n")
+
+
+def test_a_log_that_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with told_to(writer, "Lines") as process:
+        os.close(writer)
+        out, _ = process.communicate("\n", timeout=100)
+    assert (process.returncode, out) == (0, "a.tif\n")

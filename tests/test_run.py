@@ -1,0 +1,389 @@
+"""Runs of one job, by threads and a compute of our own: what they share, leave to others, notice, refuse (G4, G9)."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcn_batch.pipeline.errors import FcnBatchError, InputError, MismatchError, OutputError, StoppedError
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.tiling import Work
+from fcn_batch.workflows import run as module
+from fcn_batch.workflows.commit import Block, Committer
+from fcn_batch.workflows.finish import Brief
+from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.run import OnReceipt, run
+from fcn_batch.workflows.signals import Stop
+from tests.memorymaps import legend_of, plan_of
+from tests.runs import class_map, output_bytes, scene
+
+LEGEND = legend_of("water", "wood", "sand")
+BLOCKS = 6
+PATIENCE_S = 30.0
+
+
+class Heard(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Job:
+    """A task of six blocks in one lane, and what the runs of it did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan: Plan = plan_of(scene(folder / "a.tif", 32 * BLOCKS - 10, 90))
+        self.brief = Brief(self.plan, LEGEND)
+        self.outputs = Outputs(folder / "out", "a")
+        self.outputs.folder.mkdir()
+        self.computed: list[int] = []
+        self.progress = Heard()
+
+    def compute(self, before: Callable[[int], None] = lambda _: None) -> module.Compute:
+        """Blocks under their claims; `before` is told of each that is about to be committed."""
+
+        def work(works: Sequence[Work], on_receipt: OnReceipt) -> None:
+            journal = self.outputs.journal
+            committer = Committer.of(journal, self.outputs.store, None)
+            for index in (index for work in works for index in work):
+                claim = journal.claims.take(f"block-{index:09d}")
+                if claim is None:
+                    continue
+                try:
+                    receipt = journal.receipt(index, self.plan.fingerprint)
+                    if receipt is None:
+                        before(index)
+                        receipt = committer.commit(Block(index, self.layers(index), 32))
+                        self.computed.append(index)
+                finally:
+                    claim.release()
+                on_receipt(receipt)
+
+        return work
+
+    def layers(self, index: int) -> Any:
+        window = self.plan.grid[index]
+        return np.full((1, window.height, window.width), index % 3, dtype=np.uint8)
+
+    def run(self, before: Callable[[int], None] = lambda _: None, stop: Stop | None = None, **brief: Any) -> bool:
+        """A run in this thread."""
+        changed = replace(self.brief, **brief)
+        return run(changed, self.outputs, self.compute(before), self.progress, stop or Stop())
+
+    def begin(self, before: Callable[[int], None] = lambda _: None, **brief: Any) -> "Thread":
+        """A run in a thread of its own."""
+        thread = Thread(lambda: self.run(before, **brief))
+        thread.start()
+        return thread
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.outputs.folder / self.outputs.report).read_bytes())
+        return found
+
+    def is_right(self) -> bool:
+        """The map is as it must be, and nothing else lies there."""
+        names = {*self.outputs.names(confidence=False, pyramid=False), self.outputs.report}
+        assert {path.name for path in self.outputs.folder.iterdir()} == names
+        wanted = np.concatenate([self.layers(index)[0] for index in range(BLOCKS)])
+        return np.array_equal(class_map(self.outputs.folder, "a"), wanted)
+
+
+class Thread(threading.Thread):
+    """Keeps what came of it."""
+
+    def __init__(self, work: Callable[[], bool]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.came: bool | BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.came = self._work()
+        except (FcnBatchError, OSError, AssertionError) as error:
+            self.came = error
+
+    def result(self) -> bool | BaseException | None:
+        self.join(PATIENCE_S)
+        assert not self.is_alive()
+        return self.came
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def fails_at(block: int) -> Callable[[int], None]:
+    def fail(index: int) -> None:
+        if index == block:
+            raise OutputError("planted")
+
+    return fail
+
+
+def half_done(job: Job) -> None:
+    """An interrupted run has left its first three blocks."""
+    with pytest.raises(OutputError, match="planted"):
+        job.run(fails_at(3))
+    assert job.computed == [0, 1, 2]
+
+
+# --- alone ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_the_same_run_again(job: Job) -> None:
+    assert job.run()
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+    made = output_bytes(job.outputs.folder, "a")
+    assert job.run()
+    assert job.computed == list(range(BLOCKS))
+    assert job.progress.notes[-1] == f"a.tif: finished by another run, {job.outputs.folder / 'a.run.json'}"
+    assert output_bytes(job.outputs.folder, "a") == made
+
+
+def test_an_interrupted_run_is_taken_up(job: Job) -> None:
+    half_done(job)
+    assert job.run()
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+    timing = job.report["timing"]
+    assert (timing["blocks_done_by_earlier_runs"], timing["blocks_done_by_other_runs"]) == (3, 0)
+    assert any("resuming the interrupted run" in note for note in job.progress.notes)
+
+
+def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
+    stop = Stop()
+
+    def compute(works: Sequence[Work], on_receipt: OnReceipt) -> None:
+        job.compute()([works[0][:2]], on_receipt)
+        stop.request(signal.SIGTERM)
+
+    assert not run(job.brief, job.outputs, compute, job.progress, stop)
+    assert [path.name for path in job.outputs.folder.iterdir()] == ["a.partial"]
+    assert job.run()
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+
+
+def test_a_stop_at_once_is_no_end(job: Job) -> None:
+    def drop(_: int) -> None:
+        raise StoppedError("planted")
+
+    with pytest.raises(StoppedError):
+        job.run(drop)
+    assert job.run()
+
+
+@pytest.mark.parametrize("what", ["changed", "gone", "torn"])
+def test_a_block_that_the_disk_lost_meanwhile_is_done_again(job: Job, what: str) -> None:
+    lost: list[int] = []
+
+    def lose(index: int) -> None:
+        if index == BLOCKS - 1 and not lost:
+            lost.append(2)
+            chunks = job.outputs.staging / job.outputs.store / "classes" / "c" / "2"
+            if what == "changed":
+                shutil.copy(chunks.with_name("3") / "0", chunks / "0")
+            elif what == "gone":
+                shutil.rmtree(chunks)
+            else:
+                (chunks / "0").write_bytes((chunks / "0").read_bytes()[:-3])
+
+    assert job.run(lose)
+    assert lost
+    assert job.computed == [*range(BLOCKS), 2]
+    assert job.is_right()
+
+
+def test_receipts_of_a_store_that_is_gone_are_forgotten(job: Job) -> None:
+    half_done(job)
+    shutil.rmtree(job.outputs.staging / job.outputs.store)
+    assert job.run()
+    assert job.computed == [0, 1, 2, *range(BLOCKS)]
+    assert job.is_right()
+
+
+def test_a_raster_that_changes_under_way_makes_no_map(job: Job) -> None:
+    def touch(index: int) -> None:
+        if index == BLOCKS - 1:
+            os.utime(job.plan.input.path, ns=(1, 1))
+
+    with pytest.raises(InputError, match="changed during the run"):
+        job.run(touch)
+    assert [path.name for path in job.outputs.folder.iterdir()] == ["a.partial"]
+
+
+def test_a_hole_of_an_earlier_run_is_filled_unless_holes_are_wanted(job: Job) -> None:
+    holes = (Window(40, 3, 5, 6),)
+
+    def compute(_: Sequence[Work], on_receipt: OnReceipt) -> None:
+        committer = Committer.of(job.outputs.journal, job.outputs.store, None)
+        on_receipt(committer.commit(Block(1, job.layers(0), 32, unreadable=holes)))
+        raise OutputError("planted")
+
+    def begun(**brief: Any) -> None:
+        with pytest.raises(OutputError, match="planted"):
+            run(replace(job.brief, mask=True, **brief), job.outputs, compute, job.progress, Stop())
+
+    begun()
+    assert job.run(mask=True)
+    assert job.computed == [0, 2, 3, 4, 5]
+    assert job.report["unreadable"] == [{"row": 40, "col": 3, "height": 5, "width": 6}]
+    begun(overwrite=True)
+    job.computed.clear()
+    assert job.run(overwrite=True)
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+    assert job.report["unreadable"] == []
+
+
+# --- several -------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_share_the_blocks_and_both_end_well(job: Job) -> None:
+    first_is_in, second_is_done = threading.Event(), threading.Event()
+
+    def slowly(index: int) -> None:
+        if index == 1:
+            first_is_in.set()
+            assert second_is_done.wait(PATIENCE_S)
+
+    first = job.begin(slowly)
+    assert first_is_in.wait(PATIENCE_S)
+
+    def last(index: int) -> None:
+        if len(job.computed) == BLOCKS - 2:  # all but this one, and that which the first is at
+            second_is_done.set()
+        assert index != 1
+
+    second = job.begin(last)
+    assert (first.result(), second.result()) == (True, True)
+    assert sorted(job.computed) == list(range(BLOCKS)), "none twice"
+    assert job.is_right()
+    assert any("sharing the work of process" in note for note in job.progress.notes)
+
+
+def test_who_comes_while_another_one_publishes_waits_and_finds_it_done(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing, go_on = threading.Event(), threading.Event()
+    proper = Outputs.publish
+
+    def publish(self: Outputs) -> None:
+        publishing.set()
+        assert go_on.wait(PATIENCE_S)
+        proper(self)
+
+    monkeypatch.setattr(Outputs, "publish", publish)
+    first = job.begin()
+    assert publishing.wait(PATIENCE_S)
+    second = job.begin()
+    while not any("waiting for" in note for note in job.progress.notes):
+        time.sleep(0.01)
+    go_on.set()
+    assert (first.result(), second.result()) == (True, True)
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+
+
+@pytest.mark.parametrize("moved", ["the store", "everything"])
+def test_who_wakes_up_while_another_one_publishes_ends_well(
+    job: Job, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    """It slept so long that it was taken for dead, and its block was done: the staging folder goes away under it."""
+    asleep, awake, publishing, go_on = (threading.Event() for _ in range(4))
+    proper = Outputs._move
+
+    def move(self: Outputs, name: str) -> None:
+        proper(self, name)
+        if name == (self.store if moved == "the store" else self.report):
+            publishing.set()
+            assert go_on.wait(PATIENCE_S)
+
+    def sleep(index: int) -> None:
+        if index == 2:
+            claim = job.outputs.staging / "claims" / f"block-{index:09d}"
+            claim.unlink()  # as one who takes it for dead does
+            asleep.set()
+            assert awake.wait(PATIENCE_S)
+            raise OutputError("planted: what it works on is gone")
+
+    monkeypatch.setattr(Outputs, "_move", move)
+    sleeper = job.begin(sleep)
+    assert asleep.wait(PATIENCE_S)
+    other = job.begin()
+    assert publishing.wait(PATIENCE_S)
+    awake.set()
+    time.sleep(0.3)
+    assert sleeper.is_alive(), "whether it has failed is not known before the other one is done"
+    go_on.set()
+    assert (sleeper.result(), other.result()) == (True, True)
+    assert job.is_right()
+
+
+def test_an_error_of_ones_own_stays_one_while_others_go_on(job: Job) -> None:
+    first_is_in, go_on = threading.Event(), threading.Event()
+
+    def slowly(index: int) -> None:
+        if index == 0:
+            first_is_in.set()
+            assert go_on.wait(PATIENCE_S)
+
+    first = job.begin(slowly)
+    assert first_is_in.wait(PATIENCE_S)
+    second = job.begin(fails_at(4))
+    came = second.result()
+    assert isinstance(came, OutputError)
+    assert str(came) == "planted"
+    go_on.set()
+    assert first.result() is True
+    assert job.is_right()
+
+
+def test_a_job_taken_away_under_a_run_ends_it_with_a_line(job: Job) -> None:
+    def take_away(index: int) -> None:
+        if index == 3:
+            shutil.rmtree(job.outputs.staging)
+
+    with pytest.raises((OutputError, MismatchError), match=r"a\.partial"):
+        job.run(take_away)
+    assert not job.outputs.staging.exists(), "nothing of it comes back"
+    assert job.run()
+    assert job.is_right()
+
+
+def test_nobody_discards_what_another_one_is_at_work_on(job: Job) -> None:
+    first_is_in, go_on = threading.Event(), threading.Event()
+
+    def slowly(index: int) -> None:
+        if index == 3:
+            first_is_in.set()
+            assert go_on.wait(PATIENCE_S)
+
+    first = job.begin(slowly)
+    assert first_is_in.wait(PATIENCE_S)
+    with pytest.raises(OutputError, match=r"a\.partial: cannot be discarded, process \d+ on .* is at work there"):
+        job.run(restart=True)
+    with pytest.raises(MismatchError, match=r"full_scale: 255\.0, now 200\.0"):
+        job.run(plan=job.plan.model_copy(update={"full_scale": 200.0}))
+    go_on.set()
+    assert first.result() is True
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
