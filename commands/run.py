@@ -128,9 +128,18 @@ def segment(
     ),
 )
 @click.argument("path", metavar="INPUT", type=PATH)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=PATH,
+    metavar="DIR",
+    help="Folder that the outputs would go to; default: beside INPUT.",
+)
 @model_options
+@click.option("--pyramid", is_flag=True, help="Count the room for the pyramid too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(path: Path, as_json: bool, **chosen: Any) -> None:
+def plan(path: Path, folder: Path | None, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
     from fcn_batch.workflows.plan import describe, prepare
 
@@ -138,7 +147,7 @@ def plan(path: Path, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(prepared.plan.model_dump_json(indent=2))
         return
-    echo_pairs(describe(prepared))
+    echo_pairs(describe(prepared, folder, pyramid=pyramid))
 
 
 @click.command(

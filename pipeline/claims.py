@@ -196,8 +196,8 @@ def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterat
                 wait(holder)
             told = True
         time.sleep(_LOOK_EVERY_S)
-    _sweep(lock)
     try:
+        _sweep(lock)
         yield
     finally:
         claim.release()
@@ -212,12 +212,9 @@ def _put(path: Path, holder: Holder) -> int | None:
         os.write(descriptor, holder.written())
         try:
             os.link(temporary, path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # not found: swept away, by a run that saw it before it was locked
             os.close(descriptor)
             return None
-        except FileNotFoundError:  # swept away, by a run that saw it before it was locked
-            os.close(descriptor)
-            return _put(path, holder)
         except OSError:  # no hard links here: two may both believe that they have it, and do a block twice
             if path.exists():
                 os.close(descriptor)
@@ -228,7 +225,8 @@ def _put(path: Path, holder: Holder) -> int | None:
             os.close(descriptor)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the claim is made, or not, all the same
+            temporary.unlink(missing_ok=True)
     return descriptor
 
 

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import StoppedError
-from fcn_batch.workflows.signals import Stop, stopping
+from fcn_batch.pipeline.errors import InputError, StoppedError
+from fcn_batch.workflows.alone import run_alone
+from fcn_batch.workflows.job import JobTicket
+from fcn_batch.workflows.signals import Stop, stopping, unheard
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -79,6 +83,20 @@ def test_the_first_request_counts() -> None:
         stop.leave()
 
 
+def test_a_deadline_goes_before_a_request_without_one() -> None:
+    """Ctrl-C has all the time, but then the batch system ends the job."""
+    told: list[str] = []
+    with stopping(0, told.append) as stop:
+        send(signal.SIGINT)
+        assert not stop.at_once
+        send(signal.SIGTERM)
+        assert stop.at_once
+        send(signal.SIGUSR1)  # later ones put nothing off
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            stop.check()
+    assert [line.split(":")[0] for line in told] == ["SIGINT", "SIGTERM"]
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)]
     with suppress(ZeroDivisionError), stopping(0, print):
@@ -121,6 +139,83 @@ def test_another_thread_has_no_signals() -> None:
     assert seen == [False]
 
 
+def test_what_is_begun_unheard_hears_nothing() -> None:
+    asked = {signal.SIGINT, *ENDING}
+    heard: list[set[int]] = []
+
+    def look() -> None:
+        heard.append(asked - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    with unheard():
+        threads[0].start()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert sorted(heard, key=len) == [set(), asked]
+
+
+CHILD = """#!{python} -S
+import os, sys, time
+sys.stdin.read()
+with open("{folder}/new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("{folder}/new", "{folder}/pid")
+while not os.path.exists("{folder}/go"):
+    time.sleep(0.05)
+print('{{"error": "InputError", "message": "answered"}}', end="")
+"""
+TICKET = JobTicket(staging="none", store="none", fingerprint="none", device="cpu")
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder; what tries a block alone writes its number into `pid` there, and answers once there is a `go`."""
+    program = tmp_path / "child"
+    program.write_text(CHILD.format(python=sys.executable, folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    return tmp_path
+
+
+def number_of(child: Path) -> int:
+    while not (child / "pid").exists():
+        time.sleep(0.01)
+    return int((child / "pid").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *ENDING])
+def test_a_block_tried_alone_is_not_ended_by_a_signal_to_all(child: Path, number: signal.Signals) -> None:
+    """It would look deadly, and might be left out of the map."""
+
+    def send_to_it() -> None:
+        os.kill(number_of(child), number)
+        (child / "go").touch()
+
+    thread = threading.Thread(target=send_to_it)
+    thread.start()
+    with pytest.raises(InputError, match=r"^answered$"):
+        run_alone(TICKET, 0, Stop())
+    thread.join()
+
+
+def test_a_block_tried_alone_is_dropped_when_there_is_no_time(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.alone._LOOK_EVERY_S", 0.05)
+    stop, numbers = Stop(), list[int]()
+
+    def end() -> None:
+        numbers.append(number_of(child))
+        stop.request(signal.SIGTERM, 0)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        run_alone(TICKET, 0, stop)
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(numbers[0], 0)
+
+
 HANGING = """
 import sys, threading
 from fcn_batch.workflows import signals
@@ -150,6 +245,21 @@ def test_a_process_that_does_not_end_in_time_is_ended() -> None:
         assert process.stderr.read() == (
             "fcn-batch: did not end in time, stopped; finished blocks are kept: run the same command again to go on\n"
         )
+
+
+def test_it_is_ended_also_when_nobody_can_be_told() -> None:
+    """After SIGHUP the terminal is gone."""
+    with hanging("import os; os.close(2); lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 75
+
+
+def test_it_is_ended_also_when_nobody_reads_what_it_tells() -> None:
+    """A pipe that is full holds whoever writes to it."""
+    full = "import os; os.set_blocking(2, False); [os.write(2, bytes(2**20)) for _ in '1']; os.set_blocking(2, True)"
+    with hanging(f"{full}; lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
 
 
 def test_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,8 @@ def _ended(blocks: _Blocks) -> bool:
     with only_one(outputs.lock, _waiting(brief, blocks.progress)):
         if _done_by_another(brief, outputs, blocks.progress):
             return True
+        while any(name.startswith("block-") for name in outputs.journal.claims.living()):
+            time.sleep(_LOOK_EVERY_S)  # somebody does one twice: nothing may change from here on
         if not (outputs.staging / outputs.report).exists():
             if not blocks.take_up():
                 return False
@@ -211,8 +213,6 @@ def _ended(blocks: _Blocks) -> bool:
             finish(brief, outputs, blocks.receipts, blocks.course, blocks.progress)
         for line in summary(outputs.staged_report()):
             blocks.progress.note(line)
-        while any(name.startswith("block-") for name in outputs.journal.claims.living()):
-            time.sleep(_LOOK_EVERY_S)  # somebody does one twice: its folder should not go away now
         outputs.publish()
     return True
 

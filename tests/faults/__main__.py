@@ -6,16 +6,19 @@ and with EIO, not with one of them; `--scene NAME` takes one scene, `--part 2/5`
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.bench import SCENES
 from tests.faults.checks import CHECKS
-from tests.faults.disks import can_mount
+from tests.faults.disks import CHECKS as CHECKS_OF_DISKS
+from tests.faults.disks import MOUNTING, can_mount
 from tests.faults.mutants import MUTANTS
 from tests.faults.prober import Probers, Question
 from tests.faults.probing import Point, can_trace
@@ -52,20 +55,23 @@ def _options() -> argparse.Namespace:
 
 
 def _kills(probers: Probers, options: argparse.Namespace) -> list[str]:
-    table = Table()
+    complaints = []
     for scene in [options.scene] if options.scene else SCENES:
         points = kill_points(probers, scene)
         if scene in ("resume", "restart") and not options.scene:
             points = list(dict.fromkeys([*spread(points, _OTHERS), *publishing(points)]))
-        try_points(probers, table, scene, _part(points, options))
-    _say(*table.lines())
-    return table.complaints
+        table = Table()
+        with _told(table):
+            try_points(probers, table, scene, _part(points, options))
+        complaints += table.complaints
+    return complaints
 
 
 def _errors(probers: Probers, options: argparse.Namespace) -> list[str]:
     table, scene = Table(), options.scene or "fresh"
-    try_points(probers, table, scene, _part(error_points(probers, scene, both=options.both), options))
-    _say(*table.lines())
+    points = _part(error_points(probers, scene, both=options.both), options)
+    with _told(table):
+        try_points(probers, table, scene, points)
     return table.complaints
 
 
@@ -93,11 +99,11 @@ def _disks(probers: Probers, _options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         reason = can_mount(Path(folder) / "disk")
     complaints = []
-    for check in ["no_permission"] + ["full_disk"] * (not reason):
+    for check in [check for check in CHECKS_OF_DISKS if check not in MOUNTING or not reason]:
         (found,) = probers.ask([Question("fresh", check=check)])
         _say(f"{check:<16} {'as promised' if not found else found[0]}")
         complaints += [f"{check}: {line}" for line in found]
-    return complaints + [f"full_disk was not tried: {reason}"] * bool(reason)
+    return complaints + [f"{', '.join(MOUNTING)} were not tried: {reason}"] * bool(reason)
 
 
 def _several(_probers: Probers, options: argparse.Namespace) -> list[str]:
@@ -113,6 +119,21 @@ _PARTS: dict[str, Callable[[Probers, argparse.Namespace], list[str]]] = {
     "several": _several,
     "mutants": _mutants,
 }
+
+
+@contextmanager
+def _told(table: Table) -> Iterator[None]:
+    """Print the table in any case: also when this program is asked to end."""
+
+    def end(*_: object) -> None:
+        sys.exit("ended early")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _say(*table.lines(), *table.complaints)
 
 
 def _part(points: list[Point], options: argparse.Namespace) -> list[Point]:

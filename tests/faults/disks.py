@@ -2,20 +2,24 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.bench import Bench
 from tests.faults.job import Task
-from tests.faults.probing import undisturbed
+from tests.faults.probing import Run, undisturbed
 from tests.faults.states import falsely_done, finished_blocks, wrong
 
 _NOBODY = 65534
 """A user without rights: the system's administrator may write anywhere."""
 _PARTS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95)
 """Of what a run needs at most, at the moment when it is largest."""
+
+
+MOUNTING = ("full_disk", "no_more_files", "read_only_disk")
+"""Checks that need a disk of their own."""
 
 
 def can_mount(place: Path) -> str:
@@ -61,6 +65,66 @@ def full_disk(bench: Bench, scene: str) -> list[str]:
     return found
 
 
+def no_more_files(bench: Bench, scene: str) -> list[str]:
+    """The same on disks with room for bytes, but not for so many files."""
+    found, files = [], len(bench.expected(scene))
+    for part in _PARTS[:5]:
+        with small_disk(bench.root / "disk", 2**16) as place:
+            _mount(place, f"remount,nr_inodes={4 + int(files * part * 1.5)}")
+            lines = _on_a_full_disk(bench, scene, replace(bench.task(scene), folder=str(place / "out")), place)
+        found += [f"disk for {1.5 * part:.0%} of {files} files: {line}" for line in lines]
+    return found
+
+
+def read_only_disk(bench: Bench, scene: str) -> list[str]:
+    """A run was killed, and its disk is read-only by now: a line that says so; later it can be written to again."""
+    found = []
+    for what in ("claimed", "computed", "committed"):
+        with small_disk(bench.root / "disk", 2**16) as place:
+            task = replace(bench.task(scene), folder=str(place / "out"))
+            _killed(replace(task, stop_at=(what, 12)))
+            _mount(place, "remount,ro")
+            ended = undisturbed(task)
+            line = "" if ended.outcome is None or ended.outcome.code == 0 else ended.outcome.line
+            if not line.startswith(f"{task.folder}: cannot write outputs here (Read-only file system)"):
+                found.append(f"not one line that says so: {ended}")
+            _mount(place, "remount,rw")
+            found += _taken_up(bench, scene, task)
+    return found
+
+
+def anothers_job(bench: Bench, scene: str) -> list[str]:
+    """The interrupted run of somebody else, in a folder that one may write to: a line; its owner can finish it."""
+    task = bench.task(scene)
+    _killed(replace(task, stop_at=("committed", 9)))
+    bench.root.chmod(0o755)
+    Path(task.folder).chmod(0o777)
+    ended = undisturbed(replace(task, user=_NOBODY))
+    line = "" if ended.outcome is None or ended.outcome.code == 0 else ended.outcome.line
+    found = [] if "Permission denied" in line and task.folder in line else [f"not one line that says so: {ended}"]
+    return found + _taken_up(bench, scene, task)
+
+
+def _killed(task: Task) -> None:
+    """Leave what a run leaves that is killed where it stops."""
+    run = Run(task)
+    run.go_on()
+    run.has_stopped()
+    run.kill()
+    run.ended()
+
+
+def _taken_up(bench: Bench, scene: str, task: Task) -> list[str]:
+    """How a run fails to finish what lies there, or what it does again."""
+    done, complaints = finished_blocks(task, bench.expected(scene))
+    again = undisturbed(task)
+    if again.outcome is None or again.outcome.code:
+        return [*complaints, f"cannot be run again: {again.outcome or again.trouble}"]
+    if twice := done.intersection(again.outcome.computed):
+        complaints.append(f"computed again: blocks {sorted(twice)}")
+    return [*complaints, *wrong(Path(task.folder), bench.expected(scene))]
+
+
 def _on_a_full_disk(bench: Bench, scene: str, task: Task, place: Path) -> list[str]:
     first = undisturbed(task)
     if first.outcome is None or first.outcome.code == 0:
@@ -69,14 +133,8 @@ def _on_a_full_disk(bench: Bench, scene: str, task: Task, place: Path) -> list[s
     if "\n" in first.outcome.line or not first.outcome.line.startswith(str(place)):
         found.append(f"not one line that names the place: {first.outcome.line!r}")
     found += falsely_done(Path(task.folder), bench.allowed(scene))
-    done, complaints = finished_blocks(task, bench.expected(scene))
-    _mount(place, "remount,size=64m")
-    again = undisturbed(task)
-    if again.outcome is None or again.outcome.code:
-        return [*found, *complaints, f"cannot be run again: {again.outcome or again.trouble}"]
-    if twice := done.intersection(again.outcome.computed):
-        found.append(f"computed again: blocks {sorted(twice)}")
-    return [*found, *complaints, *wrong(Path(task.folder), bench.expected(scene))]
+    _mount(place, "remount,size=64m,nr_inodes=9000")
+    return found + _taken_up(bench, scene, task)
 
 
 def _needed_kilobytes(bench: Bench, scene: str) -> int:
@@ -110,3 +168,8 @@ def no_permission(bench: Bench, scene: str) -> list[str]:
     folder.chmod(0o755)
     bench.drop(task)
     return found
+
+
+CHECKS: dict[str, Callable[[Bench, str], list[str]]] = {
+    check.__name__: check for check in (full_disk, no_more_files, read_only_disk, no_permission, anothers_job)
+}

@@ -1,8 +1,8 @@
 """Damaged and hostile files given to the real program: `python -m tests.faults.fuzz --seeds 0:200`.
 
-Every run is a process of its own, forked from one that has imported everything and used nothing. It must end by itself,
-within a minute and 4 GiB, with one of the exit codes that have a meaning and, if it is not 0, one line that says why;
-and a map made from a damaged staging folder must be the true map.
+Every run is a process of its own, forked from one that has imported everything and used nothing. It must end by itself
+within a minute of processor time and 4 GiB, with one of the exit codes that have a meaning; if it is not 0, with a line
+that says why. A map made from a damaged staging folder must be the true map.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -36,8 +36,11 @@ CODES = {
     0,
     *(one.exit_code for one in vars(errors).values() if isinstance(one, type) and hasattr(one, "exit_code")),
 } - {1}
+CORPUS = Path(__file__).parent / "corpus"
 MOST_BYTES = 4 * 2**30
 MOST_SECONDS = 60.0
+"""Of processor time: a machine may be busy with other things."""
+_LONGEST_WAIT_S = 600.0
 _BLOCK = 128
 _LOOK_EVERY_S = 0.01
 
@@ -71,7 +74,7 @@ class Target:
 
 
 def run_apart(action: Callable[[], Any], folder: Path, most_seconds: float, most_bytes: int) -> tuple[int, float, int]:
-    """Exit code (negative: a signal), seconds and peak memory of `action` in a process of its own, in `folder`."""
+    """Exit code (negative: a signal), processor time and peak memory of `action`, in a process of its own in `folder`."""
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
@@ -81,7 +84,7 @@ def run_apart(action: Callable[[], Any], folder: Path, most_seconds: float, most
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return code, time.perf_counter() - started, usage.ru_maxrss * 1024
+            return code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
         if not killed and (time.perf_counter() - started > most_seconds or _resident(child) > most_bytes):
             os.kill(child, signal.SIGKILL)
             killed = True
@@ -172,7 +175,7 @@ class Bench:
                 _interrupt_after(most)
                 program(["segment", "a.tif", "-m", self.model, "-o", "out", "-q"])
 
-            run_apart(action, folder, MOST_SECONDS, MOST_BYTES)
+            run_apart(action, folder, _LONGEST_WAIT_S, MOST_BYTES)
         assert (self.root / "finished" / "out" / "a.run.json").exists(), (
             self.root / "finished" / ".stderr"
         ).read_text()
@@ -212,14 +215,22 @@ class Bench:
 
     def run(self, name: str, seed: int) -> Result:
         """Damage a copy of the target's files as the seed says, run the command, and judge how it ended."""
-        target, folder = self.targets[name], self.root / f"run-{name}-{seed}"
+        target = self.targets[name]
+        return self._end(target, seed, lambda folder: target.damage(folder, random.Random(f"{name} {seed}")))  # noqa: S311
+
+    def replay(self, case: Path) -> Result:
+        """As `run`, with the files of `case`, CORPUS/TARGET/NAME, instead of those that the target begins with."""
+        return self._end(self.targets[case.parent.name], 0, lambda folder: _lay_over(case, folder))
+
+    def _end(self, target: Target, seed: int, damage: Callable[[Path], None]) -> Result:
+        folder = self.root / f"run-{target.name}-{seed}"
         if target.template:
             shutil.copytree(self.root / target.template, folder, symlinks=True)
         else:
             folder.mkdir()
-        target.damage(folder, random.Random(f"{name} {seed}"))  # noqa: S311 - no secret
-        code, seconds, peak = run_apart(lambda: program(list(target.command)), folder, MOST_SECONDS, MOST_BYTES)
-        result = Result(name, seed, code, seconds, peak, (folder / ".stderr").read_text(errors="replace"))
+        damage(folder)
+        code, seconds, peak = run_apart(lambda: program(list(target.command)), folder, _LONGEST_WAIT_S, MOST_BYTES)
+        result = Result(target.name, seed, code, seconds, peak, (folder / ".stderr").read_text(errors="replace"))
         judge(result)
         if code == 0 and target.must_be_true:
             found = made(folder / "out")
@@ -227,6 +238,20 @@ class Bench:
             result.complaints += [f"exit code 0, and {name} is not the true one" for name in wrong]
         shutil.rmtree(folder)
         return result
+
+
+def _lay_over(case: Path, folder: Path) -> None:
+    """Put the files of `case` into `folder`; FILE.head replaces the header of the safetensors file that is there."""
+    for file in case.rglob("*"):
+        if not file.is_file():
+            continue
+        place, data = folder / file.relative_to(case), file.read_bytes()
+        if file.suffix == ".head":
+            place = place.with_suffix("")
+            whole = place.read_bytes()
+            data += whole[8 + int.from_bytes(whole[:8], "little") :]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
 
 
 def judge(result: Result) -> None:
@@ -285,23 +310,32 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _asked(bench: Bench, chosen: argparse.Namespace) -> Iterator[Result]:
+    first, behind = map(int, chosen.seeds.split(":"))
+    names = chosen.targets or list(bench.targets)
+    for case in sorted(CORPUS.glob("*/*")) if chosen.corpus else ():
+        yield _told(bench.replay(case), f"{case.parent.name}/{case.name}")
+    for name in names if not chosen.corpus else ():
+        for seed in range(first, behind):
+            yield _told(bench.run(name, seed), f"{name} {seed}")
+
+
+def _told(result: Result, name: str) -> Result:
+    for complaint in result.complaints:
+        sys.stderr.write(f"{name}: {complaint}\n")
+    return result
+
+
 def main() -> int:
     """Run the seeds that the command line asks for; 1 when there is anything to complain about."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0:200", help="FIRST:BEHIND_LAST")
     parser.add_argument("--targets", nargs="*", help="all when none is named")
+    parser.add_argument("--corpus", action="store_true", help="the files that once did harm, instead of seeds")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     chosen = parser.parse_args()
-    first, behind = map(int, chosen.seeds.split(":"))
     with tempfile.TemporaryDirectory() as root:
-        bench = Bench(Path(root))
-        results = []
-        for name in chosen.targets or bench.targets:
-            for seed in range(first, behind):
-                result = bench.run(name, seed)
-                results.append(result)
-                for complaint in result.complaints:
-                    sys.stderr.write(f"{name} {seed}: {complaint}\n")
+        results = list(_asked(Bench(Path(root)), chosen))
     if chosen.json:
         keys = ("target", "seed", "code", "complaints")
         sys.stdout.write(json.dumps([{key: getattr(result, key) for key in keys} for result in results]) + "\n")

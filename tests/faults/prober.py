@@ -85,7 +85,10 @@ class Probers:
             return json.loads(line)
 
         with ThreadPoolExecutor(len(self._all)) as pool:
-            yield from pool.map(answer, questions)
+            try:
+                yield from pool.map(answer, questions)
+            finally:  # who heard enough does not wait for the rest
+                pool.shutdown(cancel_futures=True)
 
     def points(
         self, scene: str, calls: tuple[str, ...], faults: tuple[str, ...] = ("SIGKILL",), flags: tuple[str, ...] = ()
@@ -101,7 +104,7 @@ class Probers:
             yield point, Verdict(**answer)
 
 
-_CHECKS = checks.CHECKS | {check.__name__: check for check in (disks.full_disk, disks.no_permission)}
+_CHECKS = checks.CHECKS | disks.CHECKS
 
 
 def _answer(bench: Bench, question: Question) -> Any:

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from fcn_batch.pipeline import claims
 from tests.faults.bench import Bench
+from tests.faults.circumstances import CIRCUMSTANCES, MACHINES, STALE_S
 from tests.faults.job import Task
 from tests.faults.mutants import MUTANTS
 from tests.faults.probing import WRITING, Point, Run, can_trace, points, traced, undisturbed
 from tests.faults.states import falsely_done, finished_blocks, wrong
 
-_STALE_S = 0.5
 _THREADS = 3
 """Of a run that write: its own, and two of the store."""
 _ABOUT_S = 0.6
@@ -42,36 +41,6 @@ class Tally:
     """Blocks done by two runs."""
     complaints: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def impatient() -> None:
-    """Heartbeats that are counted in tenths of seconds."""
-    claims.STALE_S, claims.BEAT_S = _STALE_S, 0.05
-
-
-def on(node: str) -> Callable[[], None]:
-    """On a machine of its own: another kernel, and no locks that others see."""
-
-    def pretend() -> None:
-        impatient()
-        claims._kernel = lambda: node  # type: ignore[assignment]
-        claims._lock = lambda descriptor: None  # noqa: ARG005
-
-    return pretend
-
-
-def hasty() -> None:
-    """Heartbeats that are counted in hundredths of seconds."""
-    claims.STALE_S, claims.BEAT_S = 0.15, 0.02
-
-
-CIRCUMSTANCES = {
-    "hasty": hasty,
-    "impatient": impatient,
-    "node8": on("node8"),
-    "node9": on("node9"),
-    "node10": on("node10"),
-}
 
 
 @cache
@@ -202,7 +171,7 @@ def one_stopped(trial: Trial) -> None:
             trial.tally.complaints.append(f"a run failed beside a stopped one: {ends}")
         trial.tally.survived += len(ends)
     else:
-        time.sleep(_STALE_S + trial.draw.random() * _ABOUT_S)
+        time.sleep(STALE_S + trial.draw.random() * _ABOUT_S)
     sleeper.go_on()
     trial.judge()
 
@@ -231,7 +200,7 @@ def stopped_anywhere(trial: Trial) -> None:
 
 def machines(trial: Trial) -> None:
     """On two or three machines that see nothing of each other but files; one run may be killed."""
-    nodes = list(CIRCUMSTANCES)[1:][: trial.draw.randint(2, 3)]
+    nodes = MACHINES[: trial.draw.randint(2, 3)]
     for node in nodes:
         trial.start(node)
         time.sleep(trial.draw.random() / 10)

@@ -12,7 +12,7 @@ from tests.faults.several import KINDS
 
 
 def test_several_runs_at_once() -> None:
-    command = [sys.executable, "-m", "tests.faults.several", "2"]
+    command = [sys.executable, "-m", "tests.faults.several", "1"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=250,
         cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.models import save_tiny_model
@@ -34,13 +35,13 @@ def command(base: Path, out: Path, *options: str) -> list[str]:
     return [str(word) for word in words]
 
 
-def begun(words: list[str], out: Path) -> "subprocess.Popen[str]":
+def begun(words: list[str], out: Path, blocks: int = 5) -> "subprocess.Popen[str]":
     """A run, in a process group of its own, that has finished some blocks."""
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 100
-    while len(list((out / "a.partial" / "receipts").glob("*.json"))) < 5:
+    while not (out / "a.partial").exists() or len(list((out / "a.partial" / "receipts").glob("*.json"))) < blocks:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -63,23 +64,23 @@ def check_that_it_goes_on(base: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "workers"),
+    ("number", "who", "workers"),
     [
-        (signal.SIGTERM, 75, "0"),
-        pytest.param(signal.SIGUSR1, 75, "0", marks=pytest.mark.faults),
-        pytest.param(signal.SIGHUP, 75, "0", marks=pytest.mark.faults),
-        pytest.param(signal.SIGINT, 130, "0", marks=pytest.mark.faults),
-        pytest.param(signal.SIGTERM, 75, "2", marks=pytest.mark.faults),
-        (signal.SIGINT, 130, "2"),
+        (signal.SIGTERM, "run", "0"),
+        pytest.param(signal.SIGUSR1, "run", "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGHUP, "run", "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGINT, "run", "0", marks=pytest.mark.faults),
+        pytest.param(signal.SIGTERM, "run", "2", marks=pytest.mark.faults),
+        pytest.param(signal.SIGTERM, "all", "2", marks=pytest.mark.faults),
+        (signal.SIGINT, "all", "2"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Signals, code: int, workers: str) -> None:
+def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Signals, who: str, workers: str) -> None:
+    code = 130 if number == signal.SIGINT else 75
     with begun(command(base, tmp_path, "--workers", workers), tmp_path) as process:
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as Ctrl-C does: the workers get it too
-        else:
-            process.send_signal(number)
+        send = os.killpg if who == "all" else os.kill  # to all: as Ctrl-C does, and SLURM at the end of a job's time
+        send(process.pid, number)
         told = process.communicate(timeout=100)[1].splitlines()
     assert process.returncode == code, told
     assert any(line.startswith(f"{number.name}: finishing the blocks under way") for line in told), told
@@ -91,6 +92,20 @@ def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Sig
     assert told[-1] == f"fcn-batch: {last} command again to go on"
     assert "Traceback" not in "\n".join(told)
     check_that_it_goes_on(base, tmp_path)
+
+
+@pytest.mark.faults
+def test_ctrl_c_while_workers_start(base: Path, tmp_path: Path) -> None:
+    """They hear it too, long before they could be told not to."""
+    with begun(command(base, tmp_path, "--workers", "2"), tmp_path, blocks=0) as process:
+        while not psutil.Process(process.pid).children():
+            time.sleep(0.01)
+        time.sleep(0.5)  # in the middle of their imports
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=100)[1]
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
 
 
 @pytest.mark.faults
