@@ -122,3 +122,24 @@ def test_plan_and_stores_agree_on_confidences(committer: Committer) -> None:
     wrong = None if committer.plan.confidence else NAMES[1]
     with pytest.raises(ValueError, match="confidence"):
         Committer.of(committer.journal, NAMES[0], wrong)
+
+
+def test_a_receipt_that_was_changed_is_not_held(committer: Committer) -> None:
+    """Its counts become the report's: they are not believed because the pixels are right."""
+    receipt = committer.commit(block(committer.plan, 0))
+    assert committer.holds(receipt)
+    assert receipt.area_m2 is not None
+    changes: tuple[dict[str, Any], ...] = (
+        {"pixels": {**receipt.pixels, 0: receipt.pixels[0] + 1}},
+        {"pixels": {}},
+        {"shape": receipt.shape[::-1]},
+        {"area_m2": None},
+        {"area_m2": {**receipt.area_m2, 0: receipt.area_m2[0] * 1.001}},
+        {"sha256": "0" * 64},
+        {"confidence_sha256": "0" * 64},
+    )
+    for changed in changes:
+        assert not committer.holds(receipt.model_copy(update=changed)), changed
+    assert committer.holds(
+        receipt.model_copy(update={"area_m2": {i: a * (1 + 1e-14) for i, a in receipt.area_m2.items()}})
+    )

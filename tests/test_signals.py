@@ -141,7 +141,7 @@ def test_another_thread_has_no_signals() -> None:
 
 def test_what_is_begun_unheard_hears_nothing() -> None:
     asked = {signal.SIGINT, *ENDING}
-    heard: list[set[int]] = []
+    heard: list[set[signal.Signals]] = []
 
     def look() -> None:
         heard.append(asked - signal.pthread_sigmask(signal.SIG_BLOCK, ()))

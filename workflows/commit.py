@@ -4,6 +4,7 @@ Knows neither the network nor how the block was made, so that every point of the
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,19 +107,31 @@ class Committer:
         )
 
     def holds(self, receipt: Receipt) -> bool:
-        """True when a block is in the stores as its receipt says: a disk may have lost it since.
+        """True when a block is in the stores as its receipt says: a disk may have lost either since.
 
-        Reads it whole, as `commit` has written it.
+        Reads it whole, as `commit` has written it, and tells its receipt again.
         """
         if receipt.block >= len(self.plan.grid):
             return False
         window = self.plan.grid[receipt.block]
         try:
-            if sha256(self.classes.read(window)[np.newaxis]) != receipt.sha256:
-                return False
-            return self.confidence is None or sha256(self.confidence.read(window)) == receipt.confidence_sha256
+            layers = self.classes.read(window)[np.newaxis]
+            if self.confidence is not None:
+                layers = np.concatenate([layers, self.confidence.read(window)])
         except OutputError:
             return False
+        found = self._receipt(Block(receipt.block, layers, receipt.tile))
+        exact = ("sha256", "confidence_sha256", "shape", "pixels")
+        return all(getattr(found, name) == getattr(receipt, name) for name in exact) and _agree(
+            found.area_m2, receipt.area_m2
+        )
+
+
+def _agree(found: dict[int, float] | None, told: dict[int, float] | None) -> bool:
+    """Areas, but for what another machine may round otherwise."""
+    if found is None or told is None:
+        return found is told
+    return found.keys() == told.keys() and all(math.isclose(area, told[i], rel_tol=1e-9) for i, area in found.items())
 
 
 def sha256(layers: NDArray[np.uint8]) -> str:

@@ -74,7 +74,7 @@ class Target:
 
 
 def run_apart(action: Callable[[], Any], folder: Path, most_seconds: float, most_bytes: int) -> tuple[int, float, int]:
-    """Exit code (negative: a signal), processor time and peak memory of `action`, in a process of its own in `folder`."""
+    """Exit code (negative: a signal), processor time and peak memory of `action`, in a process of its own."""
     started = time.perf_counter()
     child = os.fork()
     if child == 0:

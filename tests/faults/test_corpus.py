@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.fuzz import CORPUS
 
+pytestmark = pytest.mark.timeout(600)  # half a minute of one processor, which others may be using
 MOST_BYTES = 4096
 CASES = sorted(CORPUS.glob("*/*"))
 CODES = {"raster": 4, "model": 5, "staging": 0, "store": 4, "validate": 9}
@@ -34,7 +35,7 @@ def results() -> list[dict[str, Any]]:
     """Of all cases, from a program of its own: a process that has used torch cannot be forked safely."""
     command = [sys.executable, "-m", "tests.faults.fuzz", "--json", "--corpus"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment)
     assert done.stdout, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
