@@ -41,6 +41,7 @@ COG_OPTIONS = {
     "bigtiff": "IF_SAFER",
 }
 """Options of GDAL's COG driver."""
+_STRUCTURE = b"GDAL_STRUCTURAL_METADATA_SIZE="
 Windows = Iterable[tuple[Window, NDArray[np.uint8]]]
 
 
@@ -186,6 +187,27 @@ def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None
                 raise OutputError(
                     f"{path} does not read back as it was written in {where}; check the disk, then run again"
                 )
+        if not _in_order(dataset, cog):
+            raise OutputError(f"{path}: the disk failed while it was written; check the disk, then run again")
+
+
+def _in_order(dataset: Any, cog: Path) -> bool:
+    """True when the directories of a COG come first, before its pixels, without a gap.
+
+    GDAL says nothing of a write of a directory that fails in passing: it writes it again, at the end of the file. ::
+
+        header | GDAL_STRUCTURAL_METADATA_SIZE=000140 bytes | these | to even | directories | pixels, full map last
+    """
+    with cog.open("rb") as file:
+        head = file.read(64)
+    if _STRUCTURE not in head:
+        return False
+    size = head.index(_STRUCTURE) + len(_STRUCTURE)
+    start = size + len("000140 bytes\n") + int(head[size : size + 6])
+    levels = (None, *range(len(dataset.overviews(1))))
+    places = [int(dataset.get_tag_item("IFD_OFFSET", "TIFF", 1, level)) for level in levels]
+    pixels = int(dataset.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", 1))  # those of the full map are the last
+    return [start + start % 2, *places[1:], pixels] == sorted([*places, pixels])
 
 
 def place_differs(map_file: Path, head: MapHead) -> str | None:

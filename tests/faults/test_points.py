@@ -41,7 +41,8 @@ def test_killed_while_outputs_replace_others(probers: Probers) -> None:
 def test_a_call_fails(probers: Probers) -> None:
     table, points = Table(), error_points(probers, "fresh", both=True)
     assert len(points) > 700
-    try_points(probers, table, "fresh", spread(points, 41))
+    of_the_geotiff = [point for point in points if (point.call, point.thread, point.fault) == ("write", 0, "EIO")][-25:]
+    try_points(probers, table, "fresh", list(dict.fromkeys([*spread(points, 41), *of_the_geotiff])))
     assert table.complaints == []
     assert {fault for _, _, fault in table.rows} == {"ENOSPC", "EIO"}
     assert sum(row.told for row in table.rows.values()) > 20, "most errors end a run, with a line that says so"

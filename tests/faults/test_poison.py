@@ -58,6 +58,7 @@ def expected(bait: Path, tmp_path_factory: pytest.TempPathFactory) -> Map:
     return values
 
 
+@pytest.mark.faults
 def test_in_this_process_it_dies_twice_and_is_then_tried_alone(bait: Path, tmp_path: Path, expected: Map) -> None:
     for deaths in (1, 2):
         assert run_program(command(bait, tmp_path)).returncode == -DEADLY
@@ -94,6 +95,7 @@ def test_workers_die_and_the_run_goes_on(bait: Path, tmp_path: Path, expected: M
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.faults
 def test_a_block_that_kills_only_in_company_is_done_alone(
     bait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults.several import KINDS
 
 
+@pytest.mark.faults
 def test_several_runs_at_once() -> None:
     command = [sys.executable, "-m", "tests.faults.several", "1"]
     done = subprocess.run(
