@@ -218,9 +218,9 @@ def test_a_split_by_files() -> None:
 
 def test_no_toml(tmp_path: Path) -> None:
     path = _written(tmp_path, (r"\[model\]", "[model"))
-    assert "not a TOML file: " in _refused(path)
+    assert "not a TOML file, or one that is nested too deeply: " in _refused(path)
     path.write_bytes(b"\xff\xfe[model]")
-    assert "not a TOML file: " in _refused(path)
+    assert "not a TOML file, or one that is nested too deeply: " in _refused(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
