@@ -26,6 +26,7 @@ from pathlib import Path
 import zarr
 from zarr.core.sync import sync as in_the_loop
 
+from fcn_batch.pipeline.raster import inspect
 from tests.faults.job import Outcome, Task, perform
 from tests.faults.mutants import MUTANTS
 
@@ -206,6 +207,7 @@ def _in_the_child(task: Task, told: socket.socket) -> None:
             os.setresuid(task.user, task.user, task.user)
         for name in task.flags:
             MUTANTS[name]()
+        inspect(task.image)  # after a fork, and only then, PROJ opens its database anew
         told.sendall(json.dumps(_threads()).encode())
         os.kill(os.getpid(), signal.SIGSTOP)
         answer: dict[str, object] = asdict(perform(task))
