@@ -433,5 +433,5 @@ def test_plan_and_ticket_must_agree(wanted: bool, raster: Path, model: Path, tmp
     create_store(journal.folder / "a.classes.zarr", prepared.plan, prepared.model.card.legend)
     name = None if wanted else "a.confidence.zarr"
     ticket = JobTicket(str(journal.folder), "a.classes.zarr", prepared.plan.fingerprint, "cpu", name)
-    with pytest.raises(ValueError, match=f"the plan has confidence {wanted}, its ticket the store {name}"):
+    with pytest.raises(ValueError, match=f"the plan has confidence {wanted}, its stores a.classes.zarr and {name}"):
         open_job(ticket)
