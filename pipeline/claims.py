@@ -12,55 +12,23 @@ A holder that died leaves its claim, and so a trace: who takes it over knows how
 """
 
 import fcntl
-import json
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from fcn_batch.pipeline.errors import OutputError
+from fcn_batch.pipeline.holder import Holder, this_kernel
 
 BEAT_S = 15.0
 """Seconds between two heartbeats."""
 STALE_S = 120.0
 """After so many seconds without one, a holder on another machine is taken for dead."""
 _LOOK_EVERY_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """What a claim says of the process that holds it."""
-
-    process: str
-    """Such as ``process 4711 on node3``."""
-    kernel: str
-    """Differs between machines, and between two starts of one."""
-    deaths: int = 0
-    """How many holders before it died with this claim."""
-
-    @classmethod
-    def here(cls, deaths: int = 0) -> "Holder":
-        """This process."""
-        return cls(f"process {os.getpid()} on {socket.gethostname()}", _kernel(), deaths)
-
-    @classmethod
-    def read(cls, descriptor: int) -> "Holder":
-        """What stands in an open claim; anything else than a claim counts as that of a machine nobody knows."""
-        try:
-            found = json.loads(os.pread(descriptor, 1000, 0))
-            return cls(str(found["process"]), str(found["kernel"]), int(found["deaths"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return cls("unknown", "")
-
-    def written(self) -> bytes:
-        """As it stands in the file."""
-        return json.dumps({"process": self.process, "kernel": self.kernel, "deaths": self.deaths}).encode()
 
 
 class Claims:
@@ -79,6 +47,9 @@ class Claims:
         path, deaths = self.folder / name, 0
         self.folder.mkdir(exist_ok=True)  # not what it lies in: a job that is over must not come back
         while (descriptor := _put(path, Holder.here(deaths))) is None:
+            if inherited := _inherit(path):
+                descriptor, deaths = inherited
+                break
             found = self._bury(path)
             if isinstance(found, Holder):
                 return None
@@ -100,7 +71,10 @@ class Claims:
         return found
 
     def _bury(self, path: Path) -> "Holder | int":
-        """Take a dead holder's claim away, and count its death; or, if it lives, say who it is."""
+        """Take away the claim of a holder that died on another machine, and count its death; or, if it lives, say who.
+
+        Another run may put a claim there meanwhile, that knows nothing of that death: the count may be too low.
+        """
         grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         with suppress(FileNotFoundError), _opened(path) as descriptor:
             holder = Holder.read(descriptor)
@@ -122,7 +96,7 @@ class Claims:
         free = _lock(descriptor)
         if free is False and self._forever:
             return True
-        if free and Holder.read(descriptor).kernel == _kernel():
+        if free and Holder.read(descriptor).kernel == this_kernel():
             return not _is_file(descriptor, path)  # given up, and perhaps taken again, since it was opened
         return _age_s(path, descriptor) < STALE_S
 
@@ -230,6 +204,24 @@ def _put(path: Path, holder: Holder) -> int | None:
     return descriptor
 
 
+def _inherit(path: Path) -> tuple[int, int] | None:
+    """The descriptor of a claim whose holder died on this machine, ours from here on, and how many died with it.
+
+    It is never away meanwhile, so that whoever else comes by cannot put one there that knows of no death.
+    """
+    with suppress(FileNotFoundError), ExitStack() as undo:
+        descriptor = os.open(path, os.O_RDWR)
+        undo.callback(os.close, descriptor)
+        if _lock(descriptor) and _is_file(descriptor, path):
+            dead = Holder.read(descriptor)
+            if dead.kernel == this_kernel():
+                heir = Holder.here(dead.deaths + 1)
+                os.pwrite(descriptor, heir.written().ljust(os.fstat(descriptor).st_size), 0)
+                undo.pop_all()
+                return descriptor, heir.deaths
+    return None
+
+
 def _sweep(lock: Path) -> None:
     """Delete what processes left that were killed while they took or gave up `lock`: its folder stays for good."""
     for path in lock.parent.iterdir():
@@ -274,11 +266,3 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@cache
-def _kernel() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()

@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from fcn_batch.pipeline.claims import Holder, only_one
+from fcn_batch.pipeline.claims import only_one
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
+from fcn_batch.pipeline.holder import Holder
 from fcn_batch.pipeline.journal import Receipt
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.raster import inspect
