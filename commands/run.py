@@ -45,6 +45,11 @@ def _options(chosen: dict[str, Any]) -> "Options":
     help="Run on N processes of this machine; 0: in this process.",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp:// or tls://HOST:PORT.")
+@click.option(
+    "--part",
+    metavar="I/N",
+    help="Do this share of the blocks only, as one job of an array; the part that ends last makes the outputs.",
+)
 @click.option("--tls-ca", type=PATH, metavar="FILE", help="Certificate of the authority, for tls:// (PEM).")
 @click.option("--tls-cert", type=PATH, metavar="FILE", help="This side's certificate, for tls:// (PEM).")
 @click.option("--tls-key", type=PATH, metavar="FILE", help="This side's key, for tls:// (PEM).")
@@ -79,6 +84,7 @@ def segment(
     folder: Path | None,
     workers: int,
     scheduler: str | None,
+    part: str | None,
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -100,6 +106,7 @@ def segment(
     again; given twice at once, both share the work. Ctrl-C finishes the blocks under way, a second one stops at once.
     """
     from fcn_batch.pipeline.tolerance import OnError
+    from fcn_batch.workflows.part import Part
     from fcn_batch.workflows.progress import progress_for
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
@@ -116,6 +123,7 @@ def segment(
         on_error=OnError.parse(on_error),
         allow_mixed=allow_mixed,
         grace=grace,
+        part=None if part is None else Part.parse(part),
     )
     for path in run(request, progress_for(quiet=quiet)):
         echo_path(path)

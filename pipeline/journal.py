@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fcn_batch.pipeline.claims import Claims
 from fcn_batch.pipeline.durable import sync, write_whole
@@ -53,6 +53,10 @@ class Receipt(BaseModel):
     """Pixels in them, halo and padding included."""
     seconds: float
     """Time since the block above was decided, or since the pass began."""
+    by: str
+    """Who did it: ``process 4711 on node3``."""
+    finished: AwareDatetime
+    """When, by the clock of whoever did it."""
     unreadable: tuple[tuple[int, int, int, int], ...] = ()
     """Parts of the input that the block looks at and that could not be read: row, column, height and width of each."""
     mixed: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ import pytest
 
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, MismatchError, OutputError, StoppedError
 from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.holder import Holder
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.workflows import run as module
@@ -23,7 +24,7 @@ from fcn_batch.workflows.commit import Block, Committer
 from fcn_batch.workflows.finish import Brief
 from fcn_batch.workflows.outputs import Outputs
 from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.run import OnReceipt, run
+from fcn_batch.workflows.run import End, OnReceipt, run
 from fcn_batch.workflows.signals import Stop
 from tests.memorymaps import legend_of, plan_of
 from tests.runs import class_map, output_bytes, scene
@@ -81,13 +82,17 @@ class Job:
         return np.full((1, window.height, window.width), index % 3, dtype=np.uint8)
 
     def run(self, before: Callable[[int], None] = lambda _: None, stop: Stop | None = None, **brief: Any) -> bool:
-        """A run in this thread."""
+        """A run in this thread; True when it ended with outputs."""
+        return self.end(before, stop, **brief) is End.COMPLETE
+
+    def end(self, before: Callable[[int], None] = lambda _: None, stop: Stop | None = None, **brief: Any) -> End:
+        """How a run in this thread ended."""
         changed = replace(self.brief, **brief)
         return run(changed, self.outputs, self.compute(before), self.progress, stop or Stop())
 
     def begin(self, before: Callable[[int], None] = lambda _: None, **brief: Any) -> "Thread":
         """A run in a thread of its own."""
-        thread = Thread(lambda: self.run(before, **brief))
+        thread = Thread(lambda: self.end(before, **brief))
         thread.start()
         return thread
 
@@ -107,10 +112,10 @@ class Job:
 class Thread(threading.Thread):
     """Keeps what came of it."""
 
-    def __init__(self, work: Callable[[], bool]) -> None:
+    def __init__(self, work: Callable[[], End]) -> None:
         super().__init__(daemon=True)
         self._work = work
-        self.came: bool | BaseException | None = None
+        self.came: End | BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -118,7 +123,7 @@ class Thread(threading.Thread):
         except (FcnBatchError, OSError, AssertionError) as error:
             self.came = error
 
-    def result(self) -> bool | BaseException | None:
+    def result(self) -> End | BaseException | None:
         self.join(PATIENCE_S)
         assert not self.is_alive()
         return self.came
@@ -164,7 +169,8 @@ def test_an_interrupted_run_is_taken_up(job: Job) -> None:
     assert job.computed == list(range(BLOCKS))
     assert job.is_right()
     timing = job.report["timing"]
-    assert (timing["blocks_done_by_earlier_runs"], timing["blocks_done_by_other_runs"]) == (3, 0)
+    assert timing["blocks_done_by_earlier_runs"] == 3
+    assert timing["blocks_done_by"] == {Holder.here().process: BLOCKS}
     assert any("resuming the interrupted run" in note for note in job.progress.notes)
 
 
@@ -175,7 +181,7 @@ def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
         job.compute()([works[0][:2]], on_receipt)
         stop.request(signal.SIGTERM)
 
-    assert not run(job.brief, job.outputs, compute, job.progress, stop)
+    assert run(job.brief, job.outputs, compute, job.progress, stop) is End.STOPPED
     assert [path.name for path in job.outputs.folder.iterdir()] == ["a.partial"]
     assert job.run()
     assert job.computed == list(range(BLOCKS))
@@ -274,7 +280,7 @@ def test_two_runs_share_the_blocks_and_both_end_well(job: Job) -> None:
         assert index != 1
 
     second = job.begin(last)
-    assert (first.result(), second.result()) == (True, True)
+    assert (first.result(), second.result()) == (End.COMPLETE, End.COMPLETE)
     assert sorted(job.computed) == list(range(BLOCKS)), "none twice"
     assert job.is_right()
     assert any("sharing the work of process" in note for note in job.progress.notes)
@@ -298,7 +304,7 @@ def test_who_comes_while_another_one_publishes_waits_and_finds_it_done(
     while not any("waiting for" in note for note in job.progress.notes):
         time.sleep(0.01)
     go_on.set()
-    assert (first.result(), second.result()) == (True, True)
+    assert (first.result(), second.result()) == (End.COMPLETE, End.COMPLETE)
     assert job.computed == list(range(BLOCKS))
     assert job.is_right()
 
@@ -334,7 +340,7 @@ def test_who_wakes_up_while_another_one_publishes_ends_well(
     time.sleep(0.3)
     assert sleeper.is_alive(), "whether it has failed is not known before the other one is done"
     go_on.set()
-    assert (sleeper.result(), other.result()) == (True, True)
+    assert (sleeper.result(), other.result()) == (End.COMPLETE, End.COMPLETE)
     assert job.is_right()
 
 
@@ -353,7 +359,7 @@ def test_an_error_of_ones_own_stays_one_while_others_go_on(job: Job) -> None:
     assert isinstance(came, OutputError)
     assert str(came) == "planted"
     go_on.set()
-    assert first.result() is True
+    assert first.result() is End.COMPLETE
     assert job.is_right()
 
 
@@ -384,6 +390,6 @@ def test_nobody_discards_what_another_one_is_at_work_on(job: Job) -> None:
     with pytest.raises(MismatchError, match=r"full_scale: 255\.0, now 200\.0"):
         job.run(plan=job.plan.model_copy(update={"full_scale": 200.0}))
     go_on.set()
-    assert first.result() is True
+    assert first.result() is End.COMPLETE
     assert job.computed == list(range(BLOCKS))
     assert job.is_right()

@@ -348,6 +348,40 @@ def test_an_earlier_run_settles_the_threads(tmp_path: Path, model: Path, monkeyp
     assert report_of(tmp_path / "b")["plan"]["kernel"]["threads"] == other
 
 
+def test_parts_in_any_order_make_the_same_bytes(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    for part in ("3/3", "1/3", "1/3"):
+        assert segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--part", part).stdout == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+    last = segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--part", "2/3")
+    assert len(last.stdout.splitlines()) == 3
+    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
+    refused = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", "--restart")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "would discard what other parts have done" in refused.stderr
+
+
+def test_who_begins_at_the_same_moment_goes_on_with_the_plan_of_who_was_first(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    settled, other = segment_module._settled, 2
+
+    def too_early(*given: Any) -> Any:
+        monkeypatch.setattr(segment_module, "_settled", settled)
+        first = fcn_batch(
+            "segment", reference / "a.tif", "-m", model, "-o", tmp_path, "--threads", other, "--part", "1/3"
+        )
+        assert first.exit_code == 0, first.stderr
+        return given[0]
+
+    monkeypatch.setattr(segment_module, "_settled", too_early)
+    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+    assert report_of(tmp_path)["plan"]["kernel"]["threads"] == other
+
+
 def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
     with LocalCluster(
         n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=40

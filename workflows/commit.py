@@ -6,6 +6,7 @@ Knows neither the network nor how the block was made, so that every point of the
 import hashlib
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.crs import row_areas_m2
 from fcn_batch.pipeline.errors import MismatchError, OutputError
 from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.holder import Holder
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
@@ -102,6 +104,8 @@ class Committer:
             passes=block.passes,
             forwarded=block.forwarded,
             seconds=round(block.seconds, 3),
+            by=Holder.here().process,
+            finished=datetime.now(UTC),
             unreadable=tuple((w.row, w.col, w.height, w.width) for w in block.unreadable),
             mixed=self.mixed,
         )

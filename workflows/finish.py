@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
 from fcn_batch.workflows.checksums import checksums, signed
 from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.part import Part
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.pyramid import write_pyramid
 from fcn_batch.workflows.report import make_report
@@ -38,6 +40,8 @@ class Brief:
     """True: outputs that exist are replaced."""
     restart: bool = False
     """True: an interrupted run is discarded."""
+    part: Part | None = None
+    """Which blocks this run sees to; None: all."""
 
     @property
     def name(self) -> str:
@@ -52,8 +56,6 @@ class Course:
     seconds: float
     earlier: int
     """Blocks that were done before this run began."""
-    elsewhere: int
-    """Blocks that other runs did meanwhile."""
 
 
 def finish(
@@ -76,7 +78,7 @@ def finish(
         "blocks_s": round(course.seconds, 3),
         "stitch_s": round(time.perf_counter() - started, 3),
         "blocks_done_by_earlier_runs": course.earlier,
-        "blocks_done_by_other_runs": course.elsewhere,
+        "blocks_done_by": dict(sorted(Counter(receipt.by for receipt in receipts.values()).items())),
     }
     describe(staging, brief, report, outputs)
     outputs.journal.seal(outputs.report, report)

@@ -2,6 +2,7 @@
 
     begin      staging folder and empty stores                               one run at a time
     rounds     blocks without a receipt, until all have one                  any number of runs, block by block
+               (of its own part, if the run is to do a part; it ends then, unless it finds that all are done)
     end        each block compared with its receipt -> finish -> publish     one run at a time; the others find it done
 
 The staging folder is the truth: what is not in it is done again, and what a disk has lost is noticed.
@@ -10,9 +11,10 @@ The staging folder is the truth: what is not in it is done again, and what a dis
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 
 from fcn_batch.pipeline.claims import only_one
@@ -28,6 +30,7 @@ from fcn_batch.workflows.finish import Brief, Course, finish
 from fcn_batch.workflows.inputs import identify
 from fcn_batch.workflows.mend import mended
 from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.part import share
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.report import summary
 from fcn_batch.workflows.signals import Stop
@@ -39,23 +42,37 @@ Compute = Callable[[Sequence[Work], OnReceipt], None]
 _LOOK_EVERY_S = 0.5
 
 
-def run(brief: Brief, outputs: Outputs, compute: Compute, progress: RunProgress, stop: Stop) -> bool:
-    """Make and publish the outputs, from the beginning or from where other runs are; False when stopped before."""
+class End(Enum):
+    """How a run ended."""
+
+    COMPLETE = "the outputs are there"
+    PART = "its part is done, others are not"
+    STOPPED = "a signal asked for it"
+
+
+def run(brief: Brief, outputs: Outputs, compute: Compute, progress: RunProgress, stop: Stop) -> End:
+    """Make and publish the outputs, from the beginning or from where other runs are."""
     with _present(brief, outputs, progress) as others:
         if others is None:
             progress.note(_finished(brief, outputs))
-            return True
+            return End.COMPLETE
         blocks = _Blocks(brief, outputs, progress)
         try:
             while blocks.do(compute, others, stop):
+                if left := blocks.left():
+                    progress.note(
+                        f"{brief.name}: part {brief.part} is done; {left} of {len(brief.plan.grid)} blocks are left to "
+                        "other parts, the last of which makes the outputs"
+                    )
+                    return End.PART
                 if _ended(blocks):
-                    return True
+                    return End.COMPLETE
         except (FcnBatchError, OSError):
             with suppress(OSError), only_one(outputs.lock, _waiting(brief, progress)):  # who publishes takes all away
                 if _done_by_another(brief, outputs, progress):
-                    return True
+                    return End.COMPLETE
             raise
-        return False
+        return End.STOPPED
 
 
 @contextmanager
@@ -123,13 +140,14 @@ class _Blocks:
     progress: RunProgress
     receipts: dict[int, Receipt] = field(default_factory=dict)
     earlier: int = 0
-    elsewhere: int = 0
+    _all_done: bool = False
+    """True: they have been seen done, so this run sees to the end, and to what is lost until then, of whatever part."""
     _started: float = field(default_factory=time.perf_counter)
 
     @property
     def course(self) -> Course:
         """How they were done."""
-        return Course(time.perf_counter() - self._started, self.earlier, self.elsewhere)
+        return Course(time.perf_counter() - self._started, self.earlier)
 
     @property
     def committer(self) -> Committer:
@@ -138,22 +156,24 @@ class _Blocks:
         return Committer.of(self.outputs.journal, self.outputs.store, confidence)
 
     def do(self, compute: Compute, others: int, stop: Stop) -> bool:
-        """Compute, or wait for others to do so, until all have a receipt; False when stopped before."""
+        """Compute, or wait for others to do so, until all of its own have a receipt; False when stopped before."""
         plan, journal = self.brief.plan, self.outputs.journal
         if self._sealed:
             return True
-        self.take_up()
+        part = None if self._all_done else self.brief.part
+        mine = range(len(plan.grid)) if part is None else share(plan.grid, plan.cut.segment, part)
+        self.take_up(mine)
         done = sum(receipt.shape[0] * receipt.shape[1] for receipt in self.receipts.values())
-        self.progress.start(self.outputs.stem, plan.input.size.pixels, done)
+        self.progress.start(self._title, sum(plan.grid[block].height * plan.grid[block].width for block in mine), done)
+        others = others if part is None else 0  # they are at other parts
         try:
-            while missing := [block for block in range(len(plan.grid)) if block not in self.receipts]:
+            while missing := [block for block in mine if block not in self.receipts]:
                 if stop.requested:
                     return False
                 compute(_parts(works(plan.grid, plan.cut.segment, missing), others), self._finished)
                 elsewhere = [journal.receipt(b, plan.fingerprint) for b in missing if b not in self.receipts]
                 for receipt in elsewhere:
                     if receipt is not None:
-                        self.elsewhere += 1
                         self._finished(receipt)
                 if any(receipt is None for receipt in elsewhere):
                     if not self.outputs.staging.exists():
@@ -167,11 +187,27 @@ class _Blocks:
     def _sealed(self) -> bool:
         return (self.outputs.staging / self.outputs.report).exists()
 
-    def take_up(self) -> bool:
-        """Compare every finished block with its receipt; one that differs must be done again. True if none does."""
+    @property
+    def _title(self) -> str:
+        return f"{self.outputs.stem} {self.brief.part or ''}".rstrip()
+
+    def left(self) -> int:
+        """How many blocks are not done, once this run has done its own; 0 also when another run is at the end."""
+        if self._sealed or self._all_done:
+            return 0
+        journal, plan = self.outputs.journal, self.brief.plan
+        blocks = [block for block in range(len(plan.grid)) if block not in self.receipts]
+        left = sum(journal.receipt(block, plan.fingerprint) is None for block in blocks)
+        if self._sealed or not self.outputs.staging.exists():
+            return 0  # what was counted was being published
+        self._all_done = not left
+        return left
+
+    def take_up(self, mine: Iterable[int]) -> bool:
+        """Compare finished blocks with their receipts; one that differs must be done again. True if none does."""
         committer, journal, intact = self.committer, self.outputs.journal, True
         known, self.receipts = self.receipts, {}
-        for receipt in journal.receipts():
+        for receipt in filter(None, (journal.receipt(block, self.brief.plan.fingerprint) for block in mine)):
             if (receipt.unreadable and not self.brief.mask) or not committer.holds(receipt):
                 journal.drop(receipt.block)
                 intact = False
@@ -208,7 +244,7 @@ def _ended(blocks: _Blocks) -> bool:
         while any(name.startswith("block-") for name in outputs.journal.claims.living()):
             time.sleep(_LOOK_EVERY_S)  # somebody does one twice: nothing may change from here on
         if not (outputs.staging / outputs.report).exists():
-            if not blocks.take_up():
+            if not blocks.take_up(range(len(brief.plan.grid))):
                 return False
             _refuse_changed_input(brief.plan)
             finish(brief, outputs, blocks.receipts, blocks.course, blocks.progress)

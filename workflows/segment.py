@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fcn_batch.pipeline.claims import only_one
-from fcn_batch.pipeline.errors import OutputError, UnreadableError
+from fcn_batch.pipeline.errors import MismatchError, OptionError, OutputError, UnreadableError
 from fcn_batch.pipeline.plan import Free
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.pipeline.tolerance import OnError
@@ -18,9 +18,10 @@ from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.finish import Brief, add_pyramid
 from fcn_batch.workflows.job import JobTicket
 from fcn_batch.workflows.outputs import Outputs, outputs_of
+from fcn_batch.workflows.part import Part
 from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.progress import RunProgress
-from fcn_batch.workflows.run import OnReceipt, run
+from fcn_batch.workflows.run import End, OnReceipt, run
 from fcn_batch.workflows.signals import Stop, stopping
 from fcn_batch.workflows.workers import Workers
 
@@ -47,6 +48,15 @@ class Request:
     """True: go on with what another kind of machine, or other versions, began."""
     grace: float = GRACE_S
     """Seconds in which a run ends that a signal asks to."""
+    part: Part | None = None
+    """Which blocks this run sees to; None: all."""
+
+    def __post_init__(self) -> None:
+        if self.part is not None and self.restart:
+            raise OptionError(
+                f"--part {self.part} with --restart would discard what other parts have done; "
+                "delete the staging folder NAME.partial before the first part begins"
+            )
 
 
 def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
@@ -62,8 +72,11 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
     with_holes = []
     with stopping(request.grace, progress.note) as stop:
         for prepared, outputs in zip(plans, places, strict=True):
-            if not _segment_one(_settled(prepared, outputs, request), outputs, request, (progress, stop)):
+            end = _segment_one(prepared, outputs, request, (progress, stop))
+            if end is End.STOPPED:
                 stop.leave()
+            if end is End.PART:
+                continue
             yield from outputs.paths
             if (outputs.reported() or {}).get("unreadable"):
                 with_holes.append(outputs.folder / outputs.report)
@@ -74,8 +87,19 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
         )
 
 
-def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> bool:
-    """False when it was stopped before it was complete."""
+def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> End:
+    """By the plan of an earlier run, or of one that began at the same moment."""
+    settled = _settled(prepared, outputs, request)
+    try:
+        return _run_one(settled, outputs, request, told)
+    except MismatchError:
+        again = _settled(prepared, outputs, request)
+        if again.plan == settled.plan:
+            raise
+        return _run_one(again, outputs, request, told)
+
+
+def _run_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> End:
     progress, stop = told
     brief = Brief(
         plan=prepared.plan,
@@ -85,12 +109,13 @@ def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: t
         mask=request.on_error.mask,
         overwrite=request.overwrite,
         restart=request.restart,
+        part=request.part,
     )
     for note in prepared.notes:
         progress.note(f"{brief.name}: {note}")
     if not request.overwrite and outputs.is_complete(brief.plan):
         _complete_already(brief, outputs, progress)
-        return True
+        return End.COMPLETE
     outputs.make_folder(chosen=request.folder is not None)
     doubt = check_disk(outputs.folder, brief.plan, pyramid=request.pyramid, staging=outputs.staging)
     if doubt is not None:

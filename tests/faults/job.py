@@ -132,7 +132,7 @@ def perform(task: Task) -> Outcome:
         outputs.make_folder(chosen=True)
         brief = Brief(plan, LEGEND, restart=task.restart, overwrite=task.overwrite)
         done = run.run(brief, outputs, _compute(task, outcome), Quiet(), Stop())
-        assert done, "nothing asked it to stop"
+        assert done is run.End.COMPLETE, "nothing asked it to stop"
     except FcnBatchError as error:
         outcome.code, outcome.line = error.exit_code, str(error)
     except OSError as error:

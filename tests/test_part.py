@@ -1,0 +1,105 @@
+"""Parts of a run: together they do every block once, in any order, and the last one makes the outputs."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.geometry import Size
+from fcn_batch.pipeline.tiling import BlockGrid, works
+from fcn_batch.workflows.part import Part, share
+from fcn_batch.workflows.run import End
+from tests.test_run import BLOCKS, Job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "index", "count"), [("1/1", 1, 1), ("2/8", 2, 8), ("08/08", 8, 8)])
+def test_a_part_is_written_as_two_numbers(text: str, index: int, count: int) -> None:
+    assert Part.parse(text) == Part(index, count)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "0/3", "4/3", "1/0", "-1/3", "1/3/5", "a/b", "1 / 3", "१/३", f"1/{'9' * 4301}"]
+)
+def test_anything_else_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(OptionError, match=r"--part .*give") as refused:
+        Part.parse(text)
+    assert "\n" not in str(refused.value)
+
+
+@given(
+    rows=st.integers(1, 200), cols=st.integers(1, 200), side=st.integers(1, 40), per=st.integers(1, 9),
+    count=st.integers(1, 60),
+)  # fmt: skip
+def test_parts_share_all_blocks_evenly(rows: int, cols: int, side: int, per: int, count: int) -> None:
+    grid = BlockGrid(Size(rows, cols), side, side)
+    shares = [share(grid, per * side, Part(index, count)) for index in range(1, count + 1)]
+    assert sorted(block for blocks in shares for block in blocks) == list(range(len(grid)))
+    lengths = [len(blocks) for blocks in shares]
+    assert max(lengths) - min(lengths) <= 1
+    # a part adds at most one pass to those that a single run makes
+    passes = sum(len(works(grid, per * side, blocks)) for blocks in shares)
+    assert passes <= len(works(grid, per * side, range(len(grid)))) + count - 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, BLOCKS, BLOCKS + 3])
+def test_parts_in_any_order_make_what_one_run_makes(job: Job, count: int) -> None:
+    parts = [Part(index, count) for index in range(1, count + 1)]
+    random.Random(count).shuffle(parts)  # noqa: S311 - no secret
+    for part in parts:
+        done = set(job.computed)
+        end = job.end(part=part)
+        assert set(job.computed) - done == share(job.plan.grid, job.plan.cut.segment, part)
+        assert end is (End.COMPLETE if len(job.computed) == BLOCKS else End.PART)
+        assert (job.outputs.folder / job.outputs.report).exists() == (end is End.COMPLETE)
+    assert sorted(job.computed) == list(range(BLOCKS))
+    assert job.is_right()
+
+
+def test_a_part_that_is_over_says_what_is_left(job: Job) -> None:
+    assert job.end(part=Part(2, 3)) is End.PART
+    assert job.progress.notes[-1] == (
+        "a.tif: part 2/3 is done; 4 of 6 blocks are left to other parts, the last of which makes the outputs"
+    )
+    assert job.end(part=Part(2, 3)) is End.PART, "the same job, started again"
+    assert len(job.computed) == 2
+
+
+def test_parts_at_the_same_time(job: Job) -> None:
+    threads = [job.begin(part=Part(index, 3)) for index in (1, 2, 3)]
+    for thread in threads:
+        thread.join(30)
+    assert End.COMPLETE in [thread.came for thread in threads]
+    assert {thread.came for thread in threads} <= {End.PART, End.COMPLETE}
+    assert sorted(job.computed) == list(range(BLOCKS))
+    assert job.is_right()
+
+
+def test_a_part_that_was_stopped_is_done_by_a_run_without_parts(job: Job) -> None:
+    assert job.end(part=Part(1, 2)) is End.PART
+    assert job.end() is End.COMPLETE
+    assert sorted(job.computed) == list(range(BLOCKS))
+    assert job.is_right()
+
+
+def test_the_last_part_does_again_what_a_disk_has_lost_of_another_one(job: Job) -> None:
+    assert job.end(part=Part(1, 2)) is End.PART
+    (lost,) = (job.outputs.staging / job.outputs.store).rglob("c/0/0")
+    lost.write_bytes(b"")
+    assert job.end(part=Part(2, 2)) is End.COMPLETE
+    assert job.computed.count(0) == 2
+    assert job.is_right()
+
+
+def test_a_part_of_what_is_complete_does_nothing(job: Job) -> None:
+    assert job.end() is End.COMPLETE
+    done = list(job.computed)
+    assert job.end(part=Part(1, 2)) is End.COMPLETE
+    assert job.computed == done
