@@ -12,6 +12,7 @@ from fcn_batch.commands.export import export
 from fcn_batch.commands.learn import evaluate, train
 from fcn_batch.commands.model import model
 from fcn_batch.commands.run import plan, segment, validate, verify
+from fcn_batch.commands.status import status
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +21,7 @@ def main() -> None:
     """Turn rasters of any size into georeferenced class maps, exactly and restartably."""
 
 
-for command in (segment, plan, validate, verify, export, model, train, evaluate):
+for command in (segment, status, plan, validate, verify, export, model, train, evaluate):
     main.add_command(command)
 
 if __name__ == "__main__":

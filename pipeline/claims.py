@@ -63,11 +63,14 @@ class Claims:
 
     def living(self) -> dict[str, Holder]:
         """Holders that live, by the names of their claims."""
+        return {name: holder for name, (holder, lives) in self.holders().items() if lives}
+
+    def holders(self) -> dict[str, tuple[Holder, bool]]:
+        """Who is or was the last to hold each claim that is there, and whether it lives; needs only to read."""
         found = {}
         for path in sorted(self.folder.glob("[!.]*")):
             with suppress(FileNotFoundError), _opened(path) as descriptor:
-                if self._lives(path, descriptor):
-                    found[path.name] = Holder.read(descriptor)
+                found[path.name] = Holder.read(descriptor), self._lives(path, descriptor)
         return found
 
     def _bury(self, path: Path) -> "Holder | int":
@@ -243,13 +246,17 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _age_s(path: Path, descriptor: int) -> float:
-    """Seconds since the last heartbeat, by the file system's own clock."""
+    """Seconds since the last heartbeat, by the file system's own clock; by ours where nothing can be written."""
     probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         probe.touch()
-        return probe.stat().st_mtime - os.fstat(descriptor).st_mtime
+        now = probe.stat().st_mtime
+    except OSError:
+        now = time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return now - os.fstat(descriptor).st_mtime
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
@@ -261,7 +268,10 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except PermissionError:  # who may only read can look all the same
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor
     finally:

@@ -25,6 +25,8 @@ from fcn_batch.pipeline.durable import sync, write_whole
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.plan import Plan
 
+_BLOCK = "block-"
+
 
 class Receipt(BaseModel):
     """What is known of a finished block."""
@@ -114,6 +116,11 @@ class Journal:
         except MismatchError:
             return None
 
+    def is_of(self, plan: Plan) -> bool:
+        """True when a run of this very plan lies here."""
+        earlier = self.earlier_plan()
+        return earlier is not None and earlier.fingerprint == plan.fingerprint
+
     def plan(self) -> Plan:
         """The stored plan; MismatchError when it cannot be read."""
         try:
@@ -184,3 +191,18 @@ class Journal:
         """Names in the folder that no interrupted `begin` leaves there."""
         names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
         return [name for name in names if not name.endswith(".tmp")]
+
+
+def claim_of(block: int) -> str:
+    """The name of a block's claim.
+
+    >>> claim_of(12), block_of(claim_of(12)), block_of("run-4711")
+    ('block-000000012', 12, None)
+    """
+    return f"{_BLOCK}{block:09d}"
+
+
+def block_of(claim: str) -> int | None:
+    """The block that a claim is for; None when it is for something else."""
+    number = claim.removeprefix(_BLOCK)
+    return int(number) if number != claim and number.isdecimal() else None

@@ -1,5 +1,6 @@
 """Runs of one job, by threads and a compute of our own: what they share, leave to others, notice, refuse (G4, G9)."""
 
+import errno
 import json
 import os
 import shutil
@@ -184,6 +185,22 @@ def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
     assert run(job.brief, job.outputs, compute, job.progress, stop) is End.STOPPED
     assert [path.name for path in job.outputs.folder.iterdir()] == ["a.partial"]
     assert job.run()
+    assert job.computed == list(range(BLOCKS))
+    assert job.is_right()
+
+
+def test_a_run_that_was_killed_while_it_published_is_not_discarded(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    proper = Outputs._move
+
+    def moved_no_further(self: Outputs, name: str) -> None:
+        proper(self, name)
+        raise OSError(errno.EIO, "planted")
+
+    monkeypatch.setattr(Outputs, "_move", moved_no_further)
+    with pytest.raises(OSError, match="planted"):
+        job.run(restart=True)
+    monkeypatch.setattr(Outputs, "_move", proper)
+    assert job.run(restart=True), "the same command again"
     assert job.computed == list(range(BLOCKS))
     assert job.is_right()
 

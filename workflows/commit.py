@@ -70,8 +70,7 @@ class Committer:
 
         MismatchError when the staging folder is another run's by now: an orphan must not write into its stores.
         """
-        earlier = self.journal.earlier_plan()
-        if earlier is None or earlier.fingerprint != self.plan.fingerprint:
+        if not self.journal.is_of(self.plan):
             raise MismatchError(
                 f"{self.journal.folder}: another run took this folder over; this one's block is dropped"
             )

@@ -21,7 +21,7 @@ from fcn_batch.pipeline.claims import only_one
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
 from fcn_batch.pipeline.holder import Holder
-from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.journal import Receipt, block_of
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.raster import inspect
 from fcn_batch.pipeline.tiling import Work, works
@@ -85,13 +85,15 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
             yield None
             return
         holders = journal.claims.living()
-        if (brief.restart and outputs.staging.exists()) or outputs.published():
+        sealed = (outputs.staging / outputs.report).exists()
+        # what is being published lies in two places: it is gone on with, not discarded
+        if (brief.restart and outputs.staging.exists() and not (sealed and journal.is_of(plan))) or outputs.published():
             for holder in holders.values():
                 raise OutputError(
                     f"{outputs.staging}: cannot be discarded, {holder.process} is at work there; wait for it or stop it"
                 )
             journal.discard()
-        sealed = (outputs.staging / outputs.report).exists()
+            sealed = False
         if not brief.overwrite and not sealed:
             outputs.refuse_to_clobber()
         runs = [holder for name, holder in holders.items() if name.startswith("run-")]
@@ -241,7 +243,7 @@ def _ended(blocks: _Blocks) -> bool:
     with only_one(outputs.lock, _waiting(brief, blocks.progress)):
         if _done_by_another(brief, outputs, blocks.progress):
             return True
-        while any(name.startswith("block-") for name in outputs.journal.claims.living()):
+        while any(block_of(name) is not None for name in outputs.journal.claims.living()):
             time.sleep(_LOOK_EVERY_S)  # somebody does one twice: nothing may change from here on
         if not (outputs.staging / outputs.report).exists():
             if not blocks.take_up(range(len(brief.plan.grid))):

@@ -26,7 +26,7 @@ from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.device import free_memory, is_out_of_memory, set_threads
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.journal import Receipt, claim_of
 from fcn_batch.pipeline.predictor import Strips
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.workflows.alone import Died, run_alone
@@ -54,7 +54,7 @@ def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -
     with job.lock:
         set_threads(job.plan.kernel.threads)  # torch keeps the number for each thread of ours
         while left and not stop.requested:
-            claim = job.claims.take(_claim_of(left[0]))
+            claim = job.claims.take(claim_of(left[0]))
             if claim is None:
                 left.popleft()
             elif receipt := job.journal.receipt(left[0], ticket.fingerprint):
@@ -79,10 +79,6 @@ def run_block(ticket: JobTicket, index: int) -> Receipt:
                 return job.committer.commit(next(blocks))
         except (RuntimeError, MemoryError) as error:
             _need_less_memory(job, error)
-
-
-def _claim_of(block: int) -> str:
-    return f"block-{block:09d}"
 
 
 def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, stop: Stop) -> None:
@@ -115,7 +111,7 @@ def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, st
 
 def _claim_below(job: Job, left: deque[int]) -> Claim | None:
     """The claim to go on with; None when the pass must end here."""
-    claim = job.claims.take(_claim_of(left[0])) if left else None
+    claim = job.claims.take(claim_of(left[0])) if left else None
     if claim is not None and (claim.deaths >= _DEATHS or job.journal.receipt(left[0], job.plan.fingerprint)):
         claim.pass_on()
         return None

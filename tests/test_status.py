@@ -1,0 +1,173 @@
+"""How far a run is, as its files tell: under way, interrupted, at its end, complete."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcn_batch.pipeline import claims
+from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.holder import Holder
+from fcn_batch.pipeline.journal import Receipt, claim_of
+from fcn_batch.workflows.part import Part
+from fcn_batch.workflows.status import following, speed, status
+from tests.runs import fcn_batch
+from tests.test_claims import died
+from tests.test_run import BLOCKS, PATIENCE_S, Job
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HERE = Holder.here().process
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def receipts(finished_s: Sequence[float], rows: int = 10, cols: int = 100) -> list[Receipt]:
+    """Of blocks that were finished so many seconds after the start."""
+    return [
+        Receipt(
+            plan="p", block=block, sha256="", shape=(rows, cols), pixels={}, area_m2=None, tile=32, passes=1,
+            forwarded=1, seconds=1, by="process 1 on a", finished=START + timedelta(seconds=at),
+        )
+        for block, at in enumerate(finished_s)
+    ]  # fmt: skip
+
+
+def test_an_interrupted_run_tells_what_is_done_and_how_to_go_on(job: Job) -> None:
+    job.end(part=Part(1, 2))
+    (found,) = status(job.outputs.folder)
+    assert (found.phase, found.done, found.blocks, found.at_work) == ("interrupted", 3, BLOCKS, ())
+    assert (found.pixels, found.pixels_done) == (job.plan.input.size.pixels, 3 * 32 * 90)
+    assert found.done_by == {HERE: 3}
+    assert found.pixels_per_s is None, "it stands still"
+    told = fcn_batch("status", job.outputs.folder)
+    assert told.exit_code == 75
+    assert "3 of 6 (50 %)" in told.stdout
+    assert "nobody: give the same segment command again" in told.stdout
+    assert told.stderr == f"fcn-batch: {job.outputs.staging}: interrupted; give its segment command again to go on\n"
+
+
+def test_a_run_under_way_tells_who_is_at_work(job: Job) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slowly(index: int) -> None:
+        time.sleep(0.02)
+        if index == 4:
+            inside.set()
+            assert go_on.wait(PATIENCE_S)
+
+    running = job.begin(slowly)
+    assert inside.wait(PATIENCE_S)
+    (found,) = status(job.outputs.staging)
+    assert (found.phase, found.done, found.at_work) == ("running", 4, (HERE,))
+    assert found.pixels_per_s is not None
+    assert found.seconds_left == pytest.approx((found.pixels - found.pixels_done) / found.pixels_per_s)
+    assert fcn_batch("status", job.outputs.staging).exit_code == 0
+    seen = following(job.outputs.staging, 0.01)
+    assert next(seen)[0].done == 4
+    go_on.set()
+    assert [one.phase for (one,) in seen][-1] == "complete"
+    running.join(PATIENCE_S)
+    assert job.is_right(), "to look changes nothing"
+
+
+@pytest.mark.parametrize("name", ["a.run.json", "a.classes.zarr", "a.partial", "."])
+def test_a_complete_run_is_found_by_any_of_its_names(job: Job, name: str) -> None:
+    assert job.run()
+    (found,) = status(job.outputs.folder / name)
+    assert (found.phase, found.done, found.blocks) == ("complete", BLOCKS, BLOCKS)
+    assert found.pixels == found.pixels_done == job.plan.input.size.pixels
+    assert found.done_by == {HERE: BLOCKS}
+
+
+def test_a_run_is_found_by_its_input(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.outputs.staging.parent.rmdir()
+    beside = type(job.outputs)(tmp_path, "a")
+    job.outputs = beside
+    job.end(part=Part(1, 3))
+    (found,) = status(tmp_path / "a.tif")
+    assert (found.phase, found.done) == ("interrupted", 2)
+
+
+def test_all_runs_of_a_folder_are_told(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.run()
+    job.outputs = type(job.outputs)(job.outputs.folder, "b")
+    job.end(part=Part(1, 3))
+    told = fcn_batch("status", job.outputs.folder, "--json")
+    assert told.exit_code == 75
+    found: list[dict[str, Any]] = json.loads(told.stdout)
+    assert [(one["phase"], one["done"]) for one in found] == [("complete", 6), ("interrupted", 2)]
+
+
+def test_deaths_at_a_block_are_told(job: Job) -> None:
+    job.end(part=Part(1, 2))
+    died(job.outputs.staging / "claims", claim_of(4), deaths=1)
+    (found,) = status(job.outputs.staging)
+    assert found.deaths == {4: 2}
+    assert ("failures", "2 processes died at block 4") in found.describe()
+    claim = job.outputs.journal.claims.take(claim_of(4))
+    assert claim is not None
+    (found,) = status(job.outputs.staging)
+    assert (found.deaths, found.phase) == ({4: 2}, "running"), "with it at work"
+    claim.pass_on()
+    assert status(job.outputs.staging)[0].deaths == {4: 2}
+
+
+def test_who_may_only_read_can_ask(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.end(part=Part(1, 2))
+    died(job.outputs.staging / "claims", claim_of(4))
+    (job.outputs.staging / "claims" / claim_of(5)).write_bytes(Holder("process 7 on node9", "another").written())
+    proper = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(13, "Permission denied", str(path))
+        return proper(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(Path, "touch", lambda path: read_only(path, os.O_CREAT))
+    (found,) = status(job.outputs.staging)
+    assert (found.phase, found.at_work, found.deaths) == ("running", ("process 7 on node9",), {4: 1})
+    monkeypatch.setattr(claims, "STALE_S", -1.0)
+    assert status(job.outputs.staging)[0].phase == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["", "nothing.tif", "x.partial", "x.run.json"])
+def test_where_no_run_is_there_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="no run of fcn-batch segment here"):
+        status(tmp_path / name)
+
+
+def test_speed_is_that_since_the_run_last_stood_still() -> None:
+    now = START + timedelta(seconds=1008)
+    steady = [1000.0, 1002.0, 1004.0, 1006.0, 1008.0]
+    assert speed(receipts(steady), now) == pytest.approx(4 * 1000 / 8)
+    assert speed(receipts([0.0, 1.0, 2.0, *steady]), now) == pytest.approx(4 * 1000 / 8), "interrupted before"
+    assert speed(receipts(steady[::-1]), now) == pytest.approx(4 * 1000 / 8), "in any order"
+
+
+def test_a_run_that_has_become_slow_does_not_look_fast() -> None:
+    done = receipts([0.0, 2.0, 4.0, 6.0])
+    soon, late = (speed(done, START + timedelta(seconds=at)) for at in (7, 106))
+    assert soon == pytest.approx(3 * 1000 / 6)
+    assert late == pytest.approx(3 * 1000 / (6 + 100 - 2))
+
+
+@pytest.mark.parametrize("finished", [[], [5.0], [5.0, 5.0]])
+def test_speed_is_not_told_before_it_is_known(finished: list[float]) -> None:
+    assert speed(receipts(finished), START + timedelta(seconds=5)) is None
+
+
+def test_clocks_that_disagree_give_no_negative_speed() -> None:
+    found = speed(receipts([0.0, 2.0, 4.0]), START - timedelta(hours=1))
+    assert found == pytest.approx(2 * 1000 / 4)
