@@ -23,7 +23,7 @@ help:
 	@echo "make test-long    the tests that take minutes"
 	@echo "make test-faults  kill, fill and damage everything at every point: the tables of docs/reliability.md"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
-	@echo "make bench        measure this machine beside other systems (half an hour) into bench/RESULTS.md"
+	@echo "make bench        measure this machine beside other systems (40 minutes) into bench/RESULTS.md"
 	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
 	@echo "make clean        remove environments, demo and build outputs"
 
@@ -71,6 +71,7 @@ interop-page: test-interop
 
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m bench.run
+	$(BENCH_VENV)/bin/python -m bench.scaling
 
 # make model NAME=aerial DATA=folder/of/its/images; landcover-world reads packages and needs no DATA
 model: $(VENV)/.installed

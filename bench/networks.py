@@ -63,20 +63,20 @@ def _class(number: int) -> ClassInfo:
     return ClassInfo(id=number, name=f"class {number}", colour=f"#{40 + 10 * number:02x}{255 - 10 * number:02x}60")
 
 
-_RESNET = f"""\
-name = "fcn_resnet50"
+_TOML = f"""\
+name = "{{name}}"
 version = "1"
-summary = "torchvision's network with random weights, for measurements"
-factory = "torchvision.models.segmentation:fcn_resnet50"
-weights = "fcn_resnet50.safetensors"
-none = ["weights", "weights_backbone"]
+summary = "Random weights, for measurements"
+factory = "{{factory}}"
+weights = "{{name}}.safetensors"
+none = {{none}}
 
 [arguments]
-num_classes = {CLASSES}
+{{arguments}}
 
 [input]
 gsd_m = {_GSD}
-bands = [{", ".join(f'{{ name = "{b.name}", mean = {b.mean}, std = {b.std} }}' for b in _BANDS)}]
+bands = [{", ".join(f'{{{{ name = "{b.name}", mean = {b.mean}, std = {b.std} }}}}' for b in _BANDS)}]
 
 """
 
@@ -87,11 +87,25 @@ def save_resnet(path: Path) -> Path:
 
     torch.manual_seed(0)
     network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES)
+    names = {"name": "fcn_resnet50", "factory": "torchvision.models.segmentation:fcn_resnet50"}
+    none = '["weights", "weights_backbone"]'
+    return _save_toml(path, network, CLASSES, **names, none=none, arguments=f"num_classes = {CLASSES}")
+
+
+def save_empty(path: Path) -> Path:
+    """Write a network that hardly computes: one weight for each band and class."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(len(_BANDS), 2, 1)
+    arguments = f"in_channels = {len(_BANDS)}\nout_channels = 2\nkernel_size = 1"
+    return _save_toml(path, network, 2, name="empty", factory="torch.nn:Conv2d", none="[]", arguments=arguments)
+
+
+def _save_toml(path: Path, network: nn.Module, classes: int, **said: str) -> Path:
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(weights, path.with_name("fcn_resnet50.safetensors"))
-    classes = [_class(k) for k in range(CLASSES)]
-    tables = [f'[[classes]]\nid = {c.id}\nname = "{c.name}"\ncolour = "{c.colour}"\n' for c in classes]
-    path.write_text(_RESNET + "".join(tables), "utf-8")
+    safetensors.torch.save_file(weights, path.with_name(f"{said['name']}.safetensors"))
+    known = [_class(k) for k in range(classes)]
+    tables = [f'[[classes]]\nid = {c.id}\nname = "{c.name}"\ncolour = "{c.colour}"\n' for c in known]
+    path.write_text(_TOML.format(**said) + "".join(tables), "utf-8")
     return path
 
 

@@ -10,6 +10,9 @@ PLAIN = "plain forward"
 OURS = "fcn-batch"
 """Prefix of the names of our own rows."""
 
+MARK = "<!-- scaling -->"
+"""In RESULTS.md: what stands below was written by `bench.scaling`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Measured, measure
-from bench.records import PLAIN, Results, Row, load, save
+from bench.records import MARK, PLAIN, Results, Row, load, save
 from bench.systems import GEODEEP, LAND, MODELS, RESNET, SCENES, WORKER, Case, Pass, Schedule, schedule
 from bench.table import table
 
@@ -172,7 +172,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     from bench.plot import plot
 
     page, picture = folder / "RESULTS.md", folder / "RESULTS.svg"
-    page.write_text(table(results), "utf-8")
+    below = page.read_text("utf-8").partition(MARK)[2] if page.exists() else ""
+    page.write_text(table(results) + (f"\n{MARK}{below}" if below else ""), "utf-8")
     plot(results, picture)
     return [page, picture]
 

@@ -16,7 +16,16 @@ from typing import Any
 
 import torch
 
-from bench.networks import DTYPES, export_onnx, load_network, mflop_per_pixel, plain_forward, save_fcn, save_resnet
+from bench.networks import (
+    DTYPES,
+    export_onnx,
+    load_network,
+    mflop_per_pixel,
+    plain_forward,
+    save_empty,
+    save_fcn,
+    save_resnet,
+)
 from bench.peers import OVERLAP, SIDE, run_monai, run_torchgeo, run_whole
 from fcn_batch.pipeline.functions import Convolution
 
@@ -88,7 +97,10 @@ def _inner(measured: tuple[float, float]) -> dict[str, Any]:
 
 
 def _model(o: argparse.Namespace) -> dict[str, Any]:
-    path = save_resnet(o.output) if o.output.suffix == ".toml" else save_fcn(o.output, o.width)
+    if o.output.suffix == ".toml":
+        path = save_empty(o.output) if o.output.stem == "empty" else save_resnet(o.output)
+    else:
+        path = save_fcn(o.output, o.width)
     return {"path": str(path)}
 
 

@@ -1,0 +1,57 @@
+"""One run in many small blocks, measured from inside: the process that starts it holds the scheduler too.
+
+``python -m bench.scaling_job RASTER MODEL FOLDER --workers N`` prints a JSON object. Blocks have 64 x 64 pixels, so
+that what is measured is everything but the network.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from fcn_batch.cli import main as program
+from fcn_batch.workflows import cut
+
+CHUNK = 64
+
+
+def run(raster: Path, model: str, folder: Path, workers: int) -> dict[str, float]:
+    """Make the map; seconds and MiB of this process, and how many blocks there were."""
+    cut.CHUNK, cut._LANE = CHUNK, CHUNK  # noqa: SLF001 - smaller than any user may ask for
+    before, started = _cpu_s(), time.perf_counter()
+    options = ["-m", model, "-o", str(folder), "--workers", str(workers), "--threads", "1", "-q"]
+    program(["segment", str(raster), *options], standalone_mode=False)
+    report = json.loads((folder / f"{raster.stem}.run.json").read_text("utf-8"))
+    timing = report["timing"]
+    return {
+        "blocks": report["blocks"],
+        "whole_s": time.perf_counter() - started,
+        "blocks_s": timing["blocks_s"],
+        "end_s": timing["stitch_s"],
+        "driver_cpu_s": _cpu_s() - before,
+        "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Read the command line, print one line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scaling_job", description=__doc__)
+    parser.add_argument("raster", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+    told, sys.stdout = sys.stdout, sys.stderr
+    values = run(options.raster, options.model, options.folder, options.workers)
+    print(json.dumps(values), file=told)
+
+
+if __name__ == "__main__":
+    main()
