@@ -6,7 +6,7 @@ Each one is a mistake that somebody could make, in the place where it would be m
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,20 +116,19 @@ def _no_fsync_of_folders() -> None:
 
 @_mutant
 def _a_chunk_is_a_receipt() -> None:
-    proper = Journal.receipts
+    proper = Journal.receipt
 
-    def receipts(self: Journal) -> Iterator[Receipt]:
-        known = {receipt.block: receipt for receipt in proper(self)}
-        (stored,) = self.folder.glob("*.classes.zarr")
-        committer = Committer.of(self, stored.name, None)
-        for index, window in enumerate(committer.plan.grid[k] for k in range(len(committer.plan.grid))):
-            chunk = stored / "classes" / "c" / str(window.row // 32) / str(window.col // 32)
-            if index not in known and chunk.exists():
+    def receipt(self: Journal, block: int, fingerprint: str) -> Receipt | None:
+        known = proper(self, block, fingerprint)
+        if known is None and (stores := list(self.folder.glob("*.classes.zarr"))):
+            committer = Committer.of(self, stores[0].name, None)
+            window = committer.plan.grid[block]
+            if (stores[0] / "classes" / "c" / str(window.row // 32) / str(window.col // 32)).exists():
                 layers = committer.classes.read(window)[np.newaxis]
-                known[index] = committer._receipt(Block(index, layers, committer.plan.cut.tile))
-        yield from (known[index] for index in sorted(known))
+                return committer._receipt(Block(block, layers, committer.plan.cut.tile))
+        return known
 
-    _replace(Journal, "receipts", receipts)
+    _replace(Journal, "receipt", receipt)
 
 
 @_mutant
@@ -148,6 +147,7 @@ def _the_dead_keep_their_claims() -> None:
         return True
 
     _replace(claims.Claims, "_lives", lives)
+    _replace(claims, "_inherit", lambda _path: None)
 
 
 @_mutant
@@ -199,15 +199,15 @@ def _orphans_write() -> None:
 
 @_mutant
 def _finished_blocks_are_done_again() -> None:
-    proper = Journal.receipts
+    proper = run._Blocks.take_up
 
-    def receipts(self: Journal) -> Iterator[Receipt]:
-        found = list(proper(self))
-        if 0 < len(found) < len(self.plan().grid):
-            self.drop(found.pop().block)
-        yield from found
+    def take_up(self: run._Blocks, mine: Collection[int]) -> bool:
+        intact = proper(self, mine)
+        if 0 < len(self.receipts) < len(self.brief.plan.grid):
+            self.outputs.journal.drop(self.receipts.popitem()[0])
+        return intact
 
-    _replace(Journal, "receipts", receipts)
+    _replace(run._Blocks, "take_up", take_up)
 
 
 @_mutant
