@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.models import save_tiny_model
-from tests.runs import class_map, run_program, scene, small_block_program
+from tests.runs import class_map
+from tests.twolanes import command, undisturbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 PATIENCE_S = 120.0
@@ -117,19 +117,7 @@ def _until(happens: object) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raster of two lanes of 64 blocks, a model and, in `reference`, the outputs of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("base")
-    scene(folder / "a.tif", 8000, 250)
-    save_tiny_model(folder / "tiny.safetensors", fc_kernel=1)
-    result = run_program(command(folder, folder / "reference"))
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def command(base: Path, out: Path, *options: str) -> list[str]:
-    start = small_block_program(base, halos=1)
-    words = [*start, "segment", base / "a.tif", "-m", base / "tiny.safetensors", "-o", out, "--threads", 1, *options]
-    return [str(word) for word in words]
+    return undisturbed(tmp_path_factory.mktemp("base"), 8000)
 
 
 @pytest.fixture

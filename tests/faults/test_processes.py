@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from fcn_batch.pipeline.journal import Journal
-from tests.models import save_tiny_model
-from tests.runs import output_bytes, run_program, scene, small_block_program
+from tests.runs import output_bytes, run_program
+from tests.twolanes import command, undisturbed
 
 BLOCKS = 64
 CALLS = ("write", "pwrite64", "fsync", "rename", "link", "unlink", "mkdir")
@@ -27,20 +27,7 @@ POINTS = 20
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raster of two lanes of 32 blocks, a model and, in `reference`, the outputs of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("base")
-    scene(folder / "a.tif", 4000, 250)
-    save_tiny_model(folder / "tiny.safetensors", fc_kernel=1)
-    result = run_program(command(folder, folder / "reference"))
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def command(base: Path, out: Path, *options: str) -> list[str]:
-    """Of two workers' segments, whoever does them."""
-    start = small_block_program(base, halos=1)
-    words = [*start, "segment", base / "a.tif", "-m", base / "tiny.safetensors", "-o", out, "--threads", 1, *options]
-    return [str(word) for word in words]
+    return undisturbed(tmp_path_factory.mktemp("base"), 4000)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.models import save_tiny_model
-from tests.runs import class_map, output_bytes, run_program, scene, small_block_program
+from tests.runs import class_map, output_bytes, run_program
+from tests.twolanes import command, undisturbed
 
 BLOCKS = 94
 """Of the raster, two lanes of 47: so many that a run is not over before it gets its signal."""
@@ -20,19 +20,7 @@ BLOCKS = 94
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raster, a model and, in `reference`, the outputs of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("base")
-    scene(folder / "a.tif", 6000, 250)
-    save_tiny_model(folder / "tiny.safetensors", fc_kernel=1)
-    result = run_program(command(folder, folder / "reference"))
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def command(base: Path, out: Path, *options: str) -> list[str]:
-    start = small_block_program(base, halos=1)
-    words = [*start, "segment", base / "a.tif", "-m", base / "tiny.safetensors", "-o", out, "--threads", 1, *options]
-    return [str(word) for word in words]
+    return undisturbed(tmp_path_factory.mktemp("base"), 6000)
 
 
 def begun(words: list[str], out: Path, blocks: int = 5) -> "subprocess.Popen[str]":
