@@ -50,7 +50,7 @@ def regular_size(path: Path) -> int:
 def size_problem(height: int, width: int, bands: int = 1) -> str | None:
     """Why a raster of that size is too large, or None.
 
-    >>> size_problem(2_000_000, 4_000_000), size_problem(2**26, 10)
+    >>> size_problem(1_000_000, 4_000_000), size_problem(2**26, 10)
     (None, '67108864 x 10 pixels, more than the limit of 33554432 rows or columns')
     """
     if max(height, width) > MAX_SIDE:

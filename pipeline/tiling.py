@@ -64,7 +64,7 @@ def works(grid: BlockGrid, segment: int, wanted: Iterable[int]) -> list[Work]:
     """The `wanted` blocks as passes, none across the border of a segment of `segment` rows.
 
     >>> works(BlockGrid(Size(60, 20), height=10, width=10), segment=30, wanted=[0, 2, 6, 8, 1, 5])
-    [(0, 2), (6, 8), (1,), (5,)]
+    [(0, 2), (1,), (5,), (6, 8)]
     """
     per_segment = segment // grid.height
     passes: list[list[int]] = []
@@ -76,6 +76,26 @@ def works(grid: BlockGrid, segment: int, wanted: Iterable[int]) -> list[Work]:
         else:
             passes.append([block])
     return [tuple(blocks) for blocks in passes]
+
+
+def pieces(passes: list[Work], wanted: int) -> list[Work]:
+    """Passes as they are if there are `wanted` of them, else cut into about so many of nearly the same length.
+
+    Every piece begins with what a pass begins with: rows above it that decide nothing. So none is cut without need.
+
+    >>> pieces([(0, 2, 4, 6), (1, 3, 5)], wanted=4)
+    [(0, 2), (4, 6), (1,), (3, 5)]
+    >>> pieces([(0, 2, 4, 6), (1, 3, 5)], wanted=2)
+    [(0, 2, 4, 6), (1, 3, 5)]
+    """
+    if len(passes) >= wanted:
+        return passes
+    longest = max(1, -(-sum(map(len, passes)) // wanted))
+    cut = []
+    for blocks in passes:
+        count = -(-len(blocks) // longest)
+        cut += [blocks[len(blocks) * k // count : len(blocks) * (k + 1) // count] for k in range(count)]
+    return cut
 
 
 @dataclass(frozen=True, slots=True)
