@@ -55,6 +55,8 @@ def receipt(block: int, **other: Any) -> Receipt:
         "passes": 4,
         "forwarded": 40000,
         "seconds": 0.5,
+        "by": "process 4711 on node3",
+        "finished": "2026-03-01T12:00:00.5Z",
     }
     return Receipt(**{**values, **other})
 
