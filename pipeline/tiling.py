@@ -78,26 +78,6 @@ def works(grid: BlockGrid, segment: int, wanted: Iterable[int]) -> list[Work]:
     return [tuple(blocks) for blocks in passes]
 
 
-def pieces(passes: list[Work], wanted: int) -> list[Work]:
-    """Passes as they are if there are `wanted` of them, else cut into about so many of nearly the same length.
-
-    Every piece begins with what a pass begins with: rows above it that decide nothing. So none is cut without need.
-
-    >>> pieces([(0, 2, 4, 6), (1, 3, 5)], wanted=4)
-    [(0, 2), (4, 6), (1,), (3, 5)]
-    >>> pieces([(0, 2, 4, 6), (1, 3, 5)], wanted=2)
-    [(0, 2, 4, 6), (1, 3, 5)]
-    """
-    if len(passes) >= wanted:
-        return passes
-    longest = max(1, -(-sum(map(len, passes)) // wanted))
-    cut = []
-    for blocks in passes:
-        count = -(-len(blocks) // longest)
-        cut += [blocks[len(blocks) * k // count : len(blocks) * (k + 1) // count] for k in range(count)]
-    return cut
-
-
 @dataclass(frozen=True, slots=True)
 class Descent:
     """The strips in which a segment is streamed: one grid for the whole segment, wherever a pass of it begins.
