@@ -14,14 +14,15 @@ INTEROP_PYTHONS = python3.11 python3.13
 NAME = landcover-world
 DATA = .
 
-.PHONY: help demo test check test-long test-faults test-interop interop-page bench model clean
+.PHONY: help demo test check test-long test-faults test-cluster test-interop interop-page bench model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
-	@echo "make test         install into $(TEST_VENV) and run all checks but the long tests"
+	@echo "make test         install into $(TEST_VENV) and run all checks but those that take long"
 	@echo "make check        the same without installing; BIN=/its/bin for another environment"
 	@echo "make test-long    the tests that take minutes"
 	@echo "make test-faults  kill, fill and damage everything at every point: the tables of docs/reliability.md"
+	@echo "make test-cluster jobs on a real SLURM, and hosts whose network fails: a table of scenarios"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
 	@echo "make bench        measure this machine beside other systems (40 minutes) into bench/RESULTS.md"
 	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
@@ -41,7 +42,7 @@ check:
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not long and not faults"
+	$(BIN)/python -m pytest -m "not long and not faults and not cluster and not slurm"
 
 test-long: $(TEST_VENV)/.installed-data
 	$(TEST_VENV)/bin/python -m pytest -m long
@@ -49,6 +50,10 @@ test-long: $(TEST_VENV)/.installed-data
 test-faults: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m tests.faults
 	$(TEST_VENV)/bin/python -m pytest -m "not long" tests/faults
+
+# As root, for both: SLURM is installed with apt-get where it is missing, and hosts are network namespaces.
+test-cluster: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m pytest -m "cluster or slurm" tests/cluster tests/slurm
 
 # Readers differ between Pythons: rasterio for 3.11 cannot read zarr v3. Those that are not here are left out.
 # INTEROP_GDAL=/folders/with/other:/versions/of/gdalinfo are tried beside the one on the PATH.

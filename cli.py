@@ -13,6 +13,7 @@ from fcn_batch.commands.learn import evaluate, train
 from fcn_batch.commands.model import model
 from fcn_batch.commands.run import plan, segment, validate, verify
 from fcn_batch.commands.status import status
+from fcn_batch.commands.submit import submit
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +22,7 @@ def main() -> None:
     """Turn rasters of any size into georeferenced class maps, exactly and restartably."""
 
 
-for command in (segment, status, plan, validate, verify, export, model, train, evaluate):
+for command in (segment, submit, status, plan, validate, verify, export, model, train, evaluate):
     main.add_command(command)
 
 if __name__ == "__main__":

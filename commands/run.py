@@ -23,10 +23,14 @@ def _options(chosen: dict[str, Any]) -> "Options":
     epilog=examples(
         "fcn-batch segment big_image.tif",
         "fcn-batch segment scene.tif --bands 3,2,1 -o maps/",
-        "fcn-batch segment a.tif b.tif -m my_model.safetensors -o maps/ --workers 4",
+        "fcn-batch segment 'in/*.tif' -m my_model.safetensors -o maps/ --workers 4",
     ),
 )
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=PATH)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, type=PATH)
+@click.option(
+    "--list", "listed", type=PATH, metavar="FILE", help="More inputs: a path on each line; -: standard input."
+)
+@click.option("--summary", type=PATH, metavar="FILE", help="Write how each input ended as JSON, after each of them.")
 @click.option(
     "-o",
     "--output",
@@ -39,12 +43,22 @@ def _options(chosen: dict[str, Any]) -> "Options":
 @click.option(
     "-w",
     "--workers",
-    default=0,
+    default="0",
     show_default=True,
-    metavar="N",
-    help="Run on N processes of this machine; 0: in this process.",
+    metavar="N|auto",
+    help="Run on N processes of this machine, each on its own cores; auto: as many as suit it; 0: in this process.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask scheduler at tcp:// or tls://HOST:PORT.")
+@click.option(
+    "--cluster",
+    metavar="NAME|FILE",
+    help="Run on jobs of slurm, pbs, lsf or sge, on this machine's GPUs (cuda), or as a .toml file says; N of them "
+    "with --workers N.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run on the Dask scheduler at tcp:// or tls://HOST:PORT, or that of file:PATH, which it writes itself.",
+)
 @click.option(
     "--part",
     metavar="I/N",
@@ -81,8 +95,11 @@ def _options(chosen: dict[str, Any]) -> "Options":
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
 def segment(
     inputs: tuple[Path, ...],
+    listed: Path | None,
+    summary: Path | None,
     folder: Path | None,
-    workers: int,
+    workers: str,
+    cluster: str | None,
     scheduler: str | None,
     part: str | None,
     tls_ca: Path | None,
@@ -104,19 +121,27 @@ def segment(
     names), a QGIS style and a STAC item for both and, last, NAME.run.json; its presence means that all is complete.
     Prints the paths of maps and report. An interrupted run goes on where it stopped when the same command is given
     again; given twice at once, both share the work. Ctrl-C finishes the blocks under way, a second one stops at once.
+
+    INPUT may be a pattern such as 'in/**/*.tif'. Of many inputs one that fails does not stop the others; a table at the
+    end tells how each ended, and the exit code is that of the first that failed.
     """
     from fcn_batch.pipeline.tolerance import OnError
+    from fcn_batch.workflows.clusters import read_cluster
+    from fcn_batch.workflows.many import inputs_of
     from fcn_batch.workflows.part import Part
     from fcn_batch.workflows.progress import progress_for
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
+    from fcn_batch.workflows.topology import count_of
     from fcn_batch.workflows.workers import Tls, Workers
 
+    jobs = None if cluster is None else read_cluster(cluster)
+
     request = Request(
-        inputs,
+        inputs_of(inputs, listed),
         _options(chosen),
         folder,
-        Workers(workers, scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure),
+        Workers(count_of(workers), scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure, cluster=jobs),
         overwrite=overwrite,
         restart=restart,
         pyramid=pyramid,
@@ -124,6 +149,7 @@ def segment(
         allow_mixed=allow_mixed,
         grace=grace,
         part=None if part is None else Part.parse(part),
+        summary=summary,
     )
     for path in run(request, progress_for(quiet=quiet)):
         echo_path(path)
@@ -145,17 +171,20 @@ def segment(
     help="Folder that the outputs would go to; default: beside INPUT.",
 )
 @model_options
+@click.option("-w", "--workers", default="0", metavar="N|auto", help="For so many processes, as `segment` has them.")
 @click.option("--pyramid", is_flag=True, help="Count the room for the pyramid too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(path: Path, folder: Path | None, pyramid: bool, as_json: bool, **chosen: Any) -> None:
+def plan(path: Path, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
     from fcn_batch.workflows.plan import describe, prepare
+    from fcn_batch.workflows.topology import count_of
 
-    prepared = prepare(path, _options(chosen))
+    count = count_of(workers)
+    prepared = prepare(path, _options(chosen), processes=max(1, count))
     if as_json:
         click.echo(prepared.plan.model_dump_json(indent=2))
         return
-    echo_pairs(describe(prepared, folder, pyramid=pyramid))
+    echo_pairs(describe(prepared, folder, pyramid=pyramid, workers=count))
 
 
 @click.command(

@@ -1,7 +1,6 @@
 """What computes: the device, its precisions, its threads and its memory. No networks here."""
 
 import ctypes
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +33,7 @@ def choose_device(wanted: str) -> str:
         raise OptionError(f"--device {wanted}: not a device; give auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         index = int(re.sub(r"\D", "", wanted) or 0)  # torch keeps 8 bits: its cuda:256 is cuda:0
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if index >= found:
+        if index >= (found := cuda_devices()):
             raise OptionError(f"--device {wanted}: this machine shows {found} CUDA devices; try --device auto")
         return f"cuda:{index}"
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -60,9 +58,9 @@ def cudnn_version(device: str) -> int | None:
     return torch.backends.cudnn.version() if device.startswith("cuda") else None
 
 
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cuda_devices() -> int:
+    """How many CUDA devices this machine shows."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def set_threads(count: int) -> None:

@@ -55,7 +55,8 @@ EXAMPLES = [
 def test_the_commands_are_these() -> None:
     of_models = {("model", name) for name in ("list", "info", "check", "convert", "convolutionalise")}
     names = ("segment", "status", "plan", "validate", "verify", "export", "train", "evaluate")
-    assert set(COMMANDS) == {(name,) for name in names} | of_models
+    of_jobs = {("submit", name) for name in ("slurm", "pbs", "cron")}
+    assert set(COMMANDS) == {(name,) for name in names} | of_models | of_jobs
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -90,7 +91,7 @@ def test_the_main_help_names_the_commands() -> None:
     result = fcn_batch("--help")
     assert result.exit_code == 0
     assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
-        "evaluate", "export", "model", "plan", "segment", "status", "train", "validate", "verify",
+        "evaluate", "export", "model", "plan", "segment", "status", "submit", "train", "validate", "verify",
     ]  # fmt: skip
 
 

@@ -12,9 +12,9 @@ import torch
 from fcn_batch.pipeline import device as device_module
 from fcn_batch.pipeline.device import (
     DTYPES,
-    available_cpus,
     check_precision,
     choose_device,
+    cuda_devices,
     describe_device,
     fast_precision,
     free_memory,
@@ -74,12 +74,11 @@ def test_kinds_of_devices() -> None:
     assert [torch_kind(device) for device in ("cpu", "cuda:0", "cuda:13", "mps")] == ["cpu", "cuda", "cuda", "mps"]
 
 
-def test_cpus_are_those_that_this_process_may_use() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from fcn_batch.pipeline.device import available_cpus; print(available_cpus())"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout == "1\n"
-    assert 1 <= available_cpus() <= (psutil.cpu_count() or 1)
+def test_gpus_are_counted_where_they_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for usable, count in ((True, 3), (False, 0)):  # a driver that is too old shows GPUs, too
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        assert cuda_devices() == count
 
 
 # --- precision -----------------------------------------------------------------------------------------------

@@ -23,13 +23,14 @@ from fcn_batch.pipeline.errors import OptionError, OutputError, StoppedError
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.tiling import Work, works
 from fcn_batch.workflows import cluster as cluster_module
+from fcn_batch.workflows.crew import connected
 from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.job import JobTicket
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.progress import Bar
 from fcn_batch.workflows.signals import Stop
 from fcn_batch.workflows.stitch import create_store
-from fcn_batch.workflows.workers import Tls, Workers, connected
+from fcn_batch.workflows.workers import Tls, Workers
 from tests.models import save_tiny_model
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
@@ -87,7 +88,7 @@ def _easy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
         time.sleep(0.05)
         rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
-        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.05}
+        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.05, "by": "", "finished": "2026-01-01T00:00:00Z"}
         return [json.dumps({"block": block, **rest}) for block in work]
 
     monkeypatch.setattr(cluster_module, "_run_work_afar", easy)
@@ -357,7 +358,7 @@ def _endless_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         from fcn_batch.workflows.cluster import _stop_of
 
         rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
-        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01}
+        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01, "by": "", "finished": "2026-01-01T00:00:00Z"}
         stop, deadline = _stop_of(topic), time.monotonic() + 60
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)

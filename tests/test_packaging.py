@@ -57,7 +57,7 @@ def names(wheel: Path) -> set[str]:
 
 def _expected() -> set[str]:
     """What the checkout has to offer: modules and type marker, and the data of `configs` and `workflows`."""
-    data = {"configs": {".toml", ".safetensors", ".md"}, "workflows": {".html", ".css", ".js"}}
+    data = {"configs": {".toml", ".safetensors", ".md"}, "workflows": {".html", ".css", ".js", ".sbatch", ".pbs"}}
     files = [Path(n) for n in _checkout_files() if n.parts[0] in LINKED]
     kept = {p for p in files if p.suffix == ".py" or p.suffix in data.get(p.parts[0], ())}
     top = {"fcn_batch/__init__.py", "fcn_batch/py.typed", "fcn_batch/cli.py"}

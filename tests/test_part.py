@@ -61,6 +61,10 @@ def test_parts_in_any_order_make_what_one_run_makes(job: Job, count: int) -> Non
         assert (job.outputs.folder / job.outputs.report).exists() == (end is End.COMPLETE)
     assert sorted(job.computed) == list(range(BLOCKS))
     assert job.is_right()
+    last = next(part for part in reversed(parts) if share(job.plan.grid, job.plan.cut.segment, part))
+    assert job.report["timing"]["blocks_done_by_earlier_runs"] == BLOCKS - len(
+        share(job.plan.grid, job.plan.cut.segment, last)
+    )
 
 
 def test_a_part_that_is_over_says_what_is_left(job: Job) -> None:

@@ -358,9 +358,10 @@ def test_parts_in_any_order_make_the_same_bytes(
     last = segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--part", "2/3")
     assert len(last.stdout.splitlines()) == 3
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    refused = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", "--restart")
-    assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "would discard what other parts have done" in refused.stderr
+    for option in ("--restart", "--overwrite"):
+        refused = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", option)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"with {option} would discard what other parts have done" in refused.stderr
 
 
 def test_who_begins_at_the_same_moment_goes_on_with_the_plan_of_who_was_first(

@@ -1,10 +1,12 @@
 """Segments on other processes. With `workers.py` the only module that knows dask.distributed.
 
 What travels to a worker is a ticket of a few strings and the blocks' numbers, and back come receipts as they are
-finished. Each worker does one segment at a time. An event tells workers to end after the block under way.
+finished. Each worker does one segment at a time; one that has none gets the lower half of another's. An event tells
+workers to end after the block under way.
 """
 
 import math
+import socket
 import time
 import uuid
 from collections import deque
@@ -13,30 +15,42 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fcn_batch.pipeline.errors import FcnBatchError, OutputError
-from fcn_batch.pipeline.journal import Receipt
+from fcn_batch.pipeline.errors import FcnBatchError, OptionError, OutputError
+from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.tiling import Work
-from fcn_batch.workflows.job import JobTicket
+from fcn_batch.workflows.crew import connected, not_installed
+from fcn_batch.workflows.job import Job, JobTicket, open_job
 from fcn_batch.workflows.signals import Stop
 from fcn_batch.workflows.steps import OnReceipt, run_work
-from fcn_batch.workflows.workers import Workers, connected, not_installed, silent
+from fcn_batch.workflows.topology import unpin
+from fcn_batch.workflows.workers import Workers
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 _WITHOUT_WORKERS_S = 60.0  # long enough for a batch system to start a lost worker again
 _LOOKS_MEANWHILE = 60  # how often it is looked for workers, and for a signal to stop, in that time
+_LOOK_EVERY_S = 1.0
 _TELL_EVERY_S = 1.0
 _RUN_AGAIN = "finished blocks are kept: run the same command again"
 
 
 def on_workers(ticket: JobTicket, works: Sequence[Work], workers: Workers, on_receipt: OnReceipt, stop: Stop) -> None:
     """`execute` on other processes."""
-    with silent(), connected(workers) as client:
-        _on_cluster(_Run(client, workers.address or "of this run's workers", on_receipt, stop), ticket, works)
+    folder = None
+    if workers.cluster is not None:
+        folder = Path(ticket.staging).parent  # all jobs must see it anyway
+        if workers.cluster.kind == "cuda" and ticket.device != "cuda:0":
+            raise OptionError(
+                f"--cluster cuda: a plan for {ticket.device}; leave --device out: each process has its own"
+            )
+    with connected(workers, stop, folder) as client:
+        run = _Run(client, workers.told, on_receipt, stop, workers.own, workers.patience or _WITHOUT_WORKERS_S)
+        _on_cluster(run, ticket, works)
 
 
 @cache
@@ -63,6 +77,7 @@ def _run_work_afar(ticket: JobTicket, work: Work, topic: str) -> list[str]:
         get_worker().log_event(topic, receipts[-1])
 
     try:
+        unpin(_opened(ticket).plan.kernel.threads)
         run_work(ticket, work, tell, _stop_of(topic))
     except FcnBatchError as error:
         failure: Exception = type(error)(str(error))
@@ -73,6 +88,22 @@ def _run_work_afar(ticket: JobTicket, work: Work, topic: str) -> list[str]:
     raise failure  # outside of the handlers, so that the first one is not carried along as its context
 
 
+def _opened(ticket: JobTicket) -> Job:
+    """The job, here; OutputError when this machine does not see what the one that made the plan sees."""
+    staging = Path(ticket.staging)
+    needed = [staging]
+    if staging.is_dir():
+        plan = Journal(staging).plan()
+        needed += [Path(plan.input.path), Path(plan.model.path)]
+    for path in needed:
+        if not path.exists():
+            raise OutputError(
+                f"{path}: a worker on {socket.gethostname()} does not see it; outputs, input and model must be on "
+                "storage that all workers share, under the same path"
+            )
+    return open_job(ticket)
+
+
 @dataclass(slots=True)
 class _Run:
     """The segments in flight on a cluster, and whether it is still there to finish them."""
@@ -81,47 +112,82 @@ class _Run:
     address: str
     on_receipt: OnReceipt
     stop: Stop
-    running: "set[Future[Any]]" = field(default_factory=set)
+    own: bool
+    """True: the workers are for this command only."""
+    patience: float
+    """Seconds without any worker after which the run gives up."""
+    running: "dict[Future[Any], Work]" = field(default_factory=dict)
+    """What is expected of each."""
     _topic: str = field(default_factory=lambda: f"fcn-batch-{uuid.uuid4()}")
     _news: "SimpleQueue[Future[Any] | str]" = field(default_factory=SimpleQueue)
-    _workers_seen: float = 0.0
+    _done: set[int] = field(default_factory=set)
+    _threads: int = 1
+    _looked: float = -math.inf
+    _workers_seen: float = field(default_factory=time.monotonic)
     _workers_told: float = -math.inf
 
     def listen(self) -> None:
         """Hear of blocks as they are finished."""
         self.client.subscribe_topic(self._topic, lambda event: self._news.put(event[1]))
 
+    @property
+    def idle(self) -> bool:
+        """Whether a worker waits for something to do; workers come and go."""
+        return len(self.running) < self._threads
+
     def submit(self, ticket: JobTicket, work: Work) -> None:
         """Put one more segment in flight."""
         future = self.client.submit(_run_work_afar, ticket, work, self._topic, pure=False)
-        self.running.add(future)
+        self.running[future] = work
         future.add_done_callback(self._news.put)
 
-    def next_end(self) -> None:
-        """Wait for the end of one segment; its error is raised here. Gives up without workers for too long."""
-        future: Future[Any] | None = None
-        look_every = _WITHOUT_WORKERS_S / _LOOKS_MEANWHILE
+    def split(self) -> Work | None:
+        """The lower half of what is left of the longest segment under way; None when none has two blocks left.
+
+        Who is at the upper half finds the other one claimed, and ends there.
+        """
+        left = {future: [block for block in work if block not in self._done] for future, work in self.running.items()}
+        longest = max(left, key=lambda future: len(left[future]), default=None)
+        if longest is None or len(left[longest]) <= 1:
+            return None
+        upper = -(-len(left[longest]) // 2)
+        self.running[longest] = tuple(left[longest][:upper])
+        return tuple(left[longest][upper:])
+
+    def advance(self) -> None:
+        """Wait for what comes next: a block, the end of a segment, whose error is raised here, or nothing for a while.
+
+        Gives up without workers for too long.
+        """
+        self._drain()
+        self._look_for_workers()
+        try:
+            news = self._news.get(timeout=self._pause)
+        except Empty:
+            return
+        if isinstance(news, str):
+            self._hear(news)
+            return
+        try:
+            receipts = news.result(timeout=self._pause)  # computed again if its worker dies just now
+        except TimeoutError:
+            if news.status == "error":
+                raise  # the segment's own: a share that does not answer, say
+            self._news.put(news)
+            return
+        del self.running[news]
+        for receipt in receipts:  # told already, unless a message was lost
+            self._hear(receipt)
+
+    def _hear(self, text: str) -> None:
         self._workers_seen = time.monotonic()
-        while True:
-            self._drain()
-            try:
-                if future is None:
-                    news = self._news.get(timeout=look_every)
-                    if isinstance(news, str):
-                        self._workers_seen = time.monotonic()
-                        self.on_receipt(Receipt.model_validate_json(news))
-                        continue
-                    future = news
-                receipts = future.result(timeout=look_every)  # computed again if its worker dies just now
-            except (Empty, TimeoutError):
-                if future is not None and future.status == "error":
-                    raise  # the segment's own: a share that does not answer, say
-                self._look_for_workers()
-            else:
-                self.running.discard(future)
-                for receipt in receipts:  # told already, unless a message was lost
-                    self.on_receipt(Receipt.model_validate_json(receipt))
-                return
+        receipt = Receipt.model_validate_json(text)
+        self._done.add(receipt.block)
+        self.on_receipt(receipt)
+
+    @property
+    def _pause(self) -> float:
+        return min(_LOOK_EVERY_S, self.patience / _LOOKS_MEANWHILE)
 
     def _drain(self) -> None:
         """When the run is to stop: tell the workers; give up when there is no more time."""
@@ -141,24 +207,30 @@ class _Run:
         if self.client.status != "running":
             raise CommClosedError
         now = time.monotonic()
-        if self.client.nthreads():
+        if now - self._looked < self._pause:
+            return
+        threads = sum(self.client.nthreads().values())
+        self._looked, self._threads = now, max(1, threads)
+        if threads:
             self._workers_seen = now
-        elif now - self._workers_seen >= _WITHOUT_WORKERS_S:
+        elif now - self._workers_seen >= self.patience:
             raise OutputError(
-                f"no workers at the scheduler {self.address} for {_WITHOUT_WORKERS_S:g} s: start some; {_RUN_AGAIN}"
+                f"no workers at the scheduler {self.address} for {self.patience:g} s: start some; {_RUN_AGAIN}"
             )
 
 
 def _to_the_end(run: _Run, ticket: JobTicket, waiting: deque[Work]) -> None:
     """Keep as many segments in flight as there are worker threads: the scheduler's memory stays flat."""
     run.listen()
-    most = max(1, sum(run.client.nthreads().values()))
-    while True:
-        while waiting and len(run.running) < most and not run.stop.requested:
-            run.submit(ticket, waiting.popleft())
+    while waiting or run.running:
+        while run.idle and not run.stop.requested:
+            work = waiting.popleft() if waiting else run.split()
+            if work is None:
+                break
+            run.submit(ticket, work)
         if not run.running:
-            return
-        run.next_end()
+            return  # it is to stop
+        run.advance()
 
 
 def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
@@ -179,8 +251,8 @@ def _on_cluster(run: _Run, ticket: JobTicket, works: Sequence[Work]) -> None:
         if isinstance(error.__cause__, ImportError | AttributeError):  # the scheduler unpickles what it passes on
             raise not_installed(f"the scheduler {run.address}", f"({error.__cause__})") from error
         raise
-    except (FcnBatchError, KeyboardInterrupt):
-        if run.stop.requested:
+    except (FcnBatchError, OSError, KeyboardInterrupt):
+        if run.stop.requested or run.own:
             run.tell_workers()
         run.client.cancel(list(run.running))
         raise

@@ -23,7 +23,7 @@ def execute(ticket: JobTicket, works: Sequence[Work], workers: Workers, on_recei
     """
     if not works:
         return
-    if workers.count or workers.address is not None:
+    if workers.elsewhere:
         on_workers(ticket, works, workers, on_receipt, stop)
         return
     from dask.base import compute

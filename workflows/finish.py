@@ -55,7 +55,7 @@ class Course:
 
     seconds: float
     earlier: int
-    """Blocks that were done before this run began."""
+    """Blocks that were done before this run began, or by other parts."""
 
 
 def finish(

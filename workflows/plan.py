@@ -8,7 +8,6 @@ from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.device import (
-    available_cpus,
     check_precision,
     choose_device,
     fast_precision,
@@ -28,6 +27,7 @@ from fcn_batch.workflows.disk import describe_disk
 from fcn_batch.workflows.inputs import check_sums, identify
 from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.topology import Each, available_cpus, describe_processes
 
 _THREADS_PER_CPU = 4
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -36,6 +36,9 @@ _MOST_DISAGREEMENT = 0.005
 """Share of pixels that may get another class from bfloat16 than from float32 before `auto` leaves it alone."""
 _PROCESSES_OF_A_CLUSTER = 8
 """To make segments for: how many workers a scheduler has is not known when the plan is made."""
+
+
+_SHARED = Each()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Options:
     """None: hann, where tiles overlap."""
     device: str = "auto"
     threads: int | None = None
-    """CPU threads of the network in each process; None: all CPUs, shared among the processes."""
+    """CPU threads of the network in each process; None: one for each core, shared among the processes."""
     precision: Precision | None = None
     """None: bf16 where it is fast and the model's card says that it changes few classes, else fp32."""
     memory: int | None = None
@@ -88,10 +91,10 @@ class Prepared:
         return memory(self.network, self.info, self.plan.cut)
 
 
-def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepared:
-    """Decide everything about a run of `path` on so many processes of this machine; None: on those of a cluster.
+def prepare(path: Path, options: Options, *, processes: int | None = 1, each: Each = _SHARED) -> Prepared:
+    """Decide everything about a run of `path` on so many processes; None: as many as a scheduler has.
 
-    InputError, ModelError or OptionError with the reason.
+    They share this machine, unless `each` says what they have. InputError, ModelError or OptionError with the reason.
     """
     info = inspect(path)
     device = choose_device(options.device)
@@ -100,8 +103,9 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
     spec = model.card.input
     bands = choose_bands(info, spec, options.bands)
     full_scale = choose_full_scale(info, spec, options.full_scale)
-    here = processes or 1
-    budget = options.memory or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
+    here = 1 if each.apart else processes or 1
+    budget = options.memory or each.memory
+    budget = budget or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
     wish = Wish(options.tile, options.overlap, options.blend, options.shard)
     cut = choose_cut(network, info, wish, room, notes)
@@ -114,7 +118,7 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1) -> Prepa
         bands=bands,
         full_scale=full_scale,
         cut=cut,
-        kernel=kernel_here(device, precision, choose_threads(options.threads, device, here)),
+        kernel=kernel_here(device, precision, choose_threads(options.threads, device, here, each.threads)),
         inner=None if cut.chunk == chunk else chunk,
         confidence=options.confidence,
     )
@@ -177,14 +181,18 @@ def choose_precision(wanted: Precision | None, device: str, card: ModelCard) -> 
     return fast_precision(device) if measured is not None and measured <= _MOST_DISAGREEMENT else "fp32"
 
 
-def choose_threads(wanted: int | None, device: str, processes: int) -> int:
-    """CPU threads of the network in each process; 1 where a GPU computes."""
-    cpus = available_cpus()
+def choose_threads(wanted: int | None, device: str, processes: int, cores: int | None = None) -> int:
+    """CPU threads of the network in each process; 1 where a GPU computes.
+
+    `cores` are those of each process, if it does not share this machine's.
+    """
+    cpus = cores or available_cpus()
     if wanted is not None and not 1 <= wanted <= _THREADS_PER_CPU * cpus:
-        raise OptionError(f"--threads {wanted}: give 1 to {_THREADS_PER_CPU * cpus} on this machine of {cpus} CPUs")
+        where = "in a job of this cluster" if cores else "on this machine"
+        raise OptionError(f"--threads {wanted}: give 1 to {_THREADS_PER_CPU * cpus} {where} of {cpus} CPUs")
     if device != "cpu":
         return 1
-    return wanted or max(1, cpus // processes)
+    return wanted or cores or max(1, cpus // processes)
 
 
 def _georeference_notes(info: RasterInfo) -> list[str]:
@@ -203,10 +211,12 @@ def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
     return [misfit(gsd, model)]
 
 
-def describe(prepared: Prepared, folder: Path | None = None, *, pyramid: bool = False) -> list[tuple[str, str]]:
+def describe(
+    prepared: Prepared, folder: Path | None = None, *, pyramid: bool = False, workers: int = 0
+) -> list[tuple[str, str]]:
     """What `fcn-batch plan` prints: label and value, one pair a line.
 
-    `folder` is that of the outputs, by default the input's.
+    `folder` is that of the outputs, by default the input's; `workers` the processes of this machine, 0 for this one.
     """
     plan, info, card = prepared.plan, prepared.info, prepared.model.card
     cut, size = plan.cut, info.size
@@ -233,6 +243,7 @@ def describe(prepared: Prepared, folder: Path | None = None, *, pyramid: bool = 
             "device",
             f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}, {plan.kernel.threads} threads",
         ),
+        ("processes", describe_processes(workers, plan.kernel.threads)),
         ("fingerprint", plan.fingerprint),
         *(("note", note) for note in prepared.notes),
     ]

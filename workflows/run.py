@@ -202,7 +202,8 @@ class _Blocks:
         left = sum(journal.receipt(block, plan.fingerprint) is None for block in blocks)
         if self._sealed or not self.outputs.staging.exists():
             return 0  # what was counted was being published
-        self._all_done = not left
+        if not left:
+            self._all_done, self.earlier = True, self.earlier + len(blocks)
         return left
 
     def take_up(self, mine: Iterable[int]) -> bool:

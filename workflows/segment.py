@@ -9,14 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fcn_batch.pipeline.claims import only_one
-from fcn_batch.pipeline.errors import MismatchError, OptionError, OutputError, UnreadableError
+from fcn_batch.pipeline.errors import (
+    FcnBatchError,
+    MismatchError,
+    OptionError,
+    OutputError,
+    StoppedError,
+    UnreadableError,
+)
 from fcn_batch.pipeline.plan import Free
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.pipeline.tolerance import OnError
+from fcn_batch.workflows.crew import kept
 from fcn_batch.workflows.disk import check_disk
 from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.finish import Brief, add_pyramid
 from fcn_batch.workflows.job import JobTicket
+from fcn_batch.workflows.many import Tally, ends_all
 from fcn_batch.workflows.outputs import Outputs, outputs_of
 from fcn_batch.workflows.part import Part
 from fcn_batch.workflows.plan import Options, Prepared, prepare
@@ -50,41 +59,67 @@ class Request:
     """Seconds in which a run ends that a signal asks to."""
     part: Part | None = None
     """Which blocks this run sees to; None: all."""
+    summary: Path | None = None
+    """Where it is written, as JSON, how each input ended; None: nowhere."""
 
     def __post_init__(self) -> None:
-        if self.part is not None and self.restart:
+        if self.part is not None and (self.restart or self.overwrite):
             raise OptionError(
-                f"--part {self.part} with --restart would discard what other parts have done; "
-                "delete the staging folder NAME.partial before the first part begins"
+                f"--part {self.part} with --{'restart' if self.restart else 'overwrite'} would discard what other "
+                "parts have done; delete the staging folder NAME.partial, or the outputs, before the first part begins"
             )
 
 
 def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
     """Make the class map of one input after the other, and name the outputs of each when they are complete.
 
-    All inputs are looked at before the first one is run, so that a wrong name at the end shows at once.
-    UnreadableError at the end when a map has holes because of its input; StoppedError or KeyboardInterrupt when a
-    signal ended it before.
+    That two would have the same names shows before the first one is run. With several inputs one that fails does not
+    stop the others. The error of the only input, or the first of several, at the end: UnreadableError too, when a map
+    has holes because of its input. StoppedError or KeyboardInterrupt when a signal ended it before.
     """
-    places = outputs_of(list(request.inputs), request.folder)
-    processes = None if request.workers.address else max(1, request.workers.count)
-    plans = [prepare(path, request.options, processes=processes) for path in request.inputs]
-    with_holes = []
-    with stopping(request.grace, progress.note) as stop:
-        for prepared, outputs in zip(plans, places, strict=True):
-            end = _segment_one(prepared, outputs, request, (progress, stop))
-            if end is End.STOPPED:
-                stop.leave()
-            if end is End.PART:
-                continue
-            yield from outputs.paths
-            if (outputs.reported() or {}).get("unreadable"):
-                with_holes.append(outputs.folder / outputs.report)
-    if with_holes:
-        raise UnreadableError(
-            f"{with_holes[0]}: complete, but parts of the input could not be read and are no data; it lists them as "
-            "unreadable: get an undamaged copy and make the map again"
+    places, tally = outputs_of(list(request.inputs), request.folder), Tally(request.inputs, request.summary)
+    tally.write()
+    try:
+        with stopping(request.grace, progress.note) as stop, kept(request.workers, progress.note) as workers:
+            request = replace(request, workers=workers)
+            for path, outputs in zip(request.inputs, places, strict=True):
+                tally.begin()
+                try:
+                    prepared = prepare(path, request.options, processes=workers.processes, each=workers.each)
+                    end = _segment_one(prepared, outputs, request, (progress, stop))
+                except StoppedError:
+                    raise
+                except FcnBatchError as error:
+                    if ends_all(error, tally):
+                        raise
+                    tally.add(path, "failed", None, error)
+                    progress.note(f"{path}: failed, the others go on: {error}")
+                    continue
+                if end is End.STOPPED:
+                    stop.leave()
+                yield from _ended(path, outputs, end, tally)
+    finally:
+        for line in tally.lines() if tally.several else ():
+            progress.note(line)
+    if (error_of_all := tally.error()) is not None:
+        raise error_of_all
+
+
+def _ended(path: Path, outputs: Outputs, end: End, tally: Tally) -> list[Path]:
+    """Count one that ended well, or with holes; its outputs, if they are there."""
+    if end is End.PART:
+        tally.add(path, "part", None)
+        return []
+    report = outputs.reported() or {}
+    pixels = report.get("nodata_pixels", 0) + sum(entry["pixels"] for entry in report.get("classes", ()))
+    holes = None
+    if report.get("unreadable"):
+        holes = UnreadableError(
+            f"{outputs.folder / outputs.report}: complete, but parts of the input could not be read and are no data; "
+            "it lists them as unreadable: get an undamaged copy and make the map again"
         )
+    tally.add(path, "holes" if holes else "done", pixels, holes)
+    return outputs.paths
 
 
 def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> End:

@@ -1,29 +1,23 @@
-"""Which workers do a run's blocks, and how they are reached: local processes, or those of a Dask scheduler."""
+"""Which workers do a run's blocks: local processes, those of a Dask scheduler, or jobs of a cluster. How: `crew.py`."""
 
-import logging
-import pydoc
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from multiprocessing import active_children, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import fcn_batch
 from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.workflows.signals import unheard
+from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+from fcn_batch.workflows.clusters import ClusterFile, seconds_of
+from fcn_batch.workflows.jobqueue import check_installed
+from fcn_batch.workflows.topology import Each
 
 if TYPE_CHECKING:
-    from distributed import Client
-    from distributed.security import Security
-    from tornado.ioloop import IOLoop
+    from fcn_batch.workflows.crew import Crew
 
-_THREADS_PER_PROCESS = 1  # a pass has its own for reading and writing
-_CONNECT_TIMEOUT_S = 30
-_DEATHS_OF_A_TASK = 20  # blocks at which processes die are found out by their claims, well before that
 _LAST_PORT = 65535
-_LOOPBACK = "127.0.0.1"
+_FILE = "file:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +46,107 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Where blocks run: in this process, on `count` local processes, or on the scheduler at `address`."""
+    """Where blocks run: in this process, on `count` local processes, on the scheduler at `address`, on jobs."""
 
     count: int = 0
     address: str | None = None
+    """Of a scheduler: tcp://HOST:PORT, tls://HOST:PORT, or file:PATH of the file that a scheduler writes."""
     tls: Tls | None = None
     insecure: bool = False
     """True: also on a scheduler that anyone on its network can reach."""
+    cluster: ClusterFile | None = None
+    """Jobs of a batch system, or this machine's GPUs; `count` of them, if that is not 0."""
+    crew: "Crew | None" = field(default=None, compare=False, repr=False)
+    """Holds the connection for the next input; None: it is closed after each round of blocks."""
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise OptionError(f"--workers {self.count}: give 0 (this process) or a number of processes")
+        if self.cluster is not None:
+            if self.address is not None:
+                raise OptionError("--cluster and --scheduler exclude each other: a cluster has a scheduler of its own")
+            check_installed(self.cluster.kind)
         if self.address is None:
             return
         if self.count:
             raise OptionError("--workers and --scheduler exclude each other: the scheduler has its own workers")
-        host = _check_address(self.address)
-        if not self.address.startswith("tls:") and not (self.insecure or _is_this_machine(host)):
+        _ = self.contact
+
+    @property
+    def contact(self) -> str:
+        """The address of the scheduler, tcp:// or tls://; OptionError when it cannot be one, or is not safe."""
+        given = self.address or ""
+        contact = _of_file(given) if given.startswith(_FILE) else given
+        said = f"{given} ({contact})" if contact != given else given
+        host = _check_address(contact, said)
+        if not contact.startswith("tls:") and not (self.insecure or _is_this_machine(host)):
             raise OptionError(
-                f"--scheduler {self.address}: whoever reaches {host} can run programs on its workers; use tls:// with "
+                f"--scheduler {said}: whoever reaches {host} can run programs on its workers; use tls:// with "
                 "certificates or an SSH tunnel to localhost, or give --insecure where the network is your own"
             )
+        return contact
+
+    @property
+    def elsewhere(self) -> bool:
+        """True when this process computes nothing itself."""
+        return bool(self.count or self.address is not None or self.cluster is not None)
+
+    @property
+    def own(self) -> bool:
+        """True when they were started for this run, and end with it."""
+        return self.address is None
+
+    @property
+    def processes(self) -> int | None:
+        """How many; None: as many as the scheduler has."""
+        if self.address is not None:
+            return None
+        if self.cluster is not None:
+            return self.count or self.cluster.workers or check_installed(self.cluster.kind)
+        return max(1, self.count)
+
+    @property
+    def each(self) -> Each:
+        """What each process has, if it is not a share of this machine."""
+        if self.cluster is None:
+            return Each()
+        memory = self.cluster.bytes
+        return Each(self.cluster.cores, None if memory is None else memory // 2, apart=True)
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds that jobs may be waited for; None: as for any scheduler."""
+        return None if self.cluster is None or self.cluster.kind == "cuda" else seconds_of(self.cluster.wait)
+
+    @property
+    def told(self) -> str:
+        """Which, in messages."""
+        return self.address or "of this run's workers"
 
 
-def _check_address(address: str) -> str:
+def _of_file(given: str) -> str:
+    """The address in a scheduler's file (`dask scheduler --scheduler-file`)."""
+    path = Path(given.removeprefix(_FILE))
+    try:
+        found = json.loads(read_bounded(path, MAX_TEXT))
+        address = found["address"]
+        if not isinstance(address, str):
+            raise TypeError(f"its address is {address!r}")
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except (KeyError, TypeError):
+        problem = "it names no address"
+    except (ValueError, RecursionError) as error:
+        problem = f"it is not JSON: {error}"
+    else:
+        return address
+    raise OptionError(
+        f"--scheduler {given}: {problem}; give the file that `dask scheduler --scheduler-file {path}` writes, once it "
+        "runs"
+    )
+
+
+def _check_address(address: str, said: str) -> str:
     """The host of an address; refuses what a client cannot dial: distributed notices only once it has begun to."""
     from distributed.comm.addressing import get_address_host_port
 
@@ -87,125 +158,10 @@ def _check_address(address: str) -> str:
         if host and 0 < port <= _LAST_PORT:
             return str(host)
         problem = f"host {host!r}, port {port}"
-    raise OptionError(f"--scheduler {address}: not the address of a scheduler ({problem}); give tcp://HOST:PORT")
+    raise OptionError(f"--scheduler {said}: not the address of a scheduler ({problem}); give tcp://HOST:PORT")
 
 
 def _is_this_machine(host: str) -> bool:
     with suppress(ValueError):  # a name
         return ip_address(host).is_loopback
     return host == "localhost"
-
-
-def not_installed(where: str, found: str) -> OptionError:
-    """The error of a place where another version runs, or none."""
-    return OptionError(
-        f"--scheduler: {where} cannot run fcn-batch {fcn_batch.__version__} {found}; "
-        "install the same version there and here"
-    )
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep distributed's log off standard error: what matters of it is raised and told in one line."""
-    import distributed
-
-    # each of these may have a handler of its own, from dask's configuration
-    names = (distributed.__name__, "distributed.client", "distributed.gc", "tornado", "tornado.application")
-    with ExitStack() as restore:
-        for handler in {handler for name in names for handler in logging.getLogger(name).handlers}:
-            restore.callback(handler.setLevel, handler.level)
-            handler.setLevel(logging.CRITICAL + 1)
-        yield
-
-
-def _connect(workers: Workers) -> "Client":
-    from distributed import Client
-
-    address = workers.address
-
-    class Closing(Client):
-        """Closed at once when it cannot connect; left to the end of the process, that waits for a minute."""
-
-        def start(self, **kwargs: Any) -> None:
-            try:
-                Client.start(self, **kwargs)
-            except BaseException:
-                Client.close(self)
-                raise
-
-    connect: Callable[..., Client] = Closing
-    try:
-        return connect(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, security=_security(workers.tls))
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise OptionError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
-
-
-def _security(tls: Tls | None) -> "Security | None":
-    from distributed.security import Security
-
-    if tls is None:
-        return None  # as dask's own configuration says
-    return Security(
-        tls_ca_file=str(tls.ca),
-        tls_client_cert=str(tls.cert),
-        tls_client_key=str(tls.key),
-        require_encryption=True,
-    )
-
-
-def _check_workers(client: "Client", address: str) -> None:
-    """OptionError unless there are workers, all of them with this version of the program."""
-    # a function that every Python has: one of ours could not even be unpickled, and the worker would just die
-    versions = client.run(pydoc.locate, "fcn_batch.__version__", on_error="return")
-    if not versions:
-        raise OptionError(f"--scheduler {address}: the scheduler has no workers; start some")
-    for worker, version in versions.items():
-        if version != fcn_batch.__version__ and not isinstance(version, OSError):  # which is a worker just lost
-            found = version if isinstance(version, str) else "none"  # an error: it cannot be imported there
-            raise not_installed(f"the worker {worker} of {address}", f"(it has {found})")
-
-
-@contextmanager
-def connected(workers: Workers) -> "Iterator[Client]":
-    """A client of the asked-for workers; local ones, and their dashboard, listen on loopback only."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    if workers.address is not None:
-        with _connect(workers) as client:
-            _check_workers(client, workers.address)
-            yield client
-        return
-    with (
-        _deaf_loop() as loop,
-        dask.config.set({"distributed.scheduler.allowed-failures": _DEATHS_OF_A_TASK}),
-        LocalCluster(
-            n_workers=workers.count,
-            threads_per_worker=_THREADS_PER_PROCESS,
-            processes=True,
-            host=_LOOPBACK,
-            dashboard_address=f"{_LOOPBACK}:0",
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-            loop=loop,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-@contextmanager
-def _deaf_loop() -> "Iterator[IOLoop]":
-    """A loop for a cluster, in a thread that hears no signals; nor do the worker processes that it starts."""
-    from distributed.utils import LoopRunner
-
-    runner, others = LoopRunner(), set(active_children())
-    resource_tracker.ensure_running()  # begun later, by the thread that starts workers, it would let that hear again
-    with unheard():
-        runner.start()
-    try:
-        yield runner.loop
-    finally:
-        for child in set(active_children()) - others:  # closing was interrupted: Python would wait for them to end
-            child.kill()
-        runner.stop()

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,30 +158,39 @@ def done_by(cluster: Cluster) -> Counter[str]:
     return Counter(match[1] for match in found if match)
 
 
-def ended_well(run: "subprocess.Popen[str]", base: Path, cluster: Cluster) -> None:
+Record = Callable[[str, object], None]
+
+
+def ended_well(run: "subprocess.Popen[str]", base: Path, cluster: Cluster, record: Record) -> None:
     out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, err
     assert "Traceback" not in err
     assert len(out.splitlines()) == 3
     made, wanted = class_map(cluster.folder / "out", "a"), class_map(base / "reference", "a")
     assert (made == wanted).all()
+    report = json.loads((cluster.folder / "out" / "a.run.json").read_text())
+    shares = sorted(report["timing"]["blocks_done_by"].values())
+    record("measured", f"same map; blocks by each worker: {', '.join(map(str, shares))}")
 
 
-def test_a_link_that_is_cut(base: Path, cluster: Cluster) -> None:
+def test_a_link_that_is_cut(base: Path, cluster: Cluster, record_property: Record) -> None:
+    record_property("scenario", "two hosts, the link to one is cut")
     with running(base, cluster) as run:
         cluster.there.cut()
-        ended_well(run, base, cluster)
+        ended_well(run, base, cluster, record_property)
 
 
-def test_a_worker_that_dies(base: Path, cluster: Cluster) -> None:
+def test_a_worker_that_dies(base: Path, cluster: Cluster, record_property: Record) -> None:
+    record_property("scenario", "two hosts, the worker of one dies")
     with running(base, cluster) as run:
         for victim in cluster.worker_there():
             victim.kill()
-        ended_well(run, base, cluster)
+        ended_well(run, base, cluster, record_property)
 
 
-def test_a_worker_that_is_slow(base: Path, cluster: Cluster) -> None:
+def test_a_worker_that_is_slow(base: Path, cluster: Cluster, record_property: Record) -> None:
     """Stopped for nine tenths of the time."""
+    record_property("scenario", "two hosts, one worker stopped for nine tenths of the time")
     over = threading.Event()
 
     def slow_down(processes: Sequence[psutil.Process]) -> None:
@@ -197,7 +206,7 @@ def test_a_worker_that_is_slow(base: Path, cluster: Cluster) -> None:
         thread = threading.Thread(target=slow_down, args=(slow,))
         thread.start()
         try:
-            ended_well(run, base, cluster)
+            ended_well(run, base, cluster, record_property)
         finally:
             over.set()
             thread.join()

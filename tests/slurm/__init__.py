@@ -1,0 +1,1 @@
+"""Real jobs on a real SLURM, which is installed and started for them."""

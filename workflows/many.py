@@ -1,0 +1,133 @@
+"""Many inputs in one command: which they are, and how each of them ended."""
+
+import glob
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fcn_batch.pipeline.durable import write_whole
+from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError, OutputError
+from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+
+Status = Literal["done", "part", "holes", "failed"]
+_SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has holes", "failed": "failed"}
+_WIDEST_NAME = 40
+
+
+def inputs_of(given: Sequence[Path], listed: Path | None) -> tuple[Path, ...]:
+    """The inputs that a command line names, each once: files, patterns that no shell has expanded, those of a list.
+
+    A file that really has the name of a pattern is meant itself. OptionError when a pattern fits nothing, when the list
+    cannot be read, or when there is no input at all.
+    """
+    found: list[Path] = []
+    for path in [*given, *(_listed(listed) if listed else ())]:
+        text = str(path)
+        if path.exists() or not glob.has_magic(text):
+            found.append(path)
+            continue
+        names = glob.glob(text, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
+        fitting = sorted(path for name in names if (path := Path(name)).is_file())
+        if not fitting:
+            raise OptionError(f"{text}: fits no file; mend the pattern")
+        found += fitting
+    if not found:
+        raise OptionError("no input; give files, patterns like 'in/*.tif', or --list FILE")
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(path: Path) -> list[Path]:
+    """The lines of a list, relative to its folder, or to the working folder if it comes from standard input (-)."""
+    try:
+        text = sys.stdin.read(MAX_TEXT) if str(path) == "-" else read_bounded(path, MAX_TEXT).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--list {path}: cannot be read ({error}); give a text file, a path on each line") from error
+    lines = [line.strip() for line in text.splitlines()]
+    return [path.parent / line for line in lines if line and not line.startswith("#")]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one input ended."""
+
+    path: str
+    status: Status
+    code: int
+    """The exit code that it would have had alone."""
+    seconds: float
+    pixels: int | None = None
+    """Of the input; None when it could not be looked at."""
+    message: str = ""
+
+    def line(self) -> str:
+        """A row of the table for people."""
+        name = self.path if len(self.path) <= _WIDEST_NAME else f"…{self.path[1 - _WIDEST_NAME :]}"
+        size = "" if self.pixels is None else f"{self.pixels / 1e6:.1f}"
+        row = f"  {name:<{_WIDEST_NAME}} {_SAID[self.status]:<10} {size:>10} MPx {self.seconds:8.1f} s  {self.message}"
+        return row.rstrip()
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the inputs of a command ended, as they end."""
+
+    inputs: tuple[Path, ...]
+    file: Path | None = None
+    """Where all of it is written as JSON, again after every input; None: nowhere."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    _errors: list[FcnBatchError] = field(default_factory=list)
+    _started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def several(self) -> bool:
+        """False: what is wrong with the only input is what is wrong."""
+        return len(self.inputs) > 1
+
+    def begin(self) -> None:
+        """Time counts for the next input from here on."""
+        self._started = time.perf_counter()
+
+    def add(self, path: Path, status: Status, pixels: int | None, error: FcnBatchError | None = None) -> None:
+        """One more; OutputError when the file cannot be written."""
+        if error is not None:
+            self._errors.append(error)
+        seconds, code = time.perf_counter() - self._started, error.exit_code if error else 0
+        self.outcomes.append(Outcome(str(path), status, code, round(seconds, 3), pixels, str(error or "")))
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, whole; those that are not done yet are counted."""
+        if self.file is None:
+            return
+        told: dict[str, object] = {"inputs": len(self.inputs), "waiting": len(self.inputs) - len(self.outcomes)}
+        told |= {name: sum(one.status == name for one in self.outcomes) for name in _SAID}
+        text = json.dumps({**told, "outcomes": [asdict(one) for one in self.outcomes]}, indent=2)
+        try:
+            write_whole(self.file, text + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.file}: cannot be written ({error.strerror}); choose another --summary") from error
+
+    def lines(self) -> list[str]:
+        """The table for people: what failed stands last."""
+        rows = sorted(self.outcomes, key=lambda one: one.status == "failed")
+        waiting = len(self.inputs) - len(self.outcomes)
+        return [*(one.line() for one in rows), *([f"  {waiting} more not begun or not finished"] if waiting else [])]
+
+    def error(self) -> FcnBatchError | None:
+        """What the command ends with: the first error; None when there was none."""
+        if not self._errors or not self.several:
+            return self._errors[0] if self._errors else None
+        first, count = self._errors[0], len(self._errors)
+        return type(first)(f"{count} of {len(self.inputs)} inputs {'has' if count == 1 else 'have'} a problem: {first}")
+
+
+def ends_all(error: FcnBatchError, tally: Tally) -> bool:
+    """Whether it is of no use to try the next input.
+
+    What is wrong with the options or the model shows with the first input, before anything was made.
+    """
+    return not tally.several or not (isinstance(error, InputError | OutputError) or tally.outcomes)
