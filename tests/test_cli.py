@@ -126,7 +126,7 @@ def test_debug_is_heard_however_the_program_is_called() -> None:
     assert "Traceback" not in fcn_batch("plan", "/nowhere/a.tif").stderr
 
 
-def fail(_path: Path, _options: Options) -> Any:
+def fail(_path: Path, _options: Options, **_: Any) -> Any:
     raise ZeroDivisionError("by nothing")
 
 
@@ -139,7 +139,7 @@ def test_an_unforeseen_error_has_code_1_and_a_hint(raster: Path, monkeypatch: py
 
 
 def test_an_interrupt_says_how_to_go_on(raster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_path: Path, _options: Options) -> Any:
+    def interrupt(_path: Path, _options: Options, **_: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fcn_batch.workflows.plan.prepare", interrupt)
@@ -204,7 +204,7 @@ def test_a_plan_for_people(raster: Path, model: Path) -> None:
 def test_amounts_of_memory(raster: Path, text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Options] = []
 
-    def note(_path: Path, options: Options) -> Any:
+    def note(_path: Path, options: Options, **_: Any) -> Any:
         asked.append(options)
         raise KeyboardInterrupt
 
@@ -227,7 +227,7 @@ def test_what_is_no_amount_of_memory(raster: Path, text: str) -> None:
 def test_words_for_precisions(raster: Path, word: str, precision: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Options] = []
 
-    def note(_path: Path, options: Options) -> Any:
+    def note(_path: Path, options: Options, **_: Any) -> Any:
         asked.append(options)
         raise KeyboardInterrupt
 
