@@ -99,7 +99,7 @@ MODEL_OPTIONS = (
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads of the network in each process; default: all CPUs, shared among --workers.",
+        help="CPU threads of the network in each process; default: one for each core, shared among --workers.",
     ),
     click.option(
         "--precision",
@@ -113,7 +113,7 @@ MODEL_OPTIONS = (
         "--memory",
         type=_bytes,
         metavar="SIZE",
-        help="Memory for each process, such as 4GB; default: half of what is free.",
+        help="Memory for each process, such as 4GB; default: half of what is free, or of a cluster's jobs.",
     ),
     click.option("--device", default="auto", show_default=True, metavar=DEVICES, help="Where the network runs."),
     click.option("--confidence", is_flag=True, help="Also make NAME.confidence.zarr: how sure the network is."),

@@ -45,7 +45,7 @@ from distributed import LocalCluster
 if __name__ == "__main__":
     {prelude}
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50, {options}
+        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50, {options}
     ) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
@@ -196,7 +196,7 @@ def test_a_cluster_that_has_lost_its_workers(
         n_workers=1,
         threads_per_worker=2,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=50,
         processes=False,
         protocol="tcp://",
@@ -221,7 +221,7 @@ def test_workers_that_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         n_workers=1,
         threads_per_worker=2,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=50,
         processes=False,
         protocol="tcp://",

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.workflows import jobqueue
 from fcn_batch.workflows.clusters import ClusterFile, read_cluster
 from fcn_batch.workflows.crew import connected, kept
+from fcn_batch.workflows.cut import Room, choose_cut
 from fcn_batch.workflows.jobqueue import check_installed, job_cluster
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.progress import Quiet
@@ -147,19 +149,26 @@ def test_each_gpu_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Workers(2, cluster=ClusterFile(kind="cuda")).processes == 2
 
 
-def test_what_a_cluster_has_goes_into_the_plan(tmp_path: Path, programs: Path) -> None:
+def test_what_a_cluster_has_goes_into_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:
     """Not what this machine has: threads and memory are those of a job, and there are segments for all jobs."""
     assert programs.is_dir()
+    rooms: list[Room] = []
+
+    def noted(*arguments: Any) -> Any:
+        rooms.append(arguments[3])
+        return choose_cut(*arguments)
+
+    monkeypatch.setattr("fcn_batch.workflows.plan.choose_cut", noted)
     spec = ClusterFile(**{**SPEC, "cores": 7, "workers": 12, "memory": "64GB"})
     workers = Workers(cluster=spec)
-    assert (workers.processes, workers.each.threads, workers.each.memory) == (12, 7, 32 * 10**9)
     assert Workers(3, cluster=spec).processes == 3
     model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)
     path, options = scene(tmp_path / "a.tif", 50, 60), Options(model=str(model))
-    assert prepare(path, options, processes=12, each=workers.each).plan.kernel.threads == 7
-    fewer = Options(model=str(model), threads=29)
+    assert prepare(path, options, processes=workers.processes, each=workers.each).plan.kernel.threads == 7
+    prepare(path, replace(options, memory=2**31), processes=workers.processes, each=workers.each)
+    assert rooms == [Room(32 * 10**9, 12, "cpu"), Room(2**31, 12, "cpu")]
     with pytest.raises(OptionError, match="--threads 29: give 1 to 28 in a job of this cluster of 7 CPUs"):
-        prepare(path, fewer, processes=12, each=workers.each)
+        prepare(path, replace(options, threads=29), processes=12, each=workers.each)
 
 
 def test_two_places_at_once(programs: Path) -> None:

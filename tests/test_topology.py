@@ -111,6 +111,7 @@ def test_cores_and_nodes_as_linux_tells_them(system: Path) -> None:
     [
         ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n", "cpu.max": "max 1\n"}, 0.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": "150000 100000\n"}, 1.5),
         ("0::/a\n", {"a/cpu.max": "max 100000\n"}, None),
         ("0::/not/here\n", {"cpu.max": "300000 100000\n"}, 3.0),
         ("4:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "150000\n",
