@@ -371,7 +371,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
         (["--full-scale", "0"], ["--full-scale 0.0: give a positive number"]),
         (["--full-scale", "1e-320"], ["--full-scale 1e-320: too small", "give the pixel value that is white"]),
         (["--device", "gpu"], ["--device gpu: not a device"]),
-        (["--workers", "-1"], ["--workers -1: give 0"]),
+        (["--workers", "-1"], ["--workers -1: give auto, 0"]),
         (["--workers", "2", "--scheduler", "tcp://127.0.0.1:8786"], ["--workers and --scheduler exclude each other"]),
         (["--scheduler", "nonsense"], ["--scheduler nonsense: not the address of a scheduler", "tcp://HOST:PORT"]),
         (["--scheduler", "ftp://127.0.0.1:1"], ["--scheduler ftp://127.0.0.1:1: not the address of a scheduler"]),
@@ -382,7 +382,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
 def test_options_that_do_not_fit(
     tmp_path: Path, model: Path, options: list[str], needles: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.workers._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.crew._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     before = tree(tmp_path)
     refused(fcn_batch("segment", path, "-m", model, "-q", *options), 2, *needles)
@@ -390,7 +390,7 @@ def test_options_that_do_not_fit(
 
 
 def test_nobody_listens_at_the_scheduler(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.workers._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.crew._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     address = "tcp://127.0.0.1:9"
     result = fcn_batch("segment", path, "-m", model, "-q", "--scheduler", address)
@@ -398,4 +398,4 @@ def test_nobody_listens_at_the_scheduler(tmp_path: Path, model: Path, monkeypatc
 
 
 def test_no_input_at_all() -> None:
-    refused(fcn_batch("segment"), 2, "Missing argument 'INPUT...'")
+    refused(fcn_batch("segment"), 2, "no input; give files")

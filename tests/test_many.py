@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.workflows.many import inputs_of
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, scene, segmented
@@ -57,13 +57,14 @@ def test_what_names_no_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     for given, listed, told in (
         ([], None, "no input"),
-        ([tmp_path / "*.tif"], None, r"\*\.tif: fits no file"),
         ([], tmp_path / "empty.txt", "no input"),
         ([], tmp_path / "bytes.txt", "--list .*bytes.txt: cannot be read"),
         ([], tmp_path / "none.txt", "--list .*none.txt: cannot be read"),
     ):
         with pytest.raises(OptionError, match=told):
             inputs_of(given, listed)
+    with pytest.raises(InputError, match=r"\*\.tif: no such file, and as a pattern it fits none"):
+        inputs_of([tmp_path / "*.tif"], None)
     assert fcn_batch("segment").exit_code == 2
 
 

@@ -983,7 +983,7 @@ def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
         "pipeline.journal.Journal.begin",
         "workflows.run.create_store",
         "pipeline.store._write_coordinates",
-        "pipeline.journal.Journal.receipts",
+        "pipeline.journal.Journal.receipt",
         "workflows.segment.execute",
         "pipeline.store.consolidate",
         "workflows.stitch.write_cog",

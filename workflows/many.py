@@ -21,8 +21,8 @@ _WIDEST_NAME = 40
 def inputs_of(given: Sequence[Path], listed: Path | None) -> tuple[Path, ...]:
     """The inputs that a command line names, each once: files, patterns that no shell has expanded, those of a list.
 
-    A file that really has the name of a pattern is meant itself. OptionError when a pattern fits nothing, when the list
-    cannot be read, or when there is no input at all.
+    A file that really has the name of a pattern is meant itself. InputError when a pattern fits nothing, OptionError
+    when the list cannot be read or there is no input at all.
     """
     found: list[Path] = []
     for path in [*given, *(_listed(listed) if listed else ())]:
@@ -33,7 +33,7 @@ def inputs_of(given: Sequence[Path], listed: Path | None) -> tuple[Path, ...]:
         names = glob.glob(text, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
         fitting = sorted(path for name in names if (path := Path(name)).is_file())
         if not fitting:
-            raise OptionError(f"{text}: fits no file; mend the pattern")
+            raise InputError(f"{text}: no such file, and as a pattern it fits none; mend the name or the pattern")
         found += fitting
     if not found:
         raise OptionError("no input; give files, patterns like 'in/*.tif', or --list FILE")
