@@ -24,11 +24,18 @@ def _options(chosen: dict[str, Any]) -> "Options":
         "fcn-batch segment big_image.tif",
         "fcn-batch segment scene.tif --bands 3,2,1 -o maps/",
         "fcn-batch segment 'in/*.tif' -m my_model.safetensors -o maps/ --workers 4",
+        "fcn-batch segment --watch incoming/ -o maps/ --summary maps/summary.json",
     ),
 )
 @click.argument("inputs", metavar="INPUT...", nargs=-1, type=PATH)
 @click.option(
     "--list", "listed", type=PATH, metavar="FILE", help="More inputs: a path on each line; -: standard input."
+)
+@click.option(
+    "--watch",
+    type=PATH,
+    metavar="DIR",
+    help="Instead of inputs: every raster that comes into this folder, until Ctrl-C or SIGTERM; needs -o.",
 )
 @click.option("--summary", type=PATH, metavar="FILE", help="Write how each input ended as JSON, after each of them.")
 @click.option(
@@ -96,6 +103,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
 def segment(
     inputs: tuple[Path, ...],
     listed: Path | None,
+    watch: Path | None,
     summary: Path | None,
     folder: Path | None,
     workers: str,
@@ -138,7 +146,7 @@ def segment(
     jobs = None if cluster is None else read_cluster(cluster)
 
     request = Request(
-        inputs_of(inputs, listed),
+        inputs_of(inputs, listed) if inputs or listed or not watch else (),
         _options(chosen),
         folder,
         Workers(count_of(workers), scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure, cluster=jobs),
@@ -150,6 +158,7 @@ def segment(
         grace=grace,
         part=None if part is None else Part.parse(part),
         summary=summary,
+        watch=watch,
     )
     for path in run(request, progress_for(quiet=quiet)):
         echo_path(path)

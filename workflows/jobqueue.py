@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_batch.pipeline.device import cuda_devices
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.workflows.clusters import ClusterFile, Kind, seconds_of
+from fcn_batch.workflows.topology import ENVIRON
 from fcn_batch.workflows.waiting import LONGEST_TOLD, Jobs, Waiting
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _settings(spec: ClusterFile, folder: Path, security: "Security | None") -> d
         "interface": spec.interface,
         "job_name": "fcn-batch",
         "job_extra_directives": _directives(spec),
-        "job_script_prologue": list(spec.prologue),
+        "job_script_prologue": [*(f"export {name}={value}" for name, value in ENVIRON.items()), *spec.prologue],
         "log_directory": str(folder),
         "worker_extra_args": [str(argument) for argument in arguments],
         "python": f"{shlex.quote(sys.executable)} -P",

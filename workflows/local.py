@@ -11,7 +11,7 @@ from distributed import LocalCluster, WorkerPlugin
 from distributed.utils import LoopRunner
 
 from fcn_batch.workflows.signals import unheard
-from fcn_batch.workflows.topology import layout, machine, pin
+from fcn_batch.workflows.topology import ENVIRON, layout, machine, pin
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 THREADS_PER_PROCESS = 1
 """Of Dask: a pass has its own for reading and writing, and the network those of the plan."""
-_LIBRARIES = ("OMP", "MKL", "OPENBLAS", "GDAL")
 
 
 class Pin(WorkerPlugin):
@@ -42,8 +41,7 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
     pins = layout(machine(), count).pins
     with (
         deaf_loop() as loop,
-        # torch is told its threads by the plan; any others would fight with these
-        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}_NUM_THREADS": 1 for name in _LIBRARIES}),
+        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRON.items()}),
         LocalCluster(
             n_workers=count,
             threads_per_worker=THREADS_PER_PROCESS,

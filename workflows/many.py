@@ -75,17 +75,23 @@ class Outcome:
 class Tally:
     """How the inputs of a command ended, as they end."""
 
-    inputs: tuple[Path, ...]
+    expected: int | None
+    """How many there are; None: more may come at any time."""
     file: Path | None = None
     """Where all of it is written as JSON, again after every input; None: nowhere."""
-    outcomes: list[Outcome] = field(default_factory=list)
-    _errors: list[FcnBatchError] = field(default_factory=list)
+    outcomes: dict[Path, Outcome] = field(default_factory=dict)
+    """The last of each."""
+    _errors: dict[Path, FcnBatchError] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
 
     @property
     def several(self) -> bool:
         """False: what is wrong with the only input is what is wrong."""
-        return len(self.inputs) > 1
+        return self.expected != 1
+
+    @property
+    def _inputs(self) -> int:
+        return len(self.outcomes) if self.expected is None else self.expected
 
     def begin(self) -> None:
         """Time counts for the next input from here on."""
@@ -93,19 +99,21 @@ class Tally:
 
     def add(self, path: Path, status: Status, pixels: int | None, error: FcnBatchError | None = None) -> None:
         """One more; OutputError when the file cannot be written."""
+        self._errors.pop(path, None)
         if error is not None:
-            self._errors.append(error)
+            self._errors[path] = error
         seconds, code = time.perf_counter() - self._started, error.exit_code if error else 0
-        self.outcomes.append(Outcome(str(path), status, code, round(seconds, 3), pixels, str(error or "")))
+        self.outcomes[path] = Outcome(str(path), status, code, round(seconds, 3), pixels, str(error or ""))
         self.write()
 
     def write(self) -> None:
         """Write the file, whole; those that are not done yet are counted."""
         if self.file is None:
             return
-        told: dict[str, object] = {"inputs": len(self.inputs), "waiting": len(self.inputs) - len(self.outcomes)}
-        told |= {name: sum(one.status == name for one in self.outcomes) for name in _SAID}
-        text = json.dumps({**told, "outcomes": [asdict(one) for one in self.outcomes]}, indent=2)
+        all_of_them = self.outcomes.values()
+        told: dict[str, object] = {"inputs": self._inputs, "waiting": self._inputs - len(self.outcomes)}
+        told |= {name: sum(one.status == name for one in all_of_them) for name in _SAID}
+        text = json.dumps({**told, "outcomes": [asdict(one) for one in all_of_them]}, indent=2)
         try:
             write_whole(self.file, text + "\n")
         except OSError as error:
@@ -113,16 +121,17 @@ class Tally:
 
     def lines(self) -> list[str]:
         """The table for people: what failed stands last."""
-        rows = sorted(self.outcomes, key=lambda one: one.status == "failed")
-        waiting = len(self.inputs) - len(self.outcomes)
+        rows = sorted(self.outcomes.values(), key=lambda one: one.status == "failed")
+        waiting = self._inputs - len(self.outcomes)
         return [*(one.line() for one in rows), *([f"  {waiting} more not begun or not finished"] if waiting else [])]
 
     def error(self) -> FcnBatchError | None:
         """What the command ends with: the first error; None when there was none."""
-        if not self._errors or not self.several:
-            return self._errors[0] if self._errors else None
-        first, count = self._errors[0], len(self._errors)
-        return type(first)(f"{count} of {len(self.inputs)} inputs {'has' if count == 1 else 'have'} a problem: {first}")
+        first = next(iter(self._errors.values()), None)
+        if first is None or not self.several:
+            return first
+        count = len(self._errors)
+        return type(first)(f"{count} of {self._inputs} inputs {'has' if count == 1 else 'have'} a problem: {first}")
 
 
 def ends_all(error: FcnBatchError, tally: Tally) -> bool:

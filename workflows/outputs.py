@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -216,29 +216,39 @@ class Outputs:
             place.unlink(missing_ok=True)
 
 
-def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
-    """Outputs of each input, in `folder` or beside it.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the outputs of one input after the other go: in `folder`, or, if there is none, beside each input."""
 
-    OptionError when two would have the same names, when one is an input itself, or when a name is too long.
-    """
-    places = [Outputs((folder or path.absolute().parent).resolve(), path.stem) for path in inputs]
-    real = {path.resolve(): path for path in inputs}
-    for index, place in enumerate(places):
-        first = places.index(place)
-        if first != index:
+    folder: Path | None
+    _inputs: dict[Outputs, Path] = field(default_factory=dict)
+
+    def of(self, path: Path) -> Outputs:
+        """OptionError when the outputs of another input have the same names, or when a name is too long."""
+        place = Outputs((self.folder or path.absolute().parent).resolve(), path.stem)
+        if len(os.fsencode(place.stem)) > _LONGEST_STEM:
+            raise OptionError(f"{path}: the name is too long for those of its outputs; rename the file")
+        if (first := self._inputs.setdefault(place, path)) != path:
             raise OptionError(
-                f"{inputs[first]} and {inputs[index]} would both be written as {place.stem}.* in {place.folder}; "
+                f"{first} and {path} would both be written as {place.stem}.* in {place.folder}; "
                 "run them with different -o folders"
             )
+        return place
+
+
+def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
+    """Outputs of each input; OptionError also when one of them is an input itself."""
+    known = Places(folder)
+    places = [known.of(path) for path in inputs]
+    real = {path.resolve(): path for path in inputs}
+    for path, place in zip(inputs, places, strict=True):
         for name in (*place.names(), place.report, place.staging.name):
             output = place.folder / name
             if output.resolve() in real:
                 raise OptionError(
-                    f"{real[output.resolve()]}: an input that the outputs of {inputs[index]} would replace; "
+                    f"{real[output.resolve()]}: an input that the outputs of {path} would replace; "
                     "give another folder with -o DIR"
                 )
-        if len(os.fsencode(place.stem)) > _LONGEST_STEM:
-            raise OptionError(f"{inputs[index]}: the name is too long for those of its outputs; rename the file")
     return places
 
 

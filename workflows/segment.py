@@ -26,12 +26,13 @@ from fcn_batch.workflows.execute import execute
 from fcn_batch.workflows.finish import Brief, add_pyramid
 from fcn_batch.workflows.job import JobTicket
 from fcn_batch.workflows.many import Tally, ends_all
-from fcn_batch.workflows.outputs import Outputs, outputs_of
+from fcn_batch.workflows.outputs import Outputs, Places, outputs_of
 from fcn_batch.workflows.part import Part
 from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.run import End, OnReceipt, run
 from fcn_batch.workflows.signals import Stop, stopping
+from fcn_batch.workflows.watch import arrivals
 from fcn_batch.workflows.workers import Workers
 
 GRACE_S = 25.0
@@ -43,6 +44,7 @@ class Request:
     """What the user asked for."""
 
     inputs: tuple[Path, ...]
+    """Or, if none: those that come into the folder `watch`."""
     options: Options
     folder: Path | None = None
     """None: beside each input."""
@@ -61,13 +63,23 @@ class Request:
     """Which blocks this run sees to; None: all."""
     summary: Path | None = None
     """Where it is written, as JSON, how each input ended; None: nowhere."""
+    watch: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.watch is not None:
+            self._check_watch(self.watch)
         if self.part is not None and (self.restart or self.overwrite):
             raise OptionError(
                 f"--part {self.part} with --{'restart' if self.restart else 'overwrite'} would discard what other "
                 "parts have done; delete the staging folder NAME.partial, or the outputs, before the first part begins"
             )
+
+    def _check_watch(self, watch: Path) -> None:
+        if self.inputs or self.part is not None:
+            other = f"--part {self.part}" if self.part else f"the input {self.inputs[0]}"
+            raise OptionError(f"--watch {watch} with {other}: give one of them")
+        if self.folder is None or self.folder.resolve() == watch.resolve():
+            raise OptionError(f"--watch {watch}: outputs there would be inputs again; give another folder with -o DIR")
 
 
 def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
@@ -75,16 +87,20 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
 
     That two would have the same names shows before the first one is run. With several inputs one that fails does not
     stop the others. The error of the only input, or the first of several, at the end: UnreadableError too, when a map
-    has holes because of its input. StoppedError or KeyboardInterrupt when a signal ended it before.
+    has holes because of its input. StoppedError or KeyboardInterrupt when a signal ended it before: of one that watches
+    a folder, not while it waits for the next.
     """
-    places, tally = outputs_of(list(request.inputs), request.folder), Tally(request.inputs, request.summary)
+    outputs_of(list(request.inputs), request.folder)
+    places = Places(request.folder)
+    tally = Tally(None if request.watch else len(request.inputs), request.summary)
     tally.write()
     try:
         with stopping(request.grace, progress.note) as stop, kept(request.workers, progress.note) as workers:
             request = replace(request, workers=workers)
-            for path, outputs in zip(request.inputs, places, strict=True):
+            for path in request.inputs if request.watch is None else arrivals(request.watch, stop, progress.note):
                 tally.begin()
                 try:
+                    outputs = places.of(path)
                     prepared = prepare(path, request.options, processes=workers.processes, each=workers.each)
                     end = _segment_one(prepared, outputs, request, (progress, stop))
                 except StoppedError:

@@ -15,6 +15,13 @@ from fcn_batch.pipeline.errors import OptionError
 
 _CORES_PER_PROCESS = 4
 """With --workers auto: what is read, scaled and written takes one thread of each process, whatever the others do."""
+ENVIRON = {"MALLOC_ARENA_MAX": "1"} | {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "GDAL")}
+"""Of a worker on CPUs, from its first moment on.
+
+torch is told its threads by the plan; any others would fight with these. A worker computes in a thread, and glibc gives
+what a thread has freed back to the system after every layer, unless all threads have one arena: that took twice the
+time (`docs/scale.md`).
+"""
 _CPUS = Path("sys/devices/system/cpu")
 _CGROUPS = Path("sys/fs/cgroup")
 
