@@ -1,5 +1,7 @@
 """One run in many small blocks, measured from inside: the process that starts it holds the scheduler too.
 
+What it uses is read when the blocks are done: writing the GeoTIFF is not the scheduler's.
+
 ``python -m bench.scaling_job RASTER MODEL FOLDER --workers N`` prints a JSON object. Blocks have 64 x 64 pixels, so
 that what is measured is everything but the network.
 """
@@ -10,15 +12,27 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from fcn_batch.cli import main as program
 from fcn_batch.workflows import cut
+from fcn_batch.workflows import run as run_module
 
 CHUNK = 64
 
 
 def run(raster: Path, model: str, folder: Path, workers: int) -> dict[str, float]:
     """Make the map; seconds and MiB of this process, and how many blocks there were."""
+    proper, used = run_module.finish, dict[str, float]()
+
+    def finish(*arguments: Any) -> None:
+        used.update(
+            driver_cpu_s=_cpu_s() - before,
+            driver_peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        )
+        proper(*arguments)
+
+    run_module.finish = finish
     cut.CHUNK, cut._LANE = CHUNK, CHUNK  # noqa: SLF001 - smaller than any user may ask for
     before, started = _cpu_s(), time.perf_counter()
     options = ["-m", model, "-o", str(folder), "--workers", str(workers), "--threads", "1", "-q"]
@@ -30,8 +44,7 @@ def run(raster: Path, model: str, folder: Path, workers: int) -> dict[str, float
         "whole_s": time.perf_counter() - started,
         "blocks_s": timing["blocks_s"],
         "end_s": timing["stitch_s"],
-        "driver_cpu_s": _cpu_s() - before,
-        "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **used,
     }
 
 

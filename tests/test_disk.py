@@ -66,11 +66,11 @@ def test_a_map_of_noise_takes_no_more_than_was_said(tmp_path: Path, confidence: 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        receipts = {}
+        receipts = []
         for index in range(len(plan.grid)):
             shape = (layers, plan.grid[index].height, plan.grid[index].width)
             block = Block(index, random.integers(0, 255, shape, dtype=np.uint8), CHUNK)
-            receipts[index] = committer.commit(block)
+            receipts.append(committer.commit(block))
         finish(Brief(plan, legend, pyramid=pyramid), outputs, receipts, Course(1, 0), Quiet())
     finally:
         done.set()

@@ -244,13 +244,13 @@ def test_a_worker_that_does_not_see_the_folder(
 # --- processes of this machine -------------------------------------------------------------------------------
 
 
-def test_local_workers_are_pinned_and_their_libraries_have_one_thread() -> None:
+def test_local_workers_are_pinned_and_their_libraries_do_not_fight() -> None:
     cores = topology.machine().cores
     if len(cores) < 2:
         pytest.skip("needs two cores")
     with connected(Workers(2)) as client:
         pins = list(client.run(os.sched_getaffinity, 0).values())
-        threads = list(client.run(os.environ.get, "GDAL_NUM_THREADS").values())
+        seen = list(client.run(lambda: dict(os.environ)).values())
         killed = set(client.run(os.getpid).values())
         for pid in killed:  # one that replaces another, too
             os.kill(pid, signal.SIGKILL)
@@ -259,7 +259,8 @@ def test_local_workers_are_pinned_and_their_libraries_have_one_thread() -> None:
     expected = [set(cpus) for cpus in topology.layout(topology.machine(), 2).pins]
     assert sorted(map(sorted, pins)) == sorted(map(sorted, expected)) == sorted(map(sorted, again))
     assert pins[0].isdisjoint(pins[1])
-    assert threads == ["1", "1"]
+    assert [{name: one[name] for name in topology.ENVIRON} for one in seen] == [topology.ENVIRON] * 2
+    assert {"OMP_NUM_THREADS", "GDAL_NUM_THREADS", "MALLOC_ARENA_MAX"} <= set(topology.ENVIRON)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

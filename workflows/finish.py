@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,9 +58,7 @@ class Course:
     """Blocks that were done before this run began, or by other parts."""
 
 
-def finish(
-    brief: Brief, outputs: Outputs, receipts: Mapping[int, Receipt], course: Course, progress: RunProgress
-) -> None:
+def finish(brief: Brief, outputs: Outputs, receipts: Sequence[Receipt], course: Course, progress: RunProgress) -> None:
     """Make all that is made of the blocks, in the staging folder; the report, which says that all is there, is last."""
     started = time.perf_counter()
     staging, plan = outputs.staging, brief.plan
@@ -72,13 +70,13 @@ def finish(
     if brief.pyramid:
         write_pyramid(store.path, staging / outputs.pyramid, progress, overwrite=True)
     made = outputs.names(confidence=plan.confidence, pyramid=brief.pyramid)
-    report = make_report(plan, brief.legend, brief.notes, made, receipts.values())
+    report = make_report(plan, brief.legend, brief.notes, made, receipts)
     report["timing"] = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "blocks_s": round(course.seconds, 3),
         "stitch_s": round(time.perf_counter() - started, 3),
         "blocks_done_by_earlier_runs": course.earlier,
-        "blocks_done_by": dict(sorted(Counter(receipt.by for receipt in receipts.values()).items())),
+        "blocks_done_by": dict(sorted(Counter(receipt.by for receipt in receipts).items())),
     }
     describe(staging, brief, report, outputs)
     outputs.journal.seal(outputs.report, report)

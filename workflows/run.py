@@ -24,7 +24,7 @@ from fcn_batch.pipeline.holder import Holder
 from fcn_batch.pipeline.journal import Receipt, block_of
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.raster import inspect
-from fcn_batch.pipeline.tiling import Work, works
+from fcn_batch.pipeline.tiling import BlockGrid, Work, works
 from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.finish import Brief, Course, finish
 from fcn_batch.workflows.inputs import identify
@@ -140,7 +140,8 @@ class _Blocks:
     brief: Brief
     outputs: Outputs
     progress: RunProgress
-    receipts: dict[int, Receipt] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+    """Those with a receipt; only their numbers: of a million, receipts would fill the memory."""
     earlier: int = 0
     _all_done: bool = False
     """True: they have been seen done, so this run sees to the end, and to what is lost until then, of whatever part."""
@@ -164,16 +165,16 @@ class _Blocks:
             return True
         part = None if self._all_done else self.brief.part
         mine = range(len(plan.grid)) if part is None else share(plan.grid, plan.cut.segment, part)
-        self.take_up(mine)
-        done = sum(receipt.shape[0] * receipt.shape[1] for receipt in self.receipts.values())
-        self.progress.start(self._title, sum(plan.grid[block].height * plan.grid[block].width for block in mine), done)
+        for _ in self.take_up(mine):
+            pass
+        self.progress.start(self._title, _pixels(plan.grid, mine), _pixels(plan.grid, self.done))
         others = others if part is None else 0  # they are at other parts
         try:
-            while missing := [block for block in mine if block not in self.receipts]:
+            while missing := [block for block in mine if block not in self.done]:
                 if stop.requested:
                     return False
                 compute(_parts(works(plan.grid, plan.cut.segment, missing), others), self._finished)
-                elsewhere = [journal.receipt(b, plan.fingerprint) for b in missing if b not in self.receipts]
+                elsewhere = [journal.receipt(b, plan.fingerprint) for b in missing if b not in self.done]
                 for receipt in elsewhere:
                     if receipt is not None:
                         self._finished(receipt)
@@ -198,7 +199,7 @@ class _Blocks:
         if self._sealed or self._all_done:
             return 0
         journal, plan = self.outputs.journal, self.brief.plan
-        blocks = [block for block in range(len(plan.grid)) if block not in self.receipts]
+        blocks = [block for block in range(len(plan.grid)) if block not in self.done]
         left = sum(journal.receipt(block, plan.fingerprint) is None for block in blocks)
         if self._sealed or not self.outputs.staging.exists():
             return 0  # what was counted was being published
@@ -206,23 +207,27 @@ class _Blocks:
             self._all_done, self.earlier = True, self.earlier + len(blocks)
         return left
 
-    def take_up(self, mine: Iterable[int]) -> bool:
-        """Compare finished blocks with their receipts; one that differs must be done again. True if none does."""
-        committer, journal, intact = self.committer, self.outputs.journal, True
-        known, self.receipts = self.receipts, {}
+    def take_up(self, mine: Iterable[int]) -> Iterator[Receipt]:
+        """Compare finished blocks with their receipts, and tell of those that hold; others must be done again."""
+        committer, journal, first = self.committer, self.outputs.journal, not self.done
+        self.done = set()
         for receipt in filter(None, (journal.receipt(block, self.brief.plan.fingerprint) for block in mine)):
             if (receipt.unreadable and not self.brief.mask) or not committer.holds(receipt):
                 journal.drop(receipt.block)
-                intact = False
             else:
-                self.receipts[receipt.block] = receipt
-        if not known:
-            self.earlier = len(self.receipts)
-        return intact and known.keys() <= self.receipts.keys()
+                self.done.add(receipt.block)
+                yield receipt
+        if first:
+            self.earlier = len(self.done)
 
     def _finished(self, receipt: Receipt) -> None:
-        if self.receipts.setdefault(receipt.block, receipt) is receipt:
+        if receipt.block not in self.done:
+            self.done.add(receipt.block)
             self.progress.advance(receipt.shape[0] * receipt.shape[1])
+
+
+def _pixels(grid: BlockGrid, blocks: Iterable[int]) -> int:
+    return sum(grid[block].height * grid[block].width for block in blocks)
 
 
 def _parts(passes: list[Work], others: int) -> list[Work]:
@@ -247,10 +252,11 @@ def _ended(blocks: _Blocks) -> bool:
         while any(block_of(name) is not None for name in outputs.journal.claims.living()):
             time.sleep(_LOOK_EVERY_S)  # somebody does one twice: nothing may change from here on
         if not (outputs.staging / outputs.report).exists():
-            if not blocks.take_up(range(len(brief.plan.grid))):
+            receipts = list(blocks.take_up(range(len(brief.plan.grid))))
+            if len(receipts) < len(brief.plan.grid):
                 return False
             _refuse_changed_input(brief.plan)
-            finish(brief, outputs, blocks.receipts, blocks.course, blocks.progress)
+            finish(brief, outputs, receipts, blocks.course, blocks.progress)
         for line in summary(outputs.staged_report()):
             blocks.progress.note(line)
         outputs.publish()

@@ -201,11 +201,10 @@ def _orphans_write() -> None:
 def _finished_blocks_are_done_again() -> None:
     proper = run._Blocks.take_up
 
-    def take_up(self: run._Blocks, mine: Collection[int]) -> bool:
-        intact = proper(self, mine)
-        if 0 < len(self.receipts) < len(self.brief.plan.grid):
-            self.outputs.journal.drop(self.receipts.popitem()[0])
-        return intact
+    def take_up(self: run._Blocks, mine: Collection[int]) -> Iterator[Receipt]:
+        yield from proper(self, mine)
+        if 0 < len(self.done) < len(self.brief.plan.grid):
+            self.outputs.journal.drop(self.done.pop())
 
     _replace(run._Blocks, "take_up", take_up)
 
