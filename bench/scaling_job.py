@@ -13,30 +13,31 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fcn_batch.cli import main as program
 from fcn_batch.workflows import cut
-from fcn_batch.workflows import run as run_module
+from fcn_batch.workflows.finish import finish
 
 CHUNK = 64
 
 
 def run(raster: Path, model: str, folder: Path, workers: int) -> dict[str, float]:
     """Make the map; seconds and MiB of this process, and how many blocks there were."""
-    proper, used = run_module.finish, dict[str, float]()
+    used = dict[str, float]()
 
-    def finish(*arguments: Any) -> None:
+    def at_the_end(*arguments: Any) -> None:
         used.update(
             driver_cpu_s=_cpu_s() - before,
             driver_peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )
-        proper(*arguments)
+        finish(*arguments)
 
-    run_module.finish = finish
     cut.CHUNK, cut._LANE = CHUNK, CHUNK  # noqa: SLF001 - smaller than any user may ask for
     before, started = _cpu_s(), time.perf_counter()
     options = ["-m", model, "-o", str(folder), "--workers", str(workers), "--threads", "1", "-q"]
-    program(["segment", str(raster), *options], standalone_mode=False)
+    with patch("fcn_batch.workflows.run.finish", at_the_end):
+        program(["segment", str(raster), *options], standalone_mode=False)
     report = json.loads((folder / f"{raster.stem}.run.json").read_text("utf-8"))
     timing = report["timing"]
     return {

@@ -99,7 +99,7 @@ def _yes(reached: bool) -> str:  # noqa: FBT001 - a word for a truth value
 
 
 def _counts(scaling: Scaling) -> str:
-    head = "| Run on | Blocks | Blocks, s | Each, ms | End, s | CPU of driver and scheduler until then, s | Its peak, MiB |"
+    head = "| Run on | Blocks | Blocks, s | Each, ms | End, s | CPU of driver and scheduler, s | Its peak, MiB |"
     lines = [
         f"| {_place(c.workers)} | {c.blocks:,} | {c.blocks_s:.2f} | "
         f"{1e3 * c.blocks_s / c.blocks:.2f} | {c.end_s:.2f} | {c.driver_cpu_s:.2f} | {c.driver_peak_mib:.0f} |"
