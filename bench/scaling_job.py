@@ -1,6 +1,6 @@
 """One run in many small blocks, measured from inside: the process that starts it holds the scheduler too.
 
-What it uses is read when the blocks are done: writing the GeoTIFF is not the scheduler's.
+What it uses is read when the blocks are done: comparing them and writing the GeoTIFF is not the scheduler's.
 
 ``python -m bench.scaling_job RASTER MODEL FOLDER --workers N`` prints a JSON object. Blocks have 64 x 64 pixels, so
 that what is measured is everything but the network.
@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from fcn_batch.cli import main as program
 from fcn_batch.workflows import cut
-from fcn_batch.workflows.finish import finish
+from fcn_batch.workflows.run import _ended
 
 CHUNK = 64
 
@@ -26,25 +26,24 @@ def run(raster: Path, model: str, folder: Path, workers: int) -> dict[str, float
     """Make the map; seconds and MiB of this process, and how many blocks there were."""
     used = dict[str, float]()
 
-    def at_the_end(*arguments: Any) -> None:
-        used.update(
-            driver_cpu_s=_cpu_s() - before,
-            driver_peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        )
-        finish(*arguments)
+    def at_the_end(blocks: Any) -> bool:
+        begun = time.perf_counter()
+        used.setdefault("driver_cpu_s", _cpu_s() - before)
+        used.setdefault("driver_peak_mib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        ended = _ended(blocks)
+        used["end_s"] = time.perf_counter() - begun
+        return ended
 
     cut.CHUNK, cut._LANE = CHUNK, CHUNK  # noqa: SLF001 - smaller than any user may ask for
     before, started = _cpu_s(), time.perf_counter()
     options = ["-m", model, "-o", str(folder), "--workers", str(workers), "--threads", "1", "-q"]
-    with patch("fcn_batch.workflows.run.finish", at_the_end):
+    with patch("fcn_batch.workflows.run._ended", at_the_end):
         program(["segment", str(raster), *options], standalone_mode=False)
     report = json.loads((folder / f"{raster.stem}.run.json").read_text("utf-8"))
-    timing = report["timing"]
     return {
         "blocks": report["blocks"],
         "whole_s": time.perf_counter() - started,
-        "blocks_s": timing["blocks_s"],
-        "end_s": timing["stitch_s"],
+        "blocks_s": report["timing"]["blocks_s"],
         **used,
     }
 
