@@ -1,6 +1,6 @@
 """Measure what it costs to run many blocks, on more processes, and on a raster of a gigapixel: one command.
 
-``python -m bench.scaling`` takes about twelve minutes and 10 GB of disk and writes scaling.json beside this file, and
+``python -m bench.scaling`` takes about twenty minutes and 10 GB of disk and writes scaling.json beside this file, and
 the section on scaling in RESULTS.md with SCALING.svg; ``--quick`` tries everything on little. Let nothing else run
 meanwhile.
 """
@@ -85,7 +85,7 @@ def run(*, quick: bool) -> Scaling:
         job("model", narrow, "--width", 0.0625)
         grids = {n: grid for n, grid in _GRIDS.items() if n <= (100 if quick else 10_000)}
         counts = tuple(_count(folder, empty, grid, workers) for workers in (0, 1, 2) for grid in grids.values())
-        tall, model = ((4096, 256), str(narrow)) if quick else ((65_536, 2048), "landcover-world")
+        tall, model = ((4096, 256), str(narrow)) if quick else ((131_072, 2048), "landcover-world")
         shares = tuple(_share(folder, tall, model, workers) for workers in (1, 2, 4))
         return Scaling(machine, counts, shares, _large(folder, empty, 2048 if quick else 32_768))
 
