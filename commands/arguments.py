@@ -20,12 +20,12 @@ def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """``3,2,1`` to (3, 2, 1)."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 3,2,1") from None
+def _bands(text: str) -> tuple[int | str, ...]:
+    """``3,2,B02`` to (3, 2, "B02")."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise click.BadParameter(f"{text!r} is not a list of bands like 3,2,1 or B04,B03,B02")
+    return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
 
 
 def _auto_or_pixels(text: str) -> int | None:
@@ -64,15 +64,22 @@ MODEL_OPTIONS = (
     click.option(
         "-b",
         "--bands",
-        type=_numbers,
-        metavar="N,N,…",
-        help="Raster bands, from 1, in the order the model wants; default: by name.",
+        type=_bands,
+        metavar="N|NAME,…",
+        help="Raster bands, by number, from 1, or name, in the order the model wants; default: by the model's names.",
     ),
     click.option(
         "--full-scale",
         type=float,
         metavar="VALUE",
         help="Raster value that means white, when the data type is not the model's.",
+    ),
+    click.option(
+        "--stretch",
+        metavar="LOW,HIGH|P%,Q%|…",
+        help="Raster values that mean black and white, in place of 0 and --full-scale: two numbers, or two for each "
+        "band; percentiles of the whole raster (2%,98%); sentinel-2 (L2A since 2022); landsat (Collection 2 level 2); "
+        "tags: the file's scales and offsets.",
     ),
     click.option(
         "--tile",

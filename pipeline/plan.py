@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference, GroundControl
+from fcn_batch.pipeline.model_card import InputSpec
+from fcn_batch.pipeline.stretch import Stretch
 from fcn_batch.pipeline.tiling import BlockGrid
 
 Way = Literal["stream", "tiles", "blend"]
@@ -162,7 +164,9 @@ class Plan(_Frozen):
     bands: Annotated[tuple[int, ...], Field(min_length=1)]
     """Raster bands, from 1, in the order the network wants them."""
     full_scale: float = Field(gt=0)
-    """The raster value that corresponds to 1 in training."""
+    """The raster value that corresponds to 1 in training, where 0 is 0."""
+    stretch: Stretch | None = None
+    """The raster values that correspond to 0 and 1 in training, where that is not 0 and `full_scale`."""
     cut: Cut
     kernel: Kernel
     inner: int | None = Field(default=None, ge=1)
@@ -175,6 +179,18 @@ class Plan(_Frozen):
         if self.inner is not None and self.cut.chunk % self.inner:
             raise ValueError(f"a shard of {self.cut.chunk} is not a whole number of chunks of {self.inner}")
         return self
+
+    @property
+    def scaling(self) -> str:
+        """What the raster's values are taken as, in words."""
+        if self.stretch is None:
+            return f"{self.full_scale:g} is white"
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in dict.fromkeys(self.stretch.ranges))
+        return f"{ranges} {'are' if ',' in ranges else 'is'} black to white (--stretch {self.stretch.by})"
+
+    def scaled(self, spec: InputSpec) -> InputSpec:
+        """What a network wants to see, for this raster's values."""
+        return self.stretch.applied(spec) if self.stretch else spec.model_copy(update={"full_scale": self.full_scale})
 
     @property
     def grid(self) -> BlockGrid:

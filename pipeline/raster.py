@@ -72,11 +72,15 @@ class RasterInfo:
     """Ground control points, where they stand in the place of a transform."""
     microns: float | None = None
     """Micrometres per pixel, of a slide that says so."""
+    scales: tuple[tuple[float, float], ...] = ()
+    """Scale and offset of each band: what its values mean is value * scale + offset; (1, 0) where nothing says so."""
 
     def __post_init__(self) -> None:
         if self.bands < 1 or self.dtype not in {*DTYPES, *ID_DTYPES}:
             raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
-        for name in ("descriptions", "colour_roles"):
+        if not self.scales:
+            object.__setattr__(self, "scales", ((1.0, 0.0),) * self.bands)
+        for name in ("descriptions", "colour_roles", "scales"):
             if len(getattr(self, name)) != self.bands:
                 raise ValueError(f"{name} needs {self.bands} entries, one a band: {getattr(self, name)}")
 
@@ -220,6 +224,7 @@ def _info(local: Path, dataset: DatasetReader) -> RasterInfo:
         has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
         ground=ground,
         microns=_microns(dataset),
+        scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
     )
 
 

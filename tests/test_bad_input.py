@@ -352,7 +352,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("options", "needles"),
     [
-        (["--bands", "red"], ["'red' is not a list of whole numbers like 3,2,1"]),
+        (["--bands", "nir"], ["--bands nir: ", "has no band of this name", "or give its number"]),
         (["--bands", "1,2,"], ["'1,2,' is not a list"]),
         (["--bands", "1,2"], ["--bands 1,2: the model wants 3 bands", "got 2"]),
         (["--bands", "1,2,9"], ["has bands 1 to 3, not 9"]),

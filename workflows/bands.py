@@ -9,6 +9,26 @@ from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.raster import RasterInfo
 
 
+def numbered(info: RasterInfo, wanted: tuple[int | str, ...]) -> tuple[int, ...]:
+    """Bands by number, from 1: names are those of the file, whole or up to a comma, or its colours; case is no matter.
+
+    OptionError when a band has no such name, or two have it.
+    """
+    return tuple(band if isinstance(band, int) else _numbered(info, band) for band in wanted)
+
+
+def _numbered(info: RasterInfo, name: str) -> int:
+    wanted = name.casefold()
+    for labels in (info.descriptions, [(text or "").split(",")[0] for text in info.descriptions], info.colour_roles):
+        found = [number for number, label in enumerate(labels, start=1) if (label or "").strip().casefold() == wanted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise OptionError(f"--bands {name}: bands {_commas(found)} of {info.path} have this name; give the number")
+    there = ", ".join(text or role for text, role in zip(info.descriptions, info.colour_roles, strict=True))
+    raise OptionError(f"--bands {name}: {info.path} has no band of this name, but {there}; or give its number")
+
+
 def choose_bands(info: RasterInfo, spec: InputSpec, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     """Raster bands, from 1, in the model's order: as asked, by name, or in order when the numbers agree."""
     names = [band.name for band in spec.bands]
@@ -63,8 +83,8 @@ def choose_full_scale(info: RasterInfo, spec: InputSpec, wanted: float | None) -
         return spec.full_scale
     raise InputError(
         f"{info.path}: pixels are {info.dtype}, the model was trained on {spec.dtype} up to "
-        f"{spec.full_scale:g}; say which value is white with --full-scale (10000 for Sentinel-2 reflectance, "
-        "65535 for full 16 bit, 1 for 0..1)"
+        f"{spec.full_scale:g}; say which value is white with --full-scale (65535 for full 16 bit, 1 for 0..1), or what "
+        "the values are with --stretch (sentinel-2, landsat, LOW,HIGH or 2%,98%)"
     )
 
 

@@ -144,7 +144,7 @@ def _mixed(plan: Plan, ticket: JobTicket) -> tuple[str, ...]:
 def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
     """The plan's model with its weights on the device, for the plan's way; the weights as loaded are let go."""
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
-    spec = model.card.input.model_copy(update={"full_scale": plan.full_scale})
+    spec = plan.scaled(model.card.input)
     scaling, cut, precision = Scaling(spec, device), plan.cut, plan.kernel.precision
     graph, obstacles = graph_of(network, len(spec.bands))
     if cut.way != "stream":

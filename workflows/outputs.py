@@ -118,6 +118,10 @@ class Outputs:
         except ValueError:
             return None
 
+    def earlier_plans(self) -> list[Plan]:
+        """The plans of the complete run and of the interrupted one that lie here."""
+        return [plan for plan in (self.reported_plan(), self.journal.earlier_plan()) if plan is not None]
+
     def is_complete(self, plan: Plan) -> bool:
         """True when the outputs of this very plan are all here; a pyramid can be added at any time."""
         made = self.reported_plan()

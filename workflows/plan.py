@@ -1,6 +1,7 @@
 """From a raster, a model and options to a Plan: everything decided, nothing computed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Cut, InputIdentity, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
-from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
+from fcn_batch.workflows.bands import band_notes, choose_bands, numbered
 from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
 from fcn_batch.workflows.disk import describe_disk
 from fcn_batch.workflows.inputs import check_sums, identify
 from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.stretching import choose_scaling
 from fcn_batch.workflows.topology import Each, available_cpus, describe_processes
 
 _THREADS_PER_CPU = 4
@@ -46,8 +48,11 @@ class Options:
     """What a user may choose about how a raster is classified."""
 
     model: str
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int | str, ...] | None = None
+    """By number, from 1, or name."""
     full_scale: float | None = None
+    stretch: str | None = None
+    """How the raster's values become those of training (stretching.py); None: by the full scale."""
     tile: int | None = None
     overlap: int | None = None
     """None: the model's halo, exact."""
@@ -91,18 +96,29 @@ class Prepared:
         return memory(self.network, self.info, self.plan.cut)
 
 
-def prepare(path: Path, options: Options, *, processes: int | None = 1, each: Each = _SHARED) -> Prepared:
+def prepare(
+    path: Path,
+    options: Options,
+    *,
+    processes: int | None = 1,
+    each: Each = _SHARED,
+    known: Sequence[Plan] = (),
+) -> Prepared:
     """Decide everything about a run of `path` on so many processes; None: as many as a scheduler has.
 
-    They share this machine, unless `each` says what they have. InputError, ModelError or OptionError with the reason.
+    They share this machine, unless `each` says what they have. `known` are plans of earlier runs: what was measured
+    of the same input is not measured again. InputError, ModelError or OptionError with the reason.
     """
     info = inspect(path)
     device = choose_device(options.device)
     notes: list[str] = []
-    model, network, precision = _load(_find(info, options, notes), options, device)
+    wanted = None if options.bands is None else numbered(info, options.bands)
+    model, network, precision = _load(_find(info, options.model, wanted, notes), options, device)
     spec = model.card.input
-    bands = choose_bands(info, spec, options.bands)
-    full_scale = choose_full_scale(info, spec, options.full_scale)
+    bands = choose_bands(info, spec, wanted)
+    identity = _identified(info, hashed=options.verify_input)
+    known = [plan for plan in known if plan.input.files == identity.files]
+    full_scale, stretch = choose_scaling(info, spec, bands, (options.full_scale, options.stretch), known)
     here = 1 if each.apart else processes or 1
     budget = options.memory or each.memory
     budget = budget or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
@@ -111,18 +127,21 @@ def prepare(path: Path, options: Options, *, processes: int | None = 1, each: Ea
     cut = choose_cut(network, info, wish, room, notes)
     chunk = chunk_of(network.stride)
     plan = Plan(
-        input=_identified(info, hashed=options.verify_input),
+        input=identity,
         model=ModelIdentity(
             path=str(model.path), name=model.card.name, version=model.card.version, sha256=model.sha256
         ),
         bands=bands,
         full_scale=full_scale,
+        stretch=stretch,
         cut=cut,
         kernel=kernel_here(device, precision, choose_threads(options.threads, device, here, each.threads)),
         inner=None if cut.chunk == chunk else chunk,
         confidence=options.confidence,
     )
-    notes += band_notes(info, spec, options.bands) + _georeference_notes(info)
+    if stretch is not None:
+        notes.append(plan.scaling)
+    notes += band_notes(info, spec, wanted) + _georeference_notes(info)
     if options.model != "auto":  # which says it itself
         notes += _resolution_notes(info, model)
     return Prepared(plan, info, model, device, network, notes)
@@ -135,10 +154,10 @@ def _identified(info: RasterInfo, *, hashed: bool) -> InputIdentity:
     return identity
 
 
-def _find(info: RasterInfo, options: Options, notes: list[str]) -> ModelFile:
-    if options.model != "auto":
-        return find_model(options.model)
-    model, why = choose_model(info, options.bands)
+def _find(info: RasterInfo, named: str, bands: tuple[int, ...] | None, notes: list[str]) -> ModelFile:
+    if named != "auto":
+        return find_model(named)
+    model, why = choose_model(info, bands)
     notes.append(why)
     return model
 
@@ -231,6 +250,7 @@ def describe(
             "bands",
             ", ".join(f"{b.name} = band {n}" for b, n in zip(card.input.bands, plan.bands, strict=True)),
         ),
+        ("values", plan.scaling),
         ("result", kind),
         ("way", _describe_way(cut)),
         ("lanes", f"{lanes} of {min(cut.lane, size.width)} px, in {rows} segment{'s' if rows > 1 else ''} each"),

@@ -101,7 +101,10 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
                 tally.begin()
                 try:
                     outputs = places.of(path)
-                    prepared = prepare(path, request.options, processes=workers.processes, each=workers.each)
+                    known = outputs.earlier_plans()
+                    prepared = prepare(
+                        path, request.options, processes=workers.processes, each=workers.each, known=known
+                    )
                     end = _segment_one(prepared, outputs, request, (progress, stop))
                 except StoppedError:
                     raise
@@ -228,7 +231,6 @@ def _settled(prepared: Prepared, outputs: Outputs, request: Request) -> Prepared
             free.add("tile")
     if request.allow_mixed:
         free.add("kernel")
-    for earlier in (outputs.reported_plan(), outputs.journal.earlier_plan()):
-        if earlier is not None:
-            prepared = replace(prepared, plan=prepared.plan.settled_by(earlier, frozenset(free)))
+    for earlier in outputs.earlier_plans():
+        prepared = replace(prepared, plan=prepared.plan.settled_by(earlier, frozenset(free)))
     return prepared

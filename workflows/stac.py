@@ -171,7 +171,7 @@ def _model(plan: Plan, legend: Legend, outputs: Outputs) -> dict[str, dict[str, 
         "mlm:input": [
             {
                 "name": "image",
-                "description": f"bands {', '.join(map(str, plan.bands))} of the raster; {plan.full_scale:g} is white",
+                "description": f"bands {', '.join(map(str, plan.bands))} of the raster; {plan.scaling}",
                 "bands": [],
                 "input": {"shape": [-1, len(plan.bands), -1, -1], "dim_order": dimensions, "data_type": "float32"},
             }

@@ -145,7 +145,7 @@ class _Check:
                 f"{plan.model.sha256[:12]}…; put that model back, or make the map again"
             )
         graph = None if kernel.precision == "fp32" else graph_of(network, len(plan.bands))[0]
-        scaling = Scaling(model.card.input.model_copy(update={"full_scale": plan.full_scale}), device)
+        scaling = Scaling(plan.scaled(model.card.input), device)
         halo = cut.overlap if cut.exact else cut.tile if model.card.halo is None else model.card.halo
         margin = 2 * round_up(halo, cut.stride)
         tiles = make_tiles(network, graph, scaling, kernel.precision, (cut.stride, _SIDE + 2 * margin, False))
