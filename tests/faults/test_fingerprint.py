@@ -15,6 +15,7 @@ from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.georeference import GroundControl
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.stretch import Stretch
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.execute import execute
@@ -40,6 +41,7 @@ PLAN = Plan(
     model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="cd"),
     bands=(1, 2, 3),
     full_scale=255.0,
+    stretch=Stretch(by="1,9", ranges=((1.0, 9.0),) * 3),
     cut=Cut(way="blend", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend="hann"),
     kernel=Kernel(
         device="cpu", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2", cudnn=1, switches=("A=1",)
