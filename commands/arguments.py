@@ -28,6 +28,17 @@ def _bands(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
 
 
+def _box(text: str) -> tuple[float, ...]:
+    """``5.1,45,5.3,45.2`` to four numbers."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{text!r} is not a box like 5.1,45,5.3,45.2 (west, south, east, north)")
+    return numbers
+
+
 def _auto_or_pixels(text: str) -> int | None:
     """``auto`` to None, anything else to a whole number."""
     try:
@@ -80,6 +91,18 @@ MODEL_OPTIONS = (
         help="Raster values that mean black and white, in place of 0 and --full-scale: two numbers, or two for each "
         "band; percentiles of the whole raster (2%,98%); sentinel-2 (L2A since 2022); landsat (Collection 2 level 2); "
         "tags: the file's scales and offsets.",
+    ),
+    click.option(
+        "--aoi",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Polygons (GeoJSON, GeoPackage, …): only what lies in them is computed; no data elsewhere.",
+    ),
+    click.option(
+        "--bbox",
+        type=_box,
+        metavar="W,S,E,N",
+        help="Only what lies in this box, in the raster's own coordinates.",
     ),
     click.option(
         "--tile",

@@ -185,7 +185,8 @@ def segment(
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(path: Path, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
-    from fcn_batch.workflows.plan import describe, prepare
+    from fcn_batch.workflows.description import describe
+    from fcn_batch.workflows.plan import prepare
     from fcn_batch.workflows.topology import count_of
 
     count = count_of(workers)

@@ -1,6 +1,7 @@
 """A class map cut out along polygons."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from rasterio import Affine
 from rasterio.features import rasterize
 
 from fcn_batch.pipeline.alignment import Grid
+from fcn_batch.pipeline.area import Area
 from fcn_batch.pipeline.classes import NODATA, Legend
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.geometry import Size, Window
@@ -42,15 +44,20 @@ class Clipped:
         return np.where(inside, self._source.read(window), np.uint8(NODATA))
 
 
+def inside(area: Area, window: Window) -> NDArray[np.bool_]:
+    """Which pixels of a window belong to an area, (rows, cols)."""
+    near = ({"type": "Polygon", "coordinates": polygon} for polygon in area.near(window))
+    return _burned(list(near), window)
+
+
 def covered(polygons: Polygons, chosen: NDArray[np.int64], window: Window) -> NDArray[np.bool_]:
     """Which pixels of a window have their centre in one of the polygons of those numbers, (rows, cols)."""
-    shape = (window.height, window.width)
-    if not chosen.size:
-        return np.zeros(shape, np.bool_)
-    burned = rasterize(
-        (polygons.shapes[k] for k in chosen),
-        out_shape=shape,
-        transform=Affine.translation(window.col, window.row),
-        dtype="uint8",
-    )
+    return _burned([polygons.shapes[k] for k in chosen], window)
+
+
+def _burned(shapes: list[Any], window: Window) -> NDArray[np.bool_]:
+    size = (window.height, window.width)
+    if not shapes:
+        return np.zeros(size, np.bool_)
+    burned = rasterize(shapes, out_shape=size, transform=Affine.translation(window.col, window.row), dtype="uint8")
     return np.asarray(burned, np.bool_)

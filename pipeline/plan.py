@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fcn_batch.pipeline.area import Area
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference, GroundControl
@@ -167,6 +168,8 @@ class Plan(_Frozen):
     """The raster value that corresponds to 1 in training, where 0 is 0."""
     stretch: Stretch | None = None
     """The raster values that correspond to 0 and 1 in training, where that is not 0 and `full_scale`."""
+    area: Area | None = None
+    """What a map is wanted of; there is no data elsewhere. None: all of it."""
     cut: Cut
     kernel: Kernel
     inner: int | None = Field(default=None, ge=1)

@@ -22,12 +22,12 @@ from fcn_batch.pipeline.weights import read_card
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.choice import ground_sample_distance
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, memory
+from fcn_batch.workflows.description import describe
 from fcn_batch.workflows.plan import (
     Options,
     Prepared,
     choose_precision,
     choose_threads,
-    describe,
     prepare,
 )
 from tests.models import save_tiny_model

@@ -74,6 +74,8 @@ class Wish:
     overlap: int | None = None
     blend: Blend | None = None
     shard: int | None = None
+    columns: int | None = None
+    """No lane needs to be wider than these of the raster's."""
 
 
 def chunk_of(stride: int) -> int:
@@ -93,7 +95,7 @@ def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes
     elif wish.blend is not None:
         raise OptionError(f"--blend {wish.blend}: the exact result has nothing to blend; give --overlap PIXELS")
     elif tile is None and network.graph is not None:
-        cut = _streamed(network, info, side, room)
+        cut = _streamed(network, info, (side, wish.columns), room)
     else:
         if network.graph is None:
             notes.append(f"in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
@@ -119,10 +121,15 @@ def _written(shard: int | None, stride: int) -> int:
     return shard
 
 
-def _streamed(network: Network, info: RasterInfo, chunk: int, room: Room) -> Cut:
-    """Lanes as wide as memory allows, the raster's width if it can be; strips of the size the device likes best."""
+def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None], room: Room) -> Cut:
+    """Lanes as wide as memory allows, the raster's width if it can be; strips of the size the device likes best.
+
+    `widths`: of what is written at once, and what is enough for a lane.
+    """
     size, stride, halo = info.size, network.stride, network.halo or 0
-    lanes, most = -(-size.width // round_up(_LANE, stride)), -(-size.width // chunk)
+    chunk, enough = widths
+    widest = min(round_up(_LANE, stride), round_up(enough or size.width, chunk))
+    lanes, most = -(-size.width // widest), -(-size.width // chunk)
     while True:
         lane = round_up(-(-size.width // lanes), chunk)
         columns = min(lane + 2 * halo, round_up(size.width, stride))

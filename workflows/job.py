@@ -5,13 +5,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.claims import Claims
+from fcn_batch.pipeline.clip import inside
 from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.device import keep_pages, set_threads
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.gdal import gdal_cache
-from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.geometry import Window, round_up
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Plan
@@ -65,6 +69,10 @@ class Job:
     device: str
     lock: threading.Lock
     """One pass at a time: the network takes all threads, and the memory, that the plan gives it."""
+
+    def wanted(self, window: Window) -> NDArray[np.bool_] | None:
+        """Which pixels of a window belong to the area that a map is wanted of; None: all, there is no such area."""
+        return None if self.plan.area is None else inside(self.plan.area, window)
 
     @property
     def layers(self) -> int:

@@ -18,18 +18,18 @@ from fcn_batch.pipeline.device import (
 from fcn_batch.pipeline.errors import ModelError, OptionError
 from fcn_batch.pipeline.geometry import round_up
 from fcn_batch.pipeline.model_card import ModelCard
-from fcn_batch.pipeline.plan import Cut, InputIdentity, ModelIdentity, Plan, Precision
+from fcn_batch.pipeline.plan import InputIdentity, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.raster import RasterInfo, inspect
 from fcn_batch.pipeline.weights import ModelFile, structure
+from fcn_batch.workflows.areas import Box, choose_area
 from fcn_batch.workflows.bands import band_notes, choose_bands, numbered
 from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
-from fcn_batch.workflows.disk import describe_disk
 from fcn_batch.workflows.inputs import check_sums, identify
 from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.models import find_model
 from fcn_batch.workflows.stretching import choose_scaling
-from fcn_batch.workflows.topology import Each, available_cpus, describe_processes
+from fcn_batch.workflows.topology import Each, available_cpus
 
 _THREADS_PER_CPU = 4
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -63,6 +63,10 @@ class Options:
     """CPU threads of the network in each process; None: one for each core, shared among the processes."""
     precision: Precision | None = None
     """None: bf16 where it is fast and the model's card says that it changes few classes, else fp32."""
+    aoi: Path | None = None
+    """Polygons, of whose area a map is wanted."""
+    bbox: Box | None = None
+    """Or a box: west, south, east, north, in the raster's coordinates."""
     memory: int | None = None
     """Bytes for each process; None: half of what is free."""
     shard: int | None = None
@@ -123,7 +127,9 @@ def prepare(
     budget = options.memory or each.memory
     budget = budget or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
-    wish = Wish(options.tile, options.overlap, options.blend, options.shard)
+    area = choose_area(info, options.aoi, options.bbox)
+    columns = None if area is None else area.columns(info.size)
+    wish = Wish(options.tile, options.overlap, options.blend, options.shard, columns)
     cut = choose_cut(network, info, wish, room, notes)
     chunk = chunk_of(network.stride)
     plan = Plan(
@@ -134,6 +140,7 @@ def prepare(
         bands=bands,
         full_scale=full_scale,
         stretch=stretch,
+        area=area,
         cut=cut,
         kernel=kernel_here(device, precision, choose_threads(options.threads, device, here, each.threads)),
         inner=None if cut.chunk == chunk else chunk,
@@ -228,60 +235,3 @@ def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
     if gsd is None or is_near(gsd, model):
         return []
     return [misfit(gsd, model)]
-
-
-def describe(
-    prepared: Prepared, folder: Path | None = None, *, pyramid: bool = False, workers: int = 0
-) -> list[tuple[str, str]]:
-    """What `fcn-batch plan` prints: label and value, one pair a line.
-
-    `folder` is that of the outputs, by default the input's; `workers` the processes of this machine, 0 for this one.
-    """
-    plan, info, card = prepared.plan, prepared.info, prepared.model.card
-    cut, size = plan.cut, info.size
-    kind = "exact" if cut.exact else f"approximate, blended ({cut.blend})"
-    crs = (info.georeference.crs_wkt or "none").split('"')
-    lanes, rows = plan.grid.columns, -(-size.height // cut.segment)
-    return [
-        ("input", f"{info.path}: {size.height} x {size.width} px, {info.bands} bands of {info.dtype}"),
-        ("crs", crs[1] if len(crs) > 1 else crs[0]),
-        ("model", f"{card.name} {card.version}: {len(card.legend)} classes, stride {card.stride}"),
-        (
-            "bands",
-            ", ".join(f"{b.name} = band {n}" for b, n in zip(card.input.bands, plan.bands, strict=True)),
-        ),
-        ("values", plan.scaling),
-        ("result", kind),
-        ("way", _describe_way(cut)),
-        ("lanes", f"{lanes} of {min(cut.lane, size.width)} px, in {rows} segment{'s' if rows > 1 else ''} each"),
-        ("blocks", f"{len(plan.grid)} of {cut.chunk} rows: what an interruption loses at most, in each process"),
-        ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
-        ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
-        ("output", _describe_output(plan)),
-        ("disk", describe_disk(folder or Path(info.path).absolute().parent, plan, pyramid=pyramid)),
-        (
-            "device",
-            f"{prepared.device} ({plan.kernel.instructions}), {plan.kernel.precision}, {plan.kernel.threads} threads",
-        ),
-        ("processes", describe_processes(workers, plan.kernel.threads)),
-        ("fingerprint", plan.fingerprint),
-        *(("note", note) for note in prepared.notes),
-    ]
-
-
-def _describe_output(plan: Plan) -> str:
-    side = plan.inner or plan.cut.chunk
-    stored = f"zarr in chunks of {side} px"
-    if plan.inner is not None:
-        per = (plan.cut.chunk // side) ** 2
-        stored += f", {per} in a shard (a file) of {plan.cut.chunk} px, which GDAL reads from 3.13 on"
-    sure = "; twice that again in the store of confidences" if plan.confidence else ""
-    return f"{plan.input.size.pixels / 1e6:,.1f} MB before compression, in GeoTIFF and in {stored}{sure}"
-
-
-def _describe_way(cut: Cut) -> str:
-    if cut.way == "stream":
-        return f"streamed in strips of {cut.tile} rows, with a halo of {cut.overlap} px where a lane or segment ends"
-    if cut.way == "tiles":
-        return f"tiles: cores of {cut.tile} px with a halo of {cut.overlap} px"
-    return f"tiles of {cut.tile} px, overlapping by {cut.overlap} px"

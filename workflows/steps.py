@@ -4,6 +4,7 @@
       -> source.read(slab)                      values and valid mask, in a thread that reads ahead
       -> scaling -> network -> best channel     strip by strip (or tile by tile), on the device
       -> class ids, 255 where not valid         and the confidence planes, if the plan wants them
+         or not in the wanted area              a block with nothing of it is not even read
       -> block complete: committer.commit       whole chunks, durable, then the receipt; in a thread of its own
       -> the next block below, in the same pass, if it can be claimed
 
@@ -16,7 +17,8 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from itertools import cycle
+from functools import partial
+from itertools import cycle, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +63,8 @@ def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -
                 left.popleft()
                 claim.release()
                 on_receipt(receipt)
+            elif not _matters(job, left[0]):
+                on_receipt(_commit(job, _empty(job, left.popleft()), claim))
             elif claim.deaths >= _DEATHS:
                 on_receipt(_alone(job, ticket, left.popleft(), claim, stop))
             else:
@@ -89,7 +93,7 @@ def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, st
     current: Claim | None = claim
     with (
         ThreadPoolExecutor(1, thread_name_prefix="writing") as writer,
-        closing(_blocks(job, tuple(left), stop)) as blocks,
+        closing(_blocks(job, tuple(takewhile(partial(_matters, job), left)), stop)) as blocks,
     ):
         writing: Future[Receipt] | None = None
         try:
@@ -125,6 +129,19 @@ def _commit(job: Job, block: Block, claim: Claim) -> Receipt:
         claim.release()
 
 
+def _matters(job: Job, index: int) -> bool:
+    """Whether anything of a block is wanted."""
+    wanted = job.wanted(job.plan.grid[index])
+    return wanted is None or bool(wanted.any())
+
+
+def _empty(job: Job, index: int, unreadable: tuple[Window, ...] = ()) -> Block:
+    """A block without data, which nothing was read for."""
+    window = job.plan.grid[index]
+    layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
+    return Block(index, layers, job.plan.cut.tile, unreadable=unreadable)
+
+
 def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim, stop: Stop) -> Receipt:
     """A block at which processes died, in a process of its own; no data if it dies again and that is allowed."""
     try:
@@ -138,8 +155,7 @@ def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim, stop: Stop) ->
                 f"{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}), and one that did nothing else too "
                 f"({death}); all other blocks can be done: give --on-error mask to leave it out, or less --memory"
             ) from death
-        layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
-        receipt = job.committer.commit(Block(index, layers, job.plan.cut.tile, unreadable=(window,)))
+        receipt = job.committer.commit(_empty(job, index, unreadable=(window,)))
     except BaseException:
         claim.pass_on()
         raise
@@ -206,4 +222,6 @@ def _decided(job: Job, index: int, layers: NDArray[np.uint8], effort: Effort, se
     cut, window = job.plan.cut, job.plan.grid[index]
     seen = window.padded(cut.tile if cut.way == "blend" else cut.overlap).clipped(job.plan.input.size)
     tile = job.network.rows if isinstance(job.network, Strips) else cut.tile
+    if (wanted := job.wanted(window)) is not None:
+        layers[:, ~wanted] = NODATA
     return Block(index, layers, tile, effort.passes, effort.forwarded, seconds, job.source.unreadable(seen))

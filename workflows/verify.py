@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.classes import NODATA
+from fcn_batch.pipeline.clip import inside
 from fcn_batch.pipeline.device import (
     check_precision,
     choose_device,
@@ -168,7 +169,8 @@ class _Check:
         for window in _places(self.plan.input.size, count * _LOOKS, seed):
             if found == count:
                 return
-            if (self.map.read(window) == NODATA).all() and not self.source.read(window, self.plan.bands).valid.any():
+            valid = self.source.read(window, self.plan.bands).valid
+            if (self.map.read(window) == NODATA).all() and not self._wanted(window, valid).any():
                 empty.append(window)
                 continue
             found += 1
@@ -192,7 +194,11 @@ class _Check:
                 f"out of memory with a window of {read.height} x {read.width} px, halo included; verify this map on a "
                 "machine with more"
             ) from error
-        return self._compared(window, scores, pixels.valid[here])
+        return self._compared(window, scores, self._wanted(window, pixels.valid[here]))
+
+    def _wanted(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of a window's pixels have a class."""
+        return valid if self.plan.area is None else valid & inside(self.plan.area, window)
 
     def _compared(self, window: Window, scores: NDArray[np.float32], valid: NDArray[np.bool_]) -> Sample:
         labels = self.map.read(window)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from fcn_batch.pipeline import plan as plan_module
+from fcn_batch.pipeline.area import Area
 from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.georeference import GroundControl
 from fcn_batch.pipeline.journal import Journal
@@ -42,6 +43,7 @@ PLAN = Plan(
     bands=(1, 2, 3),
     full_scale=255.0,
     stretch=Stretch(by="1,9", ranges=((1.0, 9.0),) * 3),
+    area=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 8.0), (1.0, 2.0)),),)),
     cut=Cut(way="blend", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend="hann"),
     kernel=Kernel(
         device="cpu", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2", cudnn=1, switches=("A=1",)

@@ -1,0 +1,181 @@
+"""Maps of a part of a raster: a box or polygons. Inside, what the whole raster would have there; outside, nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from rasterio.warp import transform_geom
+
+from fcn_batch.pipeline import area as area_module
+from fcn_batch.pipeline.area import Area
+from fcn_batch.pipeline.clip import inside
+from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.raster import RasterioSource
+from tests.models import save_tiny_model
+from tests.rasters import noise, write_raster
+from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks
+
+HEIGHT, WIDTH = 400, 330
+TRIANGLE = ((40.0, 150.0), (200.5, 150.0), (120.0, 290.0), (40.0, 150.0))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.fixture
+def raster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    small_blocks(monkeypatch)
+    return scene(tmp_path / "a.tif", HEIGHT, WIDTH)
+
+
+def box_of(raster: Path, window: Window) -> str:
+    with rasterio.open(raster) as dataset:
+        left, top = dataset.transform @ (window.col, window.row)
+        right, bottom = dataset.transform @ (window.stop_col, window.stop_row)
+    return ",".join(map(repr, (left, min(top, bottom), right, max(top, bottom))))
+
+
+def within(window: Window) -> NDArray[np.bool_]:
+    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+    mask[window.slices()] = True
+    return mask
+
+
+def expected(whole: NDArray[np.uint8], wanted: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(wanted, whole, np.uint8(255))
+
+
+def test_a_pixel_belongs_to_it_by_its_centre() -> None:
+    hole = ((3.0, 3.0), (5.0, 3.0), (5.0, 5.0), (3.0, 5.0), (3.0, 3.0))
+    area = Area(polygons=((((1.4, 2.0), (9.6, 2.0), (9.6, 7.0), (1.4, 7.0), (1.4, 2.0)), hole), (TRIANGLE,)))
+    mask = inside(area, Window(0, 0, 10, 12))
+    whole = np.zeros((10, 12), np.bool_)
+    whole[2:7, 1:10] = True
+    whole[3:5, 3:5] = False
+    assert (mask == whole).all()
+    assert (inside(area, Window(4, 2, 4, 5)) == whole[4:8, 2:7]).all()
+    assert not inside(area, Window(20, 20, 30, 30)).any()
+    assert len(area.near(Window(0, 0, 10, 12))) == 1
+    assert area.columns(Size(300, 400)) == 200
+
+
+def test_areas_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for polygons in ((), ((),), ((TRIANGLE[:3],),), ((((0.0, float("nan")), *TRIANGLE),),)):
+        with pytest.raises(ValidationError):
+            Area.model_validate({"polygons": polygons})
+    monkeypatch.setattr(area_module, "MAX_POINTS", 7)
+    with pytest.raises(ValidationError, match="8 points, and 7 are allowed"):
+        Area(polygons=((TRIANGLE,), (TRIANGLE,)))
+
+
+@pytest.mark.parametrize(
+    "way", [(), ("--tile", "64"), ("--tile", "96", "--overlap", "32"), ("--confidence",), ("--workers", "2")]
+)
+def test_a_box(raster: Path, model: Path, tmp_path: Path, way: tuple[str, ...]) -> None:
+    window = Window(150, 70, 170, 61)
+    options = [raster, "-m", model, "--precision", "fp32", "--threads", 1, *way]
+    segmented(*options, "-o", tmp_path / "whole")
+    segmented(*options, "-o", tmp_path / "part", "--bbox", box_of(raster, window))
+    whole, part = class_map(tmp_path / "whole", "a"), class_map(tmp_path / "part", "a")
+    assert (part == expected(whole, within(window))).all()
+    with rasterio.open(tmp_path / "part" / "a.classes.tif") as dataset:
+        assert (dataset.read(1) == part).all()
+    for command in ("validate", "verify"):
+        assert fcn_batch(command, tmp_path / "part" / "a.run.json").exit_code == 0
+
+
+def test_what_is_far_away_is_not_even_read(
+    raster: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[tuple[int, int]] = []
+    proper = RasterioSource.read
+
+    def read(self: RasterioSource, window: Window, bands: tuple[int, ...]) -> Any:
+        rows.append((window.row, window.stop_row))
+        return proper(self, window, bands)
+
+    monkeypatch.setattr(RasterioSource, "read", read)
+    segmented(raster, "-m", model, "-o", tmp_path / "out", "--bbox", box_of(raster, Window(0, 0, 20, 330)))
+    assert max(stop for _, stop in rows) < 300
+    segmented(raster, "-m", model, "-o", tmp_path / "whole")
+    part, whole = (json.loads((tmp_path / name / "a.run.json").read_text()) for name in ("out", "whole"))
+    assert part["forward_passes_per_pixel"] < whole["forward_passes_per_pixel"] * 0.7
+    assert part["blocks"] == whole["blocks"]
+
+
+def test_polygons_also_in_another_system(raster: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    options = [raster, "-m", model]
+    segmented(*options, "-o", tmp_path / "whole")
+    with rasterio.open(raster) as dataset:
+        transform, crs = dataset.transform, dataset.crs
+    box = ((60.2, 90.7), (200.4, 90.7), (200.4, 300.1), (60.2, 300.1), (60.2, 90.7))  # which Mercator keeps straight
+    whole = class_map(tmp_path / "whole", "a")
+    for name, system, number, ring in (("own", crs, 4326, TRIANGLE), ("mercator", "EPSG:3857", 3857, box)):
+        shape = {"type": "Polygon", "coordinates": [[transform @ point for point in ring]]}
+        feature = {"type": "Feature", "properties": {}, "geometry": transform_geom(crs, system, shape, precision=-1)}
+        named = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{number}"}}
+        path = tmp_path / f"{name}.geojson"
+        path.write_text(json.dumps({"type": "FeatureCollection", "crs": named, "features": [feature]}))
+        segmented(*options, "-o", tmp_path / name, "--aoi", path)
+        mask = inside(Area(polygons=((ring,),)), Window(0, 0, HEIGHT, WIDTH))
+        assert (class_map(tmp_path / name, "a") == expected(whole, mask)).all(), name
+    told = fcn_batch("plan", *options, "--aoi", path).stdout
+    assert "area         1 polygons, which touch at most" in told
+
+
+def test_an_area_that_differs_is_another_run(raster: Path, model: Path, tmp_path: Path) -> None:
+    options = [raster, "-m", model, "-o", tmp_path / "out", "--bbox"]
+    segmented(*options, box_of(raster, Window(0, 0, 20, 20)))
+    assert "complete already" in segmented(*options, box_of(raster, Window(0, 0, 20, 20))).stderr
+    result = fcn_batch("segment", *options, box_of(raster, Window(0, 0, 20, 21)))
+    assert result.exit_code == 6
+    assert "--overwrite" in result.stderr
+
+
+def test_lanes_need_not_be_wider_than_the_area(tmp_path: Path, model: Path) -> None:
+    path = write_raster(
+        tmp_path / "wide.tif", noise(3, 40, 9000), crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)
+    )
+    told = fcn_batch("plan", path, "-m", model, "--bbox", box_of(path, Window(0, 5000, 40, 100))).stdout
+    assert "lanes        5 of 2048 px" in told
+    assert "which touch at most 1 of 5 blocks" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--bbox", "1,2,3"], 2, "is not a box like"),
+        (["--bbox", "1,2,3,nan"], 2, "is not a box like"),
+        (["--bbox", "3,2,1,4"], 2, "give west,south,east,north"),
+        (["--bbox", "500,500,501,501"], 4, "which spans"),
+        (["--bbox", "1,2,3,4", "--aoi", "x.geojson"], 2, "give one of them"),
+        (["--aoi", "none.geojson"], 4, "none.geojson"),
+        (["--aoi", "notes.txt"], 4, "no file of polygons"),
+    ],
+)
+def test_what_is_refused(
+    raster: Path, model: Path, tmp_path: Path, options: list[str], code: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("nothing")
+    result = fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out", *options)
+    assert result.exit_code == code, result.stderr
+    assert told in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_polygons_elsewhere(raster: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    far = {"type": "Polygon", "coordinates": [[(-100, -50), (-99, -50), (-99, -49), (-100, -50)]]}
+    (tmp_path / "far.geojson").write_text(json.dumps(far))
+    result = fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out", "--aoi", tmp_path / "far.geojson")
+    assert result.exit_code == 4
+    assert "none of its polygons lies on" in result.stderr
