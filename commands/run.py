@@ -130,8 +130,8 @@ def segment(
     Prints the paths of maps and report. An interrupted run goes on where it stopped when the same command is given
     again; given twice at once, both share the work. Ctrl-C finishes the blocks under way, a second one stops at once.
 
-    INPUT may be a pattern such as 'in/**/*.tif'. Of many inputs one that fails does not stop the others; a table at the
-    end tells how each ended, and the exit code is that of the first that failed.
+    INPUT may be a folder of rasters, or a pattern such as 'in/**/*.tif'. Of many inputs one that fails does not stop
+    the others; a table at the end tells how each ended, and the exit code is that of the first that failed.
     """
     from fcn_batch.pipeline.tolerance import OnError
     from fcn_batch.workflows.clusters import read_cluster

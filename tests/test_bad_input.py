@@ -90,7 +90,7 @@ def test_no_file(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path, model: Path) -> None:
-    refuses(tmp_path, 4, f"{tmp_path} is a folder; give the file in it", arguments=[tmp_path, "-m", model])
+    refuses(tmp_path, 4, f"{tmp_path}: a folder with no raster in it", arguments=[tmp_path, "-m", model])
 
 
 @pytest.mark.parametrize("text", ["", "no picture\n", "II*\0"])

@@ -37,6 +37,19 @@ def test_patterns_that_no_shell_expanded(tmp_path: Path) -> None:
     assert inputs_of([tmp_path / "[b-z].tif", b, a], None) == (b, a), "each once"
 
 
+def test_folders_of_rasters(tmp_path: Path) -> None:
+    a, b, *_ = files(tmp_path, "a.jp2", "b.TIF", ".c.tif", "b.classes.tif", "b.run.json", "deep/d.tif", "notes/n.txt")
+    assert inputs_of([tmp_path], None) == (a, b)
+    with pytest.raises(InputError, match="a folder with no raster in it"):
+        inputs_of([tmp_path / "notes"], None)
+
+
+def test_maps_that_lie_beside_their_inputs_are_no_inputs(tmp_path: Path) -> None:
+    a, made, _ = files(tmp_path, "a.tif", "a.classes.tif", "a.run.json")
+    assert inputs_of([tmp_path / "*.tif"], None) == (a,)
+    assert inputs_of([made], None) == (made,), "named"
+
+
 def test_a_file_with_the_name_of_a_pattern_is_meant_itself(tmp_path: Path) -> None:
     odd, _ = files(tmp_path, "a[1].tif", "a1.tif")
     assert inputs_of([odd], None) == (odd,)

@@ -16,28 +16,53 @@ from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
 Status = Literal["done", "part", "holes", "failed"]
 _SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has holes", "failed": "failed"}
 _WIDEST_NAME = 40
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt")
+"""Of the files in a folder that are taken for rasters."""
+_OUTPUT = ".classes.tif"
 
 
 def inputs_of(given: Sequence[Path], listed: Path | None) -> tuple[Path, ...]:
-    """The inputs that a command line names, each once: files, patterns that no shell has expanded, those of a list.
+    """The inputs that a command line names, each once: files, folders of rasters, patterns that no shell has expanded.
 
-    A file that really has the name of a pattern is meant itself. InputError when a pattern fits nothing, OptionError
-    when the list cannot be read or there is no input at all.
+    A file that really has the name of a pattern is meant itself. Maps that an earlier run left beside its inputs are
+    not taken, unless they are named. InputError when a folder or a pattern holds nothing, OptionError when the list
+    cannot be read or there is no input at all.
     """
     found: list[Path] = []
     for path in [*given, *(_listed(listed) if listed else ())]:
-        text = str(path)
-        if path.exists() or not glob.has_magic(text):
+        if path.is_dir():
+            found += _in_folder(path)
+        elif path.exists() or not glob.has_magic(str(path)):
             found.append(path)
-            continue
-        names = glob.glob(text, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
-        fitting = sorted(path for name in names if (path := Path(name)).is_file())
-        if not fitting:
-            raise InputError(f"{text}: no such file, and as a pattern it fits none; mend the name or the pattern")
-        found += fitting
+        else:
+            found += _fitting(str(path))
     if not found:
-        raise OptionError("no input; give files, patterns like 'in/*.tif', or --list FILE")
+        raise OptionError("no input; give files, folders, patterns like 'in/*.tif', or --list FILE")
     return tuple(dict.fromkeys(found))
+
+
+def looks_like_raster(path: Path) -> bool:
+    """By its name alone: what a folder that holds other files too is searched for."""
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in RASTER_SUFFIXES and not path.name.endswith(_OUTPUT)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    try:
+        rasters = sorted(path for path in folder.iterdir() if looks_like_raster(path) and path.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder that can") from error
+    if not rasters:
+        raise InputError(f"{folder}: a folder with no raster in it ({', '.join(RASTER_SUFFIXES)}); give another one")
+    return rasters
+
+
+def _fitting(pattern: str) -> list[Path]:
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
+    fitting = sorted(path for name in names if (path := Path(name)).is_file() and not name.endswith(_OUTPUT))
+    if not fitting:
+        raise InputError(f"{pattern}: no such file, and as a pattern it fits none; mend the name or the pattern")
+    return fitting
 
 
 def _listed(path: Path) -> list[Path]:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fcn_batch.pipeline.errors import InputError
+from fcn_batch.workflows.many import looks_like_raster
 from fcn_batch.workflows.signals import Stop
 
 LOOK_EVERY_S = 5.0
-_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt")
 _NAP_S = 0.2
 
 _State = tuple[int, int]
@@ -48,7 +48,7 @@ def arrivals(folder: Path, stop: Stop, note: Callable[[str], None]) -> Iterator[
 def _states(folder: Path) -> dict[Path, _State]:
     found: dict[Path, _State] = {}
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+        if not looks_like_raster(path):
             continue
         try:
             status = path.stat()
