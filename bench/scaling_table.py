@@ -147,7 +147,7 @@ def _simulation(found: Costs) -> str:
     text = (
         f"### {BLOCKS:,} blocks of {BLOCK_S:g} s, simulated\n\nFrom the costs above: {1e3 * found.worker_s:.2f} ms a "
         f"block where it is done, {1e3 * found.driver_s:.2f} ms at the driver, which one thread does for all. "
-        "Comparing with the receipts and writing the GeoTIFF of so many blocks of 2048 x 2048 pixels would take one "
+        "Writing the GeoTIFF of so many blocks of 2048 x 2048 pixels would take one "
         f"process {end:.1f} h more."
     )
     return "\n".join([text, "", head, "| --- " * 5 + "|", *lines])
