@@ -121,6 +121,18 @@ def test_what_does_not_go_together(tmp_path: Path, options: tuple[str, ...], tol
     assert told in result.stderr
 
 
+def test_a_bad_name_that_comes_first_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)
+    (tmp_path / "in").mkdir()
+    long, good = tmp_path / "in" / f"{'a' * 245}.tif", scene(tmp_path / "in" / "b.tif", 70, 60)
+    long.write_bytes(good.read_bytes())
+    monkeypatch.setattr("fcn_batch.workflows.segment.arrivals", lambda *_: iter([long, good]))
+    result = fcn_batch("segment", "--watch", tmp_path / "in", "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "1 of 2 inputs has a problem" in result.stderr
+    assert (tmp_path / "out" / "b.run.json").exists()
+
+
 def test_a_watched_folder(tmp_path: Path) -> None:
     """A real one: a raster that lies there, one written in two pieces, one that is bad and then mended."""
     model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)

@@ -99,8 +99,9 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
             request = replace(request, workers=workers)
             for path in request.inputs if request.watch is None else arrivals(request.watch, stop, progress.note):
                 tally.begin()
+                outputs: Outputs | None = None
                 try:
-                    outputs = places.of(path)
+                    outputs = places.of(path)  # fails in watched folders only: those that were named are looked at
                     known = outputs.earlier_plans()
                     prepared = prepare(
                         path, request.options, processes=workers.processes, each=workers.each, known=known
@@ -109,7 +110,7 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
                 except StoppedError:
                     raise
                 except FcnBatchError as error:
-                    if ends_all(error, tally):
+                    if outputs is not None and ends_all(error, tally):
                         raise
                     tally.add(path, "failed", None, error)
                     progress.note(f"{path}: failed, the others go on: {error}")
