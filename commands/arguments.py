@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from fcn_batch.commands.inputs import INPUT_OPTIONS
+
 
 def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
     """A decorator that gives a command all of `options`."""
@@ -18,25 +20,6 @@ def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
         return command
 
     return decorate
-
-
-def _bands(text: str) -> tuple[int | str, ...]:
-    """``3,2,B02`` to (3, 2, "B02")."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise click.BadParameter(f"{text!r} is not a list of bands like 3,2,1 or B04,B03,B02")
-    return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
-
-
-def _box(text: str) -> tuple[float, ...]:
-    """``5.1,45,5.3,45.2`` to four numbers."""
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{text!r} is not a box like 5.1,45,5.3,45.2 (west, south, east, north)")
-    return numbers
 
 
 def _auto_or_pixels(text: str) -> int | None:
@@ -72,38 +55,7 @@ MODEL_OPTIONS = (
         help="auto: the embedded model that was trained on such images. Or its name (`fcn-batch model list`), a "
         ".safetensors or .toml file, or package.module:factory.",
     ),
-    click.option(
-        "-b",
-        "--bands",
-        type=_bands,
-        metavar="N|NAME,…",
-        help="Raster bands, by number, from 1, or name, in the order the model wants; default: by the model's names.",
-    ),
-    click.option(
-        "--full-scale",
-        type=float,
-        metavar="VALUE",
-        help="Raster value that means white, when the data type is not the model's.",
-    ),
-    click.option(
-        "--stretch",
-        metavar="LOW,HIGH|P%,Q%|…",
-        help="Raster values that mean black and white, in place of 0 and --full-scale: two numbers, or two for each "
-        "band; percentiles of the whole raster (2%,98%); sentinel-2 (L2A since 2022); landsat (Collection 2 level 2); "
-        "tags: the file's scales and offsets.",
-    ),
-    click.option(
-        "--aoi",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Polygons (GeoJSON, GeoPackage, …): only what lies in them is computed; no data elsewhere.",
-    ),
-    click.option(
-        "--bbox",
-        type=_box,
-        metavar="W,S,E,N",
-        help="Only what lies in this box, in the raster's own coordinates.",
-    ),
+    *INPUT_OPTIONS,
     click.option(
         "--tile",
         type=_auto_or_pixels,

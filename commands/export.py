@@ -49,6 +49,13 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
 @click.option("--zones", type=PATH, metavar="REGIONS", help="csv: areas in each of these polygons.")
 @click.option("--field", metavar="NAME", help="The attribute that names a zone; default: numbers.")
 @click.option("--layer", metavar="NAME", help="The layer of --clip or --zones, of a file that has several.")
+@click.option(
+    "--grid",
+    type=click.Choice(["map", "input"]),
+    default="map",
+    show_default=True,
+    help="cog: write the map's own pixels, or those of the input, if that was resampled for the map.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
 def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen: Any) -> None:

@@ -24,13 +24,28 @@ def _options(chosen: dict[str, Any]) -> "Options":
         "fcn-batch segment big_image.tif",
         "fcn-batch segment scene.tif --bands 3,2,1 -o maps/",
         "fcn-batch segment 'in/*.tif' -m my_model.safetensors -o maps/ --workers 4",
+        "fcn-batch segment slide.svs -m nuclei --mpp 0.5",
+        "fcn-batch segment 'tiles/*.tif' --mosaic city -o maps/",
         "fcn-batch segment --watch incoming/ -o maps/ --summary maps/summary.json",
     ),
 )
-@click.argument("inputs", metavar="INPUT...", nargs=-1, type=PATH)
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
 @click.option(
     "--list", "listed", type=PATH, metavar="FILE", help="More inputs: a path on each line; -: standard input."
 )
+@click.option(
+    "--mosaic",
+    metavar="NAME",
+    help="Make one map, NAME, of all inputs, on the grid of the first; others are warped to it where they must be.",
+)
+@click.option(
+    "--priority",
+    type=click.Choice(["order", "date"]),
+    default="order",
+    show_default=True,
+    help="Which input of a mosaic lies on top: the one named first, or the one taken last.",
+)
+@click.option("--asset", metavar="KEY", help="Which asset of STAC items is the input; default: the only image.")
 @click.option(
     "--watch",
     type=PATH,
@@ -41,10 +56,15 @@ def _options(chosen: dict[str, Any]) -> "Options":
 @click.option(
     "-o",
     "--output",
-    "folder",
+    "output",
+    metavar="DIR|URL",
+    help="Folder for the outputs, made if missing; default: beside each input. Or s3://BUCKET/PREFIX, gs://….",
+)
+@click.option(
+    "--work",
     type=PATH,
     metavar="DIR",
-    help="Folder for the outputs, made if missing; default: beside each input.",
+    help="Folder in which outputs for a bucket are made before they go there; default: the working folder.",
 )
 @model_options
 @click.option(
@@ -101,11 +121,15 @@ def _options(chosen: dict[str, Any]) -> "Options":
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes; errors only.")
 def segment(
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     listed: Path | None,
+    mosaic: str | None,
+    priority: Any,
+    asset: str | None,
     watch: Path | None,
     summary: Path | None,
-    folder: Path | None,
+    output: str | None,
+    work: Path | None,
     workers: str,
     cluster: str | None,
     scheduler: str | None,
@@ -130,23 +154,29 @@ def segment(
     Prints the paths of maps and report. An interrupted run goes on where it stopped when the same command is given
     again; given twice at once, both share the work. Ctrl-C finishes the blocks under way, a second one stops at once.
 
-    INPUT may be a folder of rasters, or a pattern such as 'in/**/*.tif'. Of many inputs one that fails does not stop
-    the others; a table at the end tells how each ended, and the exit code is that of the first that failed.
+    INPUT may be a folder of rasters, a pattern such as 'in/**/*.tif', or a file of STAC items. Of many inputs one that
+    fails does not stop the others; a table at the end tells how each ended, and the exit code is that of the first
+    that failed.
     """
     from fcn_batch.pipeline.tolerance import OnError
     from fcn_batch.workflows.clusters import read_cluster
-    from fcn_batch.workflows.many import inputs_of
+    from fcn_batch.workflows.many import dated_inputs, refuse_remote
+    from fcn_batch.workflows.mosaics import mosaic_of
     from fcn_batch.workflows.part import Part
     from fcn_batch.workflows.progress import progress_for
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
     from fcn_batch.workflows.topology import count_of
+    from fcn_batch.workflows.upload import destination
     from fcn_batch.workflows.workers import Tls, Workers
 
     jobs = None if cluster is None else read_cluster(cluster)
+    folder, bucket = destination(output, work, local_only=chosen["local_only"])
+    found = dated_inputs(inputs, listed, asset) if inputs or listed or not watch else {}
+    refuse_remote(found, local_only=chosen.pop("local_only"))
 
     request = Request(
-        inputs_of(inputs, listed) if inputs or listed or not watch else (),
+        tuple(found) if mosaic is None else (mosaic_of(mosaic, priority, found),),
         _options(chosen),
         folder,
         Workers(count_of(workers), scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure, cluster=jobs),
@@ -159,6 +189,7 @@ def segment(
         part=None if part is None else Part.parse(part),
         summary=summary,
         watch=watch,
+        bucket=bucket,
     )
     for path in run(request, progress_for(quiet=quiet)):
         echo_path(path)
@@ -170,7 +201,7 @@ def segment(
         "fcn-batch plan big_image.tif --tile 512",
     ),
 )
-@click.argument("path", metavar="INPUT", type=PATH)
+@click.argument("named", metavar="INPUT")
 @click.option(
     "-o",
     "--output",
@@ -183,14 +214,18 @@ def segment(
 @click.option("-w", "--workers", default="0", metavar="N|auto", help="For so many processes, as `segment` has them.")
 @click.option("--pyramid", is_flag=True, help="Count the room for the pyramid too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(path: Path, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
+def plan(named: str, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
+    from fcn_batch.pipeline.location import input_of
     from fcn_batch.workflows.description import describe
+    from fcn_batch.workflows.many import refuse_remote
     from fcn_batch.workflows.plan import prepare
     from fcn_batch.workflows.topology import count_of
 
     count = count_of(workers)
-    prepared = prepare(path, _options(chosen), processes=max(1, count))
+    given, local_only = input_of(named), chosen.pop("local_only")
+    refuse_remote([given], local_only=local_only)
+    prepared = prepare(given, _options(chosen), processes=max(1, count))
     if as_json:
         click.echo(prepared.plan.model_dump_json(indent=2))
         return

@@ -137,11 +137,13 @@ def submit_cron(words: tuple[str, ...], when: str) -> None:
 
 def _checked(words: tuple[str, ...]) -> "Segment":
     """The words of a segment command, understood and tried as that would."""
+    from fcn_batch.pipeline.errors import OptionError
     from fcn_batch.pipeline.tolerance import OnError
     from fcn_batch.workflows.clusters import read_cluster
     from fcn_batch.workflows.many import inputs_of
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.submit import Segment, check
+    from fcn_batch.workflows.upload import destination
 
     root = click.get_current_context().find_root()
     with segment_command.make_context("segment", list(words), root) as context:  # raises what is wrong
@@ -155,8 +157,11 @@ def _checked(words: tuple[str, ...]) -> "Segment":
     OnError.parse(values["on_error"])
     if values["cluster"] is not None:
         read_cluster(values["cluster"])
-    folder = values["folder"]
-    inputs = tuple(path.absolute() for path in inputs_of(values["inputs"], values["listed"]))
+    folder, bucket = destination(values["output"], values["work"], local_only=values["local_only"])
+    if bucket is not None:
+        raise OptionError(f"-o {bucket}: jobs share a folder; give one, and copy the outputs when they are complete")
+    found = inputs_of(values["inputs"], values["listed"], values["asset"])
+    inputs = tuple(one.absolute() if isinstance(one, Path) else one for one in found)
     segment = Segment(tuple(options), inputs, folder and folder.absolute())
     check(segment, Options(**{name: values[name] for name in Options.__dataclass_fields__}))
     return segment

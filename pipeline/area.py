@@ -1,12 +1,12 @@
 """The part of a raster that somebody wants a map of: polygons in its pixels."""
 
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.geometry import Window
 
 Point = tuple[float, float]
 """Column and row; (0, 0) is the corner of the first pixel."""
@@ -38,15 +38,21 @@ class Area(BaseModel):
             if left < window.stop_col and right > window.col and top < window.stop_row and bottom > window.row
         ]
 
-    def columns(self, size: Size) -> int:
-        """How many columns of a raster it spans.
+    @property
+    def pixels(self) -> float:
+        """How many pixels it covers, those beyond the raster too; shared ones count twice."""
+        return sum(
+            abs(_signed(outline)) - sum(abs(_signed(hole)) for hole in holes) for outline, *holes in self.polygons
+        )
 
-        >>> ring = ((-5.0, 2.0), (7.5, 2.0), (7.5, 9.0), (-5.0, 2.0))
-        >>> Area(polygons=((ring,),)).columns(Size(20, 100))
-        8
-        """
-        left, _, right, _ = _box(self.polygons)
-        return max(1, min(size.width, math.ceil(right)) - max(0, math.floor(left)))
+
+def _signed(ring: Ring) -> float:
+    """Area of a ring, negative for one of the two directions (the shoelace formula).
+
+    >>> _signed(((0.0, 0.0), (4.0, 0.0), (4.0, 2.0), (0.0, 0.0)))
+    4.0
+    """
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
 
 
 def _box(polygons: Sequence[Polygon]) -> tuple[float, float, float, float]:

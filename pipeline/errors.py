@@ -36,6 +36,10 @@ class DecodingError(InputError):
     """Some pixels of an input that can be opened cannot be read."""
 
 
+class FormatError(InputError):
+    """An input of a format that whoever tried to open it does not know; another one may."""
+
+
 class ModelError(FcnBatchError):
     """The model file is missing, not a model, damaged, or changed during the run."""
 

@@ -15,6 +15,11 @@ _NETWORK = ("HTTP", "WMS", "WCS", "WMTS", "DAAS", "EEDA", "EEDAI", "PLMOSAIC", "
 # read once, when the first environment registers the drivers: rasterio was imported by now, but has none yet
 os.environ["GDAL_SKIP"] = " ".join([os.environ.get("GDAL_SKIP", ""), *_NETWORK]).strip()
 
+_SAFE = {
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # this fast way gives noise for a file that was cut off
+    "GTIFF_IGNORE_READ_ERRORS": "NO",  # a user may have set it in the environment
+}
 _filters = threading.RLock()  # Python keeps its warning filters once for all threads; a raster is opened inside another
 _cache = threading.Lock()
 _cache_before: list[int] = []  # one entry for each context that is open; the first is the size to restore
@@ -56,12 +61,45 @@ def gdal_version() -> str:
     return str(rasterio.__gdal_version__)
 
 
+def endpoint() -> str | None:
+    """The server of s3:// that the user's environment names, if it is not Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def reaching(place: str) -> Any:
+    """GDAL settings under which only the one remote file can be reached that GDAL calls `place`; otherwise local_only.
+
+    They replace those of local_only, which another thread may hold for the whole process.
+    """
+    options: dict[str, Any] = {
+        "CPL_VSIL_CURL_ALLOWED_FILENAME": place,
+        "GDAL_HTTP_PROXY": _proxy(place),
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # masks and side files beside it would be asked for one by one
+        "GDAL_HTTP_MAX_RETRY": "3",
+        "GDAL_HTTP_RETRY_DELAY": "0.5",
+        "GDAL_HTTP_CONNECTTIMEOUT": "20",
+        "GDAL_HTTP_LOW_SPEED_TIME": "60",  # a server that goes silent is given up
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+    }
+    server = endpoint()
+    if server is not None and place.startswith("/vsis3/"):  # which GDAL wants said in its own words
+        scheme, _, host = server.partition("://")
+        secure = "YES" if scheme == "https" else "NO"
+        options |= {"AWS_S3_ENDPOINT": host.rstrip("/"), "AWS_HTTPS": secure, "AWS_VIRTUAL_HOSTING": "FALSE"}
+    return rasterio.Env(**_SAFE, **options)
+
+
+def _proxy(place: str) -> str:
+    """The proxy that the user's environment names for such a URL; empty: none."""
+    scheme = "http" if "http://" in place else "https"
+    names = ("GDAL_HTTP_PROXY", f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
 def local_only() -> Any:
     """GDAL settings under which no file can make it reach http or cloud storage or run code, and damage is an error."""
     return rasterio.Env(
         CPL_VSIL_CURL_ALLOWED_FILENAME="none",  # only this URL is allowed
         GDAL_HTTP_PROXY="none://",  # no such scheme: should a driver of _NETWORK be there, it cannot connect
-        GDAL_VRT_ENABLE_PYTHON="NO",
-        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # this fast way gives noise for a file that was cut off
-        GTIFF_IGNORE_READ_ERRORS="NO",  # a user may have set it in the environment
+        **_SAFE,
     )

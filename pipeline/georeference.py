@@ -14,6 +14,12 @@ class GroundControl:
     points: tuple[tuple[float, float, float, float, float], ...]
     """(row, col, x, y, z) of each point; rows and columns count from the upper left corner of pixel (0, 0)."""
 
+    def coarser(self, rows: float, cols: float) -> "GroundControl":
+        """The same points in pixels that are so many times as high and as wide."""
+        return GroundControl(
+            self.crs_wkt, tuple((row / rows, col / cols, x, y, z) for row, col, x, y, z in self.points)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GeoReference:
@@ -43,6 +49,24 @@ class GeoReference:
         """Area of a pixel in squared units of the reference system."""
         a, b, _, d, e, _ = self.transform
         return abs(a * e - b * d)
+
+    def coarser(self, rows: float, cols: float) -> "GeoReference":
+        """With pixels that are so many times as high and as wide, from the same corner on.
+
+        >>> GeoReference(None, (10.0, 0.0, 500.0, 0.0, -10.0, 900.0)).coarser(2, 3).transform
+        (30.0, 0.0, 500.0, 0.0, -20.0, 900.0)
+        """
+        a, b, c, d, e, f = self.transform
+        return GeoReference(self.crs_wkt, (a * cols, b * rows, c, d * cols, e * rows, f))
+
+    def moved(self, row: float, col: float) -> "GeoReference":
+        """With the first pixel's corner at another place, in pixels.
+
+        >>> GeoReference(None, (10.0, 0.0, 500.0, 0.0, -10.0, 900.0)).moved(-1, 3).transform
+        (10.0, 0.0, 530.0, 0.0, -10.0, 910.0)
+        """
+        a, b, c, d, e, f = self.transform
+        return GeoReference(self.crs_wkt, (a, b, a * col + b * row + c, d, e, d * col + e * row + f))
 
     @property
     def gdal_geotransform(self) -> str:

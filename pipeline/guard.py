@@ -8,7 +8,7 @@ looks at them:
     x.tif.msk, x.tif.ovr    must be TIFF or HFA by their first bytes; their own tags and companions are checked alike
     all files GDAL lists    must lie in the same folder
 
-A file named .vrt is trusted with the local files that it names; its companions are not.
+A file named .vrt is trusted with the local files that it names, all of which must open; its companions are not.
 
 A TIFF of 292 bytes can claim an image, or a mask or overview in it, that is stored in blocks of any size. One block is
 what must be decoded at once, so its size bounds what a compressed file can swell to.
@@ -26,6 +26,7 @@ from rasterio.io import DatasetReader
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.limits import MAX_BLOCK_BYTES, size_problem
+from fcn_batch.pipeline.location import Url
 from fcn_batch.pipeline.rawsize import envi_end, hfa_ends
 
 _COMPANIONS = (".msk", ".MSK", ".ovr", ".OVR")
@@ -52,9 +53,42 @@ def check_raster(path: Path, dataset: DatasetReader, depth: int = 0) -> None:
         for name in dataset.files:
             if Path(name).parent not in folders:
                 raise InputError(f"{path}: names {name}, which is not in its folder; {_REMEDY}")
+    if dataset.driver == "VRT":
+        _check_sources(path, dataset)
 
 
-def _check_blocks(path: Path, dataset: DatasetReader) -> None:
+def _check_sources(path: Path, dataset: DatasetReader) -> None:
+    """InputError for a VRT of which a source cannot be opened: GDAL says so once, and then reads zeros."""
+    for name in dataset.files:
+        if name == str(path) or name.endswith(".xml"):
+            continue
+        try:
+            with accept_pixel_space(), DatasetReader(name):
+                pass
+        except RasterioError as error:
+            raise InputError(f"{path}: its source {name} cannot be opened ({error}); correct the VRT") from error
+
+
+def check_remote(url: Url, dataset: DatasetReader, length: int) -> None:
+    """The same for a raster of `length` bytes that is no file here: it has no companions, as none are looked for."""
+    problem = size_problem(dataset.height, dataset.width, dataset.count)
+    if problem is not None:
+        raise InputError(f"{url}: claims {problem}; cut it with gdal_translate -srcwin, or take some bands with -b")
+    if dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+        raise InputError(f"{url}: its tag OVERVIEW_FILE names another file; {_REMEDY}")
+    if dataset.driver in ("HFA", "ENVI"):
+        raise InputError(
+            f"{url}: {dataset.driver} is of several files, which are not looked for there; copy it to a disk"
+        )
+    _check_blocks(url, dataset)
+    if dataset.driver == "GTiff":
+        _check_pages(url)
+        for _, end in _ends(Path(url.name), dataset):
+            if end > length:
+                raise InputError(f"{url} is cut off at byte {length} of {end} or more; get a complete copy")
+
+
+def _check_blocks(path: Path | Url, dataset: DatasetReader) -> None:
     rows, cols = max(dataset.block_shapes, key=math.prod)
     together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
     size = rows * cols * together * np.dtype(dataset.dtypes[0]).itemsize
@@ -113,11 +147,12 @@ def _is_raster(path: Path) -> bool:
         return file.read(16).startswith(_RASTERS)
 
 
-def _check_pages(path: Path) -> None:
+def _check_pages(path: Path | Url) -> None:
     """InputError for a mask or overview in the TIFF `path` that is stored in blocks too large to decode."""
+    name = path.gdal if isinstance(path, Url) else path
     for number in range(2, _MOST_PAGES + 2):
         try:
-            with accept_pixel_space(), DatasetReader(f"GTIFF_DIR:{number}:{path}", driver=["GTiff"]) as page:
+            with accept_pixel_space(), DatasetReader(f"GTIFF_DIR:{number}:{name}", driver=["GTiff"]) as page:
                 _check_blocks(path, page)
         except RasterioError:
             return  # there are no more

@@ -19,7 +19,8 @@ from fcn_batch.pipeline.burn import NO_LABEL, VECTOR_SUFFIXES, Burn
 from fcn_batch.pipeline.errors import TrainingError
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.raster import ID_DTYPES, RasterInfo, RasterioSource, inspect
+from fcn_batch.pipeline.raster import RasterioSource, inspect
+from fcn_batch.pipeline.source import ID_DTYPES, RasterInfo
 from fcn_batch.pipeline.vectors import VectorLabels
 
 __all__ = ["NO_LABEL", "Burn", "Grid", "Labels", "RasterLabels", "open_labels"]

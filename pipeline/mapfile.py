@@ -20,7 +20,8 @@ from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
 from fcn_batch.pipeline.limits import read_bounded
-from fcn_batch.pipeline.raster import DRIVERS, ID_DTYPES, RasterioSource, inspect
+from fcn_batch.pipeline.raster import DRIVERS, RasterioSource, inspect
+from fcn_batch.pipeline.source import ID_DTYPES
 
 GREY = "#808080"
 """Colour of a class for which the file has none."""

@@ -7,19 +7,21 @@ read and judged before zarr sees them, and of each chunk the size and the first 
     chunk file    a regular file within the store, hardly larger than its pixels; says to decode to no more than them
 """
 
+import asyncio
 import json
 import math
-from dataclasses import dataclass
+import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import zarr
-from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
+from fcn_batch.pipeline.chunkform import DEFLATE, Form, pieces, swollen
 from fcn_batch.pipeline.limits import (
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
@@ -39,7 +41,6 @@ _COMPRESSORS = {"zstd", "blosc"}
 _CODECS = {"bytes", "crc32c", "transpose", *_COMPRESSORS}
 _SPARE = 2**20
 """Bytes that a chunk file may have beyond twice its pixels': the index of a shard, what cannot be compressed."""
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
@@ -50,6 +51,17 @@ def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
     _check_place(path.parent, path, mode)
     store = _Guarded(path, read_only=mode == "r").of(_judged(metadata(path)))
     return zarr.open_array(store, mode=mode)
+
+
+def open_foreign(path: Path, form: Form, documents: Mapping[str, bytes]) -> zarr.Array[Any]:
+    """The array at `path`, read only, of which somebody judged the metadata files, `documents`, and says its form.
+
+    UNSAFE when it cannot be used. Reading a chunk that is not, or is a link, raises ValueError too.
+    """
+    store = _Foreign(path.resolve(), read_only=True).of(form).holding(documents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on codecs, and texts, that format 3 does not specify yet
+        return zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
 
 
 def open_group(path: Path) -> zarr.Group:
@@ -69,19 +81,6 @@ def metadata(path: Path) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What is in one file of an array."""
-
-    file: int
-    """Bytes when decoded."""
-    chunk: int
-    """Bytes of a chunk when decoded: the file's, or of one of those that a shard holds."""
-    inside: int
-    """Chunks in a shard; 0: no shards."""
-    compressor: str | None
-
-
 def _check_place(store: Path, path: Path, mode: str) -> None:
     if mode != "r" and store.is_symlink():
         raise ValueError(f"{store.name} is a link; put the folder itself there")
@@ -89,7 +88,7 @@ def _check_place(store: Path, path: Path, mode: str) -> None:
         raise ValueError(f"{path.name} is a link that leaves the store")
 
 
-def _judged(found: dict[str, Any]) -> _Form:
+def _judged(found: dict[str, Any]) -> Form:
     """The form of the array with these metadata; ValueError when it is not allowed."""
     if (found.get("zarr_format"), found.get("node_type")) != (3, "array"):
         raise ValueError("no array of zarr 3")
@@ -108,7 +107,7 @@ def _judged(found: dict[str, Any]) -> _Form:
     if len(chunk) != len(shape) or size > limit:
         raise ValueError(f"chunks of {chunk!r:.60}, {size} bytes each; the limit is {limit}")
     if not sharded:
-        return _Form(size, size, 0, _compressor(codecs))
+        return Form(size, size, 0, _compressor(codecs))
     told = codecs[0]["configuration"]
     inner = _sizes(told["chunk_shape"])
     if len(inner) != len(chunk) or any(outer % part for outer, part in zip(chunk, inner, strict=True)):
@@ -119,7 +118,7 @@ def _judged(found: dict[str, Any]) -> _Form:
     inside = math.prod(chunk) // math.prod(inner)
     if size // inside > MAX_BLOCK_BYTES:
         raise ValueError(f"chunks of {inner!r:.60}, {size // inside} bytes each; the limit is {MAX_BLOCK_BYTES}")
-    return _Form(size, size // inside, inside, _compressor(told["codecs"]))
+    return Form(size, size // inside, inside, _compressor(told["codecs"]))
 
 
 def _compressor(codecs: Any) -> str | None:
@@ -139,9 +138,9 @@ def _sizes(found: Any, least: int = 1) -> list[int]:
 class _Guarded(LocalStore):
     """Files of one array; ValueError for those that are not safe to read, write or delete."""
 
-    form = _Form(0, 0, 0, None)
+    form = Form(0, 0, 0, None)
 
-    def of(self, form: _Form) -> Self:
+    def of(self, form: Form) -> Self:
         self.form = form
         return self
 
@@ -153,7 +152,10 @@ class _Guarded(LocalStore):
     ) -> Buffer | None:
         if not self._fits(key):
             return None
-        return self._checked(key, await super().get(key, prototype, byte_range), byte_range)
+        found = await super().get(key, prototype, byte_range)
+        if self.form.compressor in DEFLATE:  # which takes as long to check as to decode
+            return await asyncio.to_thread(self._checked, key, found, byte_range)
+        return self._checked(key, found, byte_range)
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -196,41 +198,57 @@ class _Guarded(LocalStore):
 
     def _checked(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
         """What was read of a chunk file, if it decodes to no more than its array says."""
-        if found is None or key == "zarr.json" or isinstance(byte_range, SuffixByteRequest):  # the index of a shard
+        if found is None or key == "zarr.json" or self._is_index(byte_range):
             return found
-        data = found.as_numpy_array()
-        whole = self.form.inside and byte_range is None
-        for start in _starts(data, self.form.inside) if whole else (0,):
-            size = _swollen(bytes(data[start : start + 32]), self.form.compressor)
+        for piece in pieces(found.as_numpy_array(), self.form, whole=byte_range is None):
+            size = swollen(piece, self.form.compressor)
             if size > self.form.chunk:
                 raise ValueError(f"{key} would decode to {size} bytes, and a chunk has {self.form.chunk}")
         return found
 
+    def _is_index(self, byte_range: ByteRequest | None) -> bool:
+        """True for the index of a shard, which is read before its chunks."""
+        if isinstance(byte_range, SuffixByteRequest):
+            return True
+        checksum, at_end = self.form.index
+        return not at_end and byte_range == RangeByteRequest(0, 16 * self.form.inside + checksum)
 
-def _starts(shard: NDArray[np.uint8], inside: int) -> list[int]:
-    """Where the chunks in a shard begin, from the index at its end: offset and length of each, and a checksum."""
-    index = bytes(shard[-16 * inside - 4 : -4])
-    offsets = np.frombuffer(index[: len(index) // 16 * 16], "<u8")[::2]
-    return [int(offset) for offset in offsets if offset < shard.size]
 
+class _Foreign(_Guarded):
+    """Chunk files of an array that others wrote, whose metadata are not read again."""
 
-def _swollen(head: bytes, compressor: str | None) -> int:
-    """How many bytes what begins with `head` says that it decodes to; 0 where nothing is compressed.
+    documents: Mapping[str, bytes]
 
-    A frame of zstd: magic number, descriptor, window (unless it is of a single segment), dictionary, size.
+    def holding(self, documents: Mapping[str, bytes]) -> Self:
+        self.documents = documents
+        return self
 
-    >>> _swollen(bytes.fromhex("28b52ffd 60 0100 ff"), "zstd")
-    257
-    """
-    if compressor is None:
-        return 0
-    if compressor == "blosc":
-        return int.from_bytes(head[4:8], "little")
-    if head[:4] != _ZSTD or len(head) < 6:
-        return 0  # zstd refuses it
-    single, kind = head[4] >> 5 & 1, head[4] >> 6
-    at = 6 - single + (0, 1, 2, 4)[head[4] & 3]
-    width = (single, 2, 4, 8)[kind]
-    if not width:
-        raise ValueError("a chunk does not say how large it is")
-    return int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0)
+    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's own
+        return super().with_read_only(read_only).holding(self.documents)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return self._known(key, prototype) or await super().get(key, prototype, byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return self._known(key, prototype) or super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    def _known(self, key: str, prototype: BufferPrototype | None) -> Buffer | None:
+        if key not in self.documents:
+            return None
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(self.documents[key])
+
+    def _inside(self, key: str) -> None:
+        path = f"{self.root}/{key}"
+        if os.path.realpath(path) != path:  # faster than Path.resolve, and there are many chunks
+            raise ValueError(f"{key} is a link; copy the store with what its links lead to (cp -rL)")
+
+    def _fits(self, key: str) -> bool:
+        if super()._fits(key):
+            return True
+        if not any((self.root / name).exists() for name in self.documents):
+            raise ValueError(f"{self.root} is no longer there")  # else all of it would seem to be empty
+        return False

@@ -15,6 +15,7 @@ from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import GeoReference, GroundControl
 from fcn_batch.pipeline.model_card import InputSpec
+from fcn_batch.pipeline.source import Resampling, SourceFile
 from fcn_batch.pipeline.stretch import Stretch
 from fcn_batch.pipeline.tiling import BlockGrid
 
@@ -25,7 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Free = Literal["threads", "lane", "segment", "tile", "kernel"]
 """What a run may choose by the machine it is on, and then keeps; of the kernel all but the precision."""
 
-_NOT_IDENTITY = {"input": {"path"}, "model": {"path"}}
+_NOT_IDENTITY: Any = {"input": {"path": True, "sources": {"__all__": {"path"}}}, "model": {"path": True}}
 
 
 class _Frozen(BaseModel):
@@ -41,6 +42,10 @@ class FileIdentity(_Frozen):
     """None where the hash says it better: then a copy, or a touched file, is the same."""
     sha256: str | None = None
     """None where nobody asked for it: it takes reading the whole file."""
+    tag: str | None = None
+    """Of a remote file: its server's mark of this very content (ETag)."""
+    listing: str | None = None
+    """Of a folder, which counts as one file: SHA-256 of the names, sizes and times of all files in it."""
 
 
 class InputIdentity(_Frozen):
@@ -59,6 +64,15 @@ class InputIdentity(_Frozen):
     """Where pixels lie when no transform says it."""
     microns: float | None = None
     """Micrometres per pixel, of a slide that says so."""
+    sources: tuple[SourceFile, ...] = ()
+    """What opens it; empty in plans of when only raster files could be inputs."""
+    resampling: Resampling | None = None
+    """How pixels on this grid are made of those of the files; None: they are those of the files."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Paths or URLs of what is opened."""
+        return tuple(file.path for file in self.sources) or (self.path,)
 
     @property
     def hashed(self) -> bool:
@@ -170,6 +184,8 @@ class Plan(_Frozen):
     """The raster values that correspond to 0 and 1 in training, where that is not 0 and `full_scale`."""
     area: Area | None = None
     """What a map is wanted of; there is no data elsewhere. None: all of it."""
+    tissue: Area | None = None
+    """Where a slide has tissue; there is no data elsewhere. None: all of it."""
     cut: Cut
     kernel: Kernel
     inner: int | None = Field(default=None, ge=1)
@@ -182,6 +198,11 @@ class Plan(_Frozen):
         if self.inner is not None and self.cut.chunk % self.inner:
             raise ValueError(f"a shard of {self.cut.chunk} is not a whole number of chunks of {self.inner}")
         return self
+
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """In all of these a pixel must lie to have a class."""
+        return tuple(area for area in (self.area, self.tissue) if area is not None)
 
     @property
     def scaling(self) -> str:

@@ -11,129 +11,58 @@ Only the modules of the raster side import rasterio. Three facts shape this one:
 """
 
 import re
-import threading
-import weakref
-from dataclasses import dataclass
+import secrets
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags, WktVersion
+from rasterio.enums import ColorInterp, MaskFlags, WktVersion
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from fcn_batch.pipeline.errors import DecodingError, InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
+from fcn_batch.pipeline.errors import DecodingError, FormatError, InputError
+from fcn_batch.pipeline.gdal import accept_pixel_space, local_only, reaching
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.guard import check_raster
+from fcn_batch.pipeline.guard import check_raster, check_remote
+from fcn_batch.pipeline.location import Url, input_of, size_in_archive
+from fcn_batch.pipeline.microns import microns_of
+from fcn_batch.pipeline.perthread import PerThread
+from fcn_batch.pipeline.remote import look_at
+from fcn_batch.pipeline.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
 
 DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
 """GDAL drivers that may open an input."""
-DTYPES = ("uint8", "uint16", "int16", "float32")
-"""Pixel types that the networks' preprocessing is defined for."""
-ID_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
-"""Pixel types that label ids may have."""
 BROKEN = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 """What rasterio raises for damaged files."""
-NO_MEASUREMENT = 1e30
-"""From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
-
-
-@dataclass(frozen=True, slots=True)
-class RasterInfo:
-    """What is known about a raster without reading a pixel."""
-
-    path: str
-    """Absolute path of the file."""
-    files: tuple[str, ...]
-    """Paths of all files it consists of: itself, masks, side files, the sources of a VRT."""
-    size: Size
-    """Height and width."""
-    bands: int
-    """Number of bands."""
-    dtype: str
-    """Pixel type, the same in all bands: one of DTYPES, or of ID_DTYPES for labels."""
-    georeference: GeoReference
-    """Reference system and transform; the identity when the file has none."""
-    descriptions: tuple[str | None, ...]
-    """Name of each band, None where it has none."""
-    colour_roles: tuple[str, ...]
-    """What each band shows, in rasterio's words: "red", "alpha", "gray", "undefined", ..."""
-    storage_block: tuple[int, int]
-    """Rows and columns of the first band's storage block: (1, width) and the like mean strips."""
-    has_mask: bool
-    """True when alpha, a mask band or nodata can make pixels invalid."""
-    ground: GroundControl | None
-    """Ground control points, where they stand in the place of a transform."""
-    microns: float | None = None
-    """Micrometres per pixel, of a slide that says so."""
-    scales: tuple[tuple[float, float], ...] = ()
-    """Scale and offset of each band: what its values mean is value * scale + offset; (1, 0) where nothing says so."""
-
-    def __post_init__(self) -> None:
-        if self.bands < 1 or self.dtype not in {*DTYPES, *ID_DTYPES}:
-            raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
-        if not self.scales:
-            object.__setattr__(self, "scales", ((1.0, 0.0),) * self.bands)
-        for name in ("descriptions", "colour_roles", "scales"):
-            if len(getattr(self, name)) != self.bands:
-                raise ValueError(f"{name} needs {self.bands} entries, one a band: {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """The pixels of a window."""
-
-    values: NDArray[Any]
-    """(bands, rows, cols), in the raster's own dtype."""
-    valid: NDArray[np.bool_]
-    """(rows, cols): False where there is no data."""
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 3 or self.valid.shape != self.values.shape[1:] or self.valid.dtype != np.bool_:
-            raise ValueError(f"values {self.values.shape} and {self.valid.dtype} mask {self.valid.shape} differ")
-
-
-class RasterSource(Protocol):
-    """Anything that windows can be read from, by many threads at once and after pickling."""
-
-    @property
-    def info(self) -> RasterInfo:
-        """What is known about the raster without reading a pixel."""
-
-    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
-        """Read the pixels of `window`; `bands` counts from 1."""
-
-    def close(self) -> None:
-        """Release what is open; a later read opens it again."""
 
 
 class RasterioSource:
     """A raster file, opened when first needed, once in each thread that reads it.
 
-    Pickles as its path and info, without open files. Call `close` only when no other thread is reading.
+    `level` is of the file's own pyramid, 0 the finest. Pickles as its path and info, without open files. Call `close`
+    only when no other thread is reading.
     """
 
-    def __init__(self, path: str | Path, info: RasterInfo | None = None) -> None:
-        self._path = local_path(path)
+    def __init__(self, path: str | Path | Url, info: RasterInfo | None = None, level: int = 0) -> None:
+        self._path, self._level = place_of(path), level
         self._info = info
-        self._lock = threading.Lock()
-        self._local = threading.local()
-        self._opened: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._open = PerThread(partial(open_dataset, self._path, level))
 
-    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[str, RasterInfo | None]]:
-        return RasterioSource, (str(self._path), self._info)
+    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[Path | Url, RasterInfo | None, int]]:
+        return RasterioSource, (self._path, self._info, self._level)
 
     @property
     def info(self) -> RasterInfo:
         """As `inspect` gives it, and with the same errors."""
         if self._info is None:
-            self._info = inspect(self._path)
+            self._info = inspect(self._path, level=self._level)
         return self._info
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
@@ -145,14 +74,11 @@ class RasterioSource:
         DecodingError when it can, but some of these pixels cannot be read.
         """
         info = self.info
-        if window.row < 0 or window.col < 0 or window.clipped(info.size) != window:
-            raise ValueError(f"{window} is not inside {info.path} with its {info.size}")
-        if not bands or min(bands) < 1 or max(bands) > info.bands:
-            raise ValueError(f"bands {bands} were asked for, but {info.path} has bands 1 to {info.bands}")
+        check_read(info, window, bands)
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         try:
-            with local_only():
-                dataset = self._dataset()
+            with allowed(self._path):
+                dataset = self._open.get()
                 values: NDArray[Any] = dataset.read(list(bands), window=area)
                 valid = np.ones(values.shape[1:], np.bool_)
                 if info.has_mask:
@@ -160,7 +86,7 @@ class RasterioSource:
         except BROKEN as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
-            self._forget_dataset()
+            self._open.forget()  # after an error, GDAL's JPEG driver gives grey if it is not opened anew
             raise DecodingError(f"{message}; get an undamaged copy") from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
@@ -168,42 +94,35 @@ class RasterioSource:
 
     def close(self) -> None:
         """Close the file in all threads; a later read opens it again."""
-        with self._lock:
-            for dataset in list(self._opened):
-                dataset.close()
-            self._opened, self._local = weakref.WeakSet(), threading.local()
-
-    def _dataset(self) -> DatasetReader:
-        """Return this thread's dataset, opened if need be."""
-        if not hasattr(self._local, "dataset"):
-            self._local.dataset = _open(self._path)
-            with self._lock:
-                self._opened.add(self._local.dataset)
-        return self._local.dataset
-
-    def _forget_dataset(self) -> None:
-        """Let the next read of this thread open anew: after an error, GDAL's JPEG driver gives grey without one."""
-        self._local.dataset.close()
-        del self._local.dataset
+        self._open.close()
 
 
-def inspect(path: str | Path, dtypes: tuple[str, ...] = DTYPES) -> RasterInfo:
-    """Open a raster, check that it can be used, and say what it holds.
+def allowed(place: Path | Url) -> Any:
+    """GDAL settings under which nothing but `place` itself, and files beside it, can be reached."""
+    return reaching(place.gdal) if isinstance(place, Url) and place.remote else local_only()
 
-    InputError when it is not a local file of an allowed format, is damaged or cut off, has no bands or pixels of a type
-    not in `dtypes`, or is not safe to read (see guard.py).
+
+def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int = 0) -> RasterInfo:
+    """Open a raster, check that it can be used, and say what it holds, at a level of its own pyramid.
+
+    InputError when it has no such level, is not a local file of an allowed format, is damaged or cut off, has no bands
+    or pixels of a type not in `dtypes`, or is not safe to read (see guard.py).
     """
-    local = local_path(path)
+    local = place_of(path)
     try:
-        with local_only(), _open(local) as dataset:
+        with allowed(local), open_dataset(local) as dataset:
             _check_bands(dataset, local, dtypes)
-            check_raster(local, dataset)
-            return _info(local, dataset)
+            if isinstance(local, Url):
+                check_remote(local, dataset, look_at(local).bytes if local.remote else size_in_archive(local))
+            else:
+                check_raster(local, dataset)
+            info = replace(_info(local, dataset), levels=tuple(size for _, size in _levels(local, dataset)))
+            return info if level == 0 else _at_level(info, level)
     except BROKEN as error:
         raise InputError(f"{local} cannot be read: {error.__cause__ or error}; get an undamaged copy") from error
 
 
-def _info(local: Path, dataset: DatasetReader) -> RasterInfo:
+def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
     transform = tuple(dataset.transform)[:6]
     ground = _ground_control(dataset) if transform == IDENTITY else None
     wkt = _wkt(dataset.crs) if ground is None else None
@@ -213,7 +132,7 @@ def _info(local: Path, dataset: DatasetReader) -> RasterInfo:
         raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
     return RasterInfo(
         path=str(local),
-        files=tuple(dataset.files),
+        files=_files(local, dataset),
         size=Size(dataset.height, dataset.width),
         bands=dataset.count,
         dtype=dataset.dtypes[0],
@@ -223,9 +142,47 @@ def _info(local: Path, dataset: DatasetReader) -> RasterInfo:
         storage_block=tuple(dataset.block_shapes[0]),
         has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
         ground=ground,
-        microns=_microns(dataset),
+        microns=microns_of(dataset.tags(), slide=dataset.crs is None),
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
+        palette=_palette(dataset),
     )
+
+
+def _files(local: Path | Url, dataset: DatasetReader) -> tuple[str, ...]:
+    if isinstance(local, Path):
+        return tuple(dataset.files)
+    return (local.text,) if local.remote else (str(local.archive[0]),)
+
+
+def _at_level(info: RasterInfo, level: int) -> RasterInfo:
+    """What is known of a coarser level. Its transform is not asked for: it may be stray numbers where there is none."""
+    with open_dataset(place_of(info.path), level) as dataset:
+        size, block = Size(dataset.height, dataset.width), tuple(dataset.block_shapes[0])
+    rows, cols = info.size.height / size.height, info.size.width / size.width
+    return replace(
+        info,
+        size=size,
+        storage_block=block,
+        georeference=info.georeference.coarser(rows, cols),
+        ground=info.ground and info.ground.coarser(rows, cols),
+        microns=info.microns and info.microns * cols,
+        sources=(SourceFile(path=info.path, level=level),),
+    )
+
+
+def _levels(place: Path | Url, dataset: DatasetReader) -> list[tuple[str, Size]]:
+    """GDAL's word for each level of a pyramid, and its size, the finest first; NONE is the dataset itself.
+
+    In slides, pictures of the label and of the whole glass count as overviews too: their shape is another one.
+    """
+    found = [("NONE", Size(dataset.height, dataset.width))]
+    for number in range(len(dataset.overviews(1))):
+        with open_dataset(place, f"{number}only") as coarse:
+            finer = found[-1][1]
+            like = abs(coarse.height * dataset.width - coarse.width * dataset.height) <= max(dataset.shape)
+            if like and coarse.height < finer.height and coarse.width < finer.width:
+                found.append((f"{number}only", Size(coarse.height, coarse.width)))
+    return found
 
 
 def _wkt(crs: CRS | None) -> str | None:
@@ -237,19 +194,13 @@ def _ground_control(dataset: DatasetReader) -> GroundControl | None:
     return GroundControl(_wkt(crs), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)) if points else None
 
 
-def _microns(dataset: DatasetReader) -> float | None:
-    """What Aperio scanners write into the description: "… |AppMag = 20|MPP = 0.4990|…"."""
-    found = re.search(r"\|MPP = (\d+\.\d+)", dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
-    return (float(found[1]) or None) if found else None
-
-
-def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
-    """Bytes of block cache with which windows of `rows` rows, read in row order, decode each block once.
-
-    All blocks that a row of windows touches must fit: one more than its rows, as it may begin in the last
-    row of a block. `bands` is how many are decoded together: all when they are stored pixel by pixel.
-    """
-    return (rows + info.storage_block[0]) * info.size.width * np.dtype(info.dtype).itemsize * bands
+def _palette(dataset: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:
+    others = [role for role in dataset.colorinterp if role not in (ColorInterp.palette, ColorInterp.alpha)]
+    if others or dataset.colorinterp[0] != ColorInterp.palette:
+        return ()
+    colours = dataset.colormap(1)
+    empty = (0, 0, 0, 0)
+    return tuple(colours.get(value, empty) for value in range(max(colours, default=-1) + 1))
 
 
 def local_path(path: str | Path) -> Path:
@@ -258,27 +209,48 @@ def local_path(path: str | Path) -> Path:
     if text != text.encode(errors="replace").decode():
         raise InputError(f"{text!a}: the name is not UTF-8, so no report could name it; rename the file")
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
-        raise InputError(f"remote inputs are not supported yet, got {text}; copy it to a local file")
+        raise InputError(f"{text}: not a file on this machine, and one is needed here; copy it to a file")
     return Path(path).absolute()
 
 
-def _open(path: Path) -> DatasetReader:
-    """Open with an allowed driver; InputError when that fails."""
-    if not path.is_file():
+def place_of(path: str | Path | Url) -> Path | Url:
+    """Where a raster is, absolute, a URL with a visit of its own; InputError for names that nothing can open."""
+    found = input_of(path) if isinstance(path, str) else path
+    if not isinstance(found, Url):
+        return local_path(found)
+    return found if found.visit else replace(found, visit=secrets.token_hex(4))
+
+
+def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
+    """Open with an allowed driver, at a level of the file's pyramid; InputError when that fails.
+
+    A level is its number, or GDAL's word for it.
+    """
+    if isinstance(level, int) and level > 0:
+        with open_dataset(path) as whole:
+            words = [word for word, _ in _levels(path, whole)]
+        if level >= len(words):
+            raise InputError(f"{path} has no level {level}: its pyramid goes from 0 to {len(words) - 1}")
+        level = words[level]
+    if isinstance(path, Url) and not path.remote:
+        _ = path.archive  # says if there is none
+    if isinstance(path, Path) and not path.is_file():
         problem = "is a folder; give the file in it" if path.is_dir() else "does not exist; check the name"
         raise InputError(f"{path} {problem}")
-    drivers = ["VRT"] if path.suffix.lower() == ".vrt" else list(DRIVERS)
+    drivers = ["VRT"] if isinstance(path, Path) and path.suffix.lower() == ".vrt" else list(DRIVERS)
+    name = path.gdal if isinstance(path, Url) else str(path)
     try:
         with accept_pixel_space():
-            return DatasetReader(str(path), driver=drivers)
+            options = {"OVERVIEW_LEVEL": level} if isinstance(level, str) else {}
+            return DatasetReader(name, driver=drivers, **options)
     except RasterioIOError as error:
-        raise InputError(
+        raise FormatError(
             f"{path} cannot be opened as a raster: {error}; give an undamaged, readable {', '.join(DRIVERS)} "
             "file (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
         ) from error
 
 
-def _check_bands(dataset: DatasetReader, path: Path, dtypes: tuple[str, ...] = DTYPES) -> None:
+def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...] = DTYPES) -> None:
     """InputError without bands or with pixel types that are mixed or not in `dtypes`."""
     if dataset.count == 0:
         raise InputError(f"{path} has no bands; give one of the rasters it refers to")

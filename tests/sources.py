@@ -16,7 +16,7 @@ from fcn_batch.pipeline.model_card import Band as BandSpec
 from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
 from fcn_batch.pipeline.predictor import Scaling
-from fcn_batch.pipeline.raster import Pixels, RasterInfo
+from fcn_batch.pipeline.source import Pixels, RasterInfo
 from fcn_batch.workflows.passes import Band, Effort, Pass
 from tests.rasters import noise
 

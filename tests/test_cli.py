@@ -174,7 +174,9 @@ def test_progress_is_plain_lines_without_a_terminal(
     assert "\x1b" not in result.stderr
     assert "\r" not in result.stderr
     summary = result.stderr.splitlines()[10:]
-    assert [line.split()[:2] for line in summary] == [*(["class", str(k)] for k in range(6)), ["no", "data"]]
+    *classes, speed = summary
+    assert [line.split()[:2] for line in classes] == [*(["class", str(k)] for k in range(6)), ["no", "data"]]
+    assert re.fullmatch(r"  \d+\.\d\d MPx/s, \d+\.\d\d MPx/s of pixels that have a class", speed)
 
 
 def test_a_plan_as_json_is_a_plan(raster: Path, model: Path) -> None:

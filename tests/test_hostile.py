@@ -28,11 +28,12 @@ from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.labels import Grid, open_labels
 from fcn_batch.pipeline.limits import MAX_SIDE, read_bounded
 from fcn_batch.pipeline.mapfile import MapFile
-from fcn_batch.pipeline.picture import reduced
 from fcn_batch.pipeline.raster import RasterioSource, inspect
 from fcn_batch.pipeline.store import ClassStore
 from fcn_batch.pipeline.text import printable
 from fcn_batch.pipeline.weights import load_model, read_card
+from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.thumbnail import thumbnail
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
@@ -143,7 +144,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "input": whole,
     "map": ids_of,
     "labels": labels_of,
-    "picture": lambda path: reduced(path, (1,), 4),
+    "picture": lambda path: thumbnail(identify(inspect(path)), (1,), 4),
 }
 
 
@@ -195,7 +196,7 @@ def test_overviews_elsewhere_are_refused(tmp_path: Path, secret: Path, server: S
             with opened(tagged, "r+") as dataset:
                 dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=target)
         with pytest.raises(InputError, match=r"its tag OVERVIEW_FILE names .* no raster in its folder; remove it"):
-            reduced(path, (1,), 4)
+            thumbnail(identify(inspect(path)), (1,), 4)
         with pytest.raises(InputError, match="its tag OVERVIEW_FILE names"):
             inspect(path)
     assert not server.asked

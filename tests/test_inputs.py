@@ -52,9 +52,12 @@ def test_a_copy_is_the_same_input_and_a_flipped_byte_another_one(tmp_path: Path,
     path = scene(tmp_path / "a.tif", 50, 60)
     by_time, by_content = planned(path, model), planned(path, model, "--verify-input")
     assert by_time["files"][0]["sha256"] is None
-    assert by_content["files"] == [
-        {"name": "a.tif", "bytes": path.stat().st_size, "modified_ns": None, "sha256": digest(path)}
-    ]
+    (known,) = by_content["files"]
+    assert {key: value for key, value in known.items() if value is not None} == {
+        "name": "a.tif",
+        "bytes": path.stat().st_size,
+        "sha256": digest(path),
+    }
     os.utime(path, ns=(0, 10**18))
     assert planned(path, model) != by_time
     assert planned(path, model, "--verify-input") == by_content

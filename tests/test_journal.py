@@ -13,6 +13,7 @@ from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.journal import Journal, Receipt
 from fcn_batch.pipeline.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.source import SourceFile
 
 PLAN = Plan(
     input=InputIdentity(
@@ -22,6 +23,7 @@ PLAN = Plan(
         width=200,
         bands=3,
         dtype="uint8",
+        sources=(SourceFile(path="/data/a.tif"),),
         crs_wkt="LOCAL_CS[]",
         transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
     ),
@@ -71,6 +73,8 @@ OTHERS = {
     ("input", "transform"): (1.0, 0.0, 0.0, 0.0, -1.0, 1e-9),
     ("input", "ground"): {"crs_wkt": None, "points": [(0.0, 0.0, 1.0, 2.0, 3.0)]},
     ("input", "microns"): 0.5,
+    ("input", "resampling"): "average",
+    ("input", "sources"): [{"path": "/data/a.tif", "level": 1}],
     ("model", "name"): "n",
     ("model", "version"): "2",
     ("model", "sha256"): "ac",
@@ -78,6 +82,7 @@ OTHERS = {
     ("full_scale",): 256.0,
     ("stretch",): {"by": "0,9", "ranges": ((0.0, 9.0),) * 3},
     ("area",): {"polygons": ((((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 0.0)),),)},
+    ("tissue",): {"polygons": ((((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 0.0)),),)},
     ("cut", "way"): "stream",
     ("cut", "chunk"): 32,
     ("cut", "lane"): 192,

@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.pipeline.raster import Pixels
+from fcn_batch.pipeline.source import Pixels
 from fcn_batch.workflows.ground import ground_of
 from fcn_batch.workflows.page import About, make_page, stretched
 from fcn_batch.workflows.progress import Quiet

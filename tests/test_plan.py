@@ -17,10 +17,9 @@ from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
 from fcn_batch.pipeline.plan import FileIdentity, Precision
-from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.source import RasterInfo
 from fcn_batch.pipeline.weights import read_card
 from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
-from fcn_batch.workflows.choice import ground_sample_distance
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, memory
 from fcn_batch.workflows.description import describe
 from fcn_batch.workflows.plan import (
@@ -30,6 +29,7 @@ from fcn_batch.workflows.plan import (
     choose_threads,
     prepare,
 )
+from fcn_batch.workflows.resolution import ground_sample_distance
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import DEGREES, fcn_batch, scene, small_blocks, tree

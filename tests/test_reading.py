@@ -14,7 +14,8 @@ from rasterio.windows import Window as RasterioWindow
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.raster import RasterioSource, RasterSource
+from fcn_batch.pipeline.raster import RasterioSource
+from fcn_batch.pipeline.source import RasterSource
 from fcn_batch.workflows.reading import RowReader, slab_rows
 from tests.rasters import noise, write_raster
 from tests.sources import ArraySource, info_of, memory_raster

@@ -16,8 +16,8 @@ from fcn_batch.pipeline.metrics import Confusion
 from fcn_batch.pipeline.model_card import Architecture, InputSpec
 from fcn_batch.pipeline.networks import FcnNetwork
 from fcn_batch.pipeline.predictor import Scaling
-from fcn_batch.pipeline.raster import Pixels
 from fcn_batch.pipeline.recipe import Recipe
+from fcn_batch.pipeline.source import Pixels
 from fcn_batch.workflows import scoring
 from fcn_batch.workflows.labelled import LabelledImage
 from fcn_batch.workflows.scoring import bf16_disagreement, evaluate

@@ -75,7 +75,7 @@ def test_a_stretched_band_is_what_it_would_be_stretched_first(
 
 
 def stretch(path: Path, wanted: str, bands: tuple[int, ...] = (1, 2, 3)) -> tuple[tuple[float, float], ...]:
-    return choose_stretch(inspect(path), bands, wanted).ranges
+    return choose_stretch(RasterioSource(path), bands, wanted).ranges
 
 
 def test_what_is_said(tmp_path: Path) -> None:

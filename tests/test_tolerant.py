@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import Pixels, RasterioSource, RasterSource
+from fcn_batch.pipeline.raster import RasterioSource
+from fcn_batch.pipeline.source import Pixels, RasterSource
 from fcn_batch.pipeline.tolerance import OnError
 from fcn_batch.workflows.tolerant import TolerantSource
 from tests.rasters import noise, write_raster

@@ -18,7 +18,7 @@ from fcn_batch.pipeline.errors import InputError, IntegrityError, ModelError, Op
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Strips
-from fcn_batch.pipeline.raster import RasterioSource, inspect
+from fcn_batch.pipeline.raster import RasterioSource
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows import verify as verify_module
 from fcn_batch.workflows.outputs import find_run
@@ -173,7 +173,7 @@ def _compared(folder: Path, window: Window, scores: NDArray[np.float32], *, vali
     """What is said of a window of the map, were these its scores."""
     outputs, report = find_run(folder)
     plan = Plan.model_validate(report["plan"])
-    check = verify_module._Check.of(outputs.folder / outputs.report, plan, inspect(folder / "a.tif"), outputs)
+    check = verify_module._Check.of(outputs.folder / outputs.report, plan, RasterioSource(folder / "a.tif"), outputs)
     return check._compared(window, scores, np.full(scores.shape[1:], valid))
 
 
@@ -264,7 +264,9 @@ def _moved(maps: dict[str, Path], tmp_path: Path) -> Path:
     plan = json.loads((folder / "a.run.json").read_text())
     model = folder / "m.safetensors"
     shutil.copy(plan["plan"]["model"]["path"], model)
-    plan["plan"]["input"]["path"], plan["plan"]["model"]["path"] = "/gone/a.tif", str(model)
+    for place in (plan["plan"]["input"], *plan["plan"]["input"]["sources"]):
+        place["path"] = "/gone/a.tif"
+    plan["plan"]["model"]["path"] = str(model)
     (folder / "a.run.json").write_text(json.dumps(plan))
     return folder
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from fcn_batch.pipeline.alignment import Grid
 from fcn_batch.pipeline.area import MAX_POINTS, Area
 from fcn_batch.pipeline.errors import InputError, OptionError
-from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.source import RasterInfo
 from fcn_batch.pipeline.vectors import Zones
 
 Box = tuple[float, float, float, float]

@@ -6,7 +6,7 @@ import numpy as np
 
 from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.pipeline.model_card import InputSpec
-from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.source import RasterInfo
 
 
 def numbered(info: RasterInfo, wanted: tuple[int | str, ...]) -> tuple[int, ...]:

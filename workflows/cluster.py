@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcn_batch.pipeline.errors import FcnBatchError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal, Receipt
+from fcn_batch.pipeline.location import input_of
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.workflows.crew import connected, not_installed
 from fcn_batch.workflows.job import Job, JobTicket, open_job
@@ -94,7 +95,8 @@ def _opened(ticket: JobTicket) -> Job:
     needed = [staging]
     if staging.is_dir():
         plan = Journal(staging).plan()
-        needed += [Path(plan.input.path), Path(plan.model.path)]
+        inputs = [place for place in map(input_of, plan.input.places) if isinstance(place, Path)]
+        needed += [*inputs, Path(plan.model.path)]
     for path in needed:
         if not path.exists():
             raise OutputError(

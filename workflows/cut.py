@@ -8,7 +8,7 @@ from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.graph import Graph
 from fcn_batch.pipeline.plan import Cut
-from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.source import RasterInfo
 from fcn_batch.pipeline.tiling import Axis, Descent, exact_tiles, lane_columns
 from fcn_batch.workflows.reading import slab_rows
 
@@ -129,9 +129,10 @@ def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None]
     size, stride, halo = info.size, network.stride, network.halo or 0
     chunk, enough = widths
     widest = min(round_up(_LANE, stride), round_up(enough or size.width, chunk))
-    lanes, most = -(-size.width // widest), -(-size.width // chunk)
+    lanes, most, lane = -(-size.width // widest), -(-size.width // chunk), widest
+    if enough is None:
+        lane = round_up(-(-size.width // lanes), chunk)  # of one width
     while True:
-        lane = round_up(-(-size.width // lanes), chunk)
         columns = min(lane + 2 * halo, round_up(size.width, stride))
         strip = max(_STRIP_PIXELS[room.kind] // columns // stride * stride, stride)
         strip = min(strip, round_up(size.height, stride))
@@ -150,6 +151,7 @@ def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None]
         if memory(network, info, cut) <= room.bytes or lanes == most:
             return cut
         lanes += 1
+        lane = round_up(-(-size.width // lanes), chunk)
 
 
 def _segment(size: Size, chunk: int, halo: int, lanes: int, room: Room) -> int:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from fcn_batch.pipeline.area import Area
 from fcn_batch.pipeline.plan import Cut, Plan
 from fcn_batch.workflows.disk import describe_disk
 from fcn_batch.workflows.plan import Prepared
@@ -33,7 +32,7 @@ def describe(
         ("result", kind),
         ("way", _describe_way(cut)),
         ("lanes", f"{lanes} of {min(cut.lane, size.width)} px, in {rows} segment{'s' if rows > 1 else ''} each"),
-        *([("area", _describe_area(plan, plan.area))] if plan.area else []),
+        *([("area", _describe_areas(plan))] if plan.areas else []),
         ("blocks", f"{len(plan.grid)} of {cut.chunk} rows: what an interruption loses at most, in each process"),
         ("cost", f"{prepared.forward_share:.2f} forward passes per pixel"),
         ("memory", f"about {prepared.memory / 2**30:.1f} GiB per process, beside the libraries"),
@@ -59,9 +58,15 @@ def _describe_output(plan: Plan) -> str:
     return f"{plan.input.size.pixels / 1e6:,.1f} MB before compression, in GeoTIFF and in {stored}{sure}"
 
 
-def _describe_area(plan: Plan, area: Area) -> str:
-    near = sum(bool(area.near(plan.grid[block])) for block in range(len(plan.grid)))
-    return f"{len(area.polygons)} polygons, which touch at most {near} of {len(plan.grid)} blocks; others are not read"
+def _describe_areas(plan: Plan) -> str:
+    grid, parts = plan.grid, []
+    if plan.area is not None:
+        parts.append(f"{len(plan.area.polygons)} polygons")
+    if plan.tissue is not None:
+        parts.append(f"{100 * plan.tissue.pixels / plan.input.size.pixels:.0f} % tissue")
+    empty = [k for k in range(len(grid)) if not all(area.near(grid[k]) for area in plan.areas)]
+    share = sum(grid[k].pixels for k in empty) / plan.input.size.pixels
+    return f"{', '.join(parts)}: at least {len(empty)} of {len(grid)} blocks, {100 * share:.0f} %, are not even read"
 
 
 def _describe_way(cut: Cut) -> str:

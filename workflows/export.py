@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from fcn_batch.pipeline.classes import Legend
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.geometry import Size, Window
 from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.location import input_of
 from fcn_batch.pipeline.majority import Majority
 from fcn_batch.pipeline.maps import ClassMap, Ids
-from fcn_batch.workflows.found import Found, find_map
+from fcn_batch.workflows.found import Found, find_map, on_grid_of_input
 from fcn_batch.workflows.outputs import find_run
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.survey import Survey, survey
@@ -64,6 +65,8 @@ class Order:
     """Attribute that names a zone."""
     layer: str | None = None
     """Of the file of `clip` or `zones`."""
+    grid: Literal["map", "input"] = "map"
+    """Whose pixels to write: the map's own, or those of what it was made from."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +77,8 @@ class Order:
         ):
             if value is not None and self.target not in targets:
                 raise OptionError(f"{option} does not go with --to {self.target}; it is for {', '.join(targets)}")
+        if self.grid == "input" and self.target != "cog":
+            raise OptionError(f"--grid input does not go with --to {self.target}; it is for cog")
         if self.field is not None and self.zones is None:
             raise OptionError("--field does not go without --zones, whose attribute it names")
         if self.layer is not None and self.zones is None and self.clip is None:
@@ -130,6 +135,9 @@ def _cleaned(order: Order, found: Found) -> Found:
 
         source = Clipped(source, order.clip, order.layer)
         cleaned.append(f"clipped by {order.clip.name}")
+    if order.grid == "input":
+        source = on_grid_of_input(found, source)
+        cleaned.append("on the grid of the input")
     return replace(found, source=source, cleaned=tuple(cleaned))
 
 
@@ -143,7 +151,7 @@ def _target(order: Order, found: Found) -> Path:
             target = Path(f"{stem}.export{ENDINGS[order.target][0]}")
     read = [order.source, found.path, order.clip, order.zones]
     if found.plan is not None:
-        read.append(Path(found.plan.input.path))
+        read += [place for place in map(input_of, found.plan.input.places) if isinstance(place, Path)]
     written = [target, *_beside(order.target, target)]
     places = [one.resolve() for one in written]
     for path in read:

@@ -56,6 +56,10 @@ class Course:
     seconds: float
     earlier: int
     """Blocks that were done before this run began, or by other parts."""
+    pixels: int = 0
+    """Of the blocks that were done while this run went on."""
+    classified: int = 0
+    """Those of them that have a class: not what has no data."""
 
 
 def finish(brief: Brief, outputs: Outputs, receipts: Sequence[Receipt], course: Course, progress: RunProgress) -> None:
@@ -75,6 +79,8 @@ def finish(brief: Brief, outputs: Outputs, receipts: Sequence[Receipt], course: 
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "blocks_s": round(course.seconds, 3),
         "stitch_s": round(time.perf_counter() - started, 3),
+        "pixels_per_s": round(course.pixels / course.seconds),
+        "classified_pixels_per_s": round(course.classified / course.seconds),
         "blocks_done_by_earlier_runs": course.earlier,
         "blocks_done_by": dict(sorted(Counter(receipt.by for receipt in receipts).items())),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.pipeline.maps import ClassMap
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.workflows.ground import Ground, ground_of
@@ -77,3 +77,16 @@ def _read_report(path: Path) -> tuple[dict[str, Any], Plan]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: not the report of a run ({why}); give the map itself") from error
+
+
+def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
+    """The map `source` of a run with the pixels of the finest level of its input; OptionError without a run's plan."""
+    from fcn_batch.pipeline.alignment import Grid
+    from fcn_batch.pipeline.regrid import Regridded
+    from fcn_batch.workflows.sources import level_of
+
+    files = found.plan.input.sources if found.plan is not None else ()
+    if len(files) != 1:
+        raise OptionError(f"--grid input: nothing says which one input {found.path} was made from; leave it out")
+    info = level_of(files[0], 0).info
+    return Regridded(source, Grid(info.size, info.georeference))

@@ -1,11 +1,16 @@
 """Which raster an input is: by size and time of its files or, where that is not enough, by their content."""
 
+import hashlib
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from fcn_batch.pipeline.errors import InputError
+from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.location import Url, input_of
 from fcn_batch.pipeline.plan import FileIdentity, InputIdentity
-from fcn_batch.pipeline.raster import RasterInfo
+from fcn_batch.pipeline.remote import look_at
+from fcn_batch.pipeline.source import RasterInfo
 from fcn_batch.workflows.checksums import file_sha256
 
 _LINE = re.compile(r"(?P<escaped>\\?)(?P<sha256>[0-9a-fA-F]{64})(?: [ *](?P<name>.+))?")
@@ -22,7 +27,7 @@ def identify(info: RasterInfo, *, hashed: bool = False) -> InputIdentity:
     """
     return InputIdentity(
         path=info.path,
-        files=tuple(file_identity(Path(path), hashed=hashed) for path in info.files),
+        files=tuple(file_identity(input_of(path), hashed=hashed) for path in info.files),
         height=info.size.height,
         width=info.size.width,
         bands=info.bands,
@@ -31,12 +36,22 @@ def identify(info: RasterInfo, *, hashed: bool = False) -> InputIdentity:
         transform=info.georeference.transform,
         ground=info.ground,
         microns=info.microns,
+        sources=info.sources,
+        resampling=info.resampling,
     )
 
 
-def file_identity(path: Path, *, hashed: bool) -> FileIdentity:
-    """Of one file; InputError when it cannot be read."""
+def file_identity(path: Path | Url, *, hashed: bool) -> FileIdentity:
+    """Of one file, or of all that are in a folder; InputError when one cannot be read.
+
+    A remote file is known by what its server says of it, and not fetched to be hashed.
+    """
+    if isinstance(path, Url):
+        found = look_at(path)
+        return FileIdentity(name=found.name, bytes=found.bytes, modified_ns=found.modified_ns, tag=found.tag)
     try:
+        if path.is_dir():
+            return _folder_identity(path, hashed=hashed)
         status = path.stat()
         if not hashed:
             return FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns)
@@ -45,12 +60,43 @@ def file_identity(path: Path, *, hashed: bool) -> FileIdentity:
         raise InputError(f"{path}: cannot be read ({error.strerror}); make it readable, or get a whole copy") from error
 
 
+def _folder_identity(folder: Path, *, hashed: bool) -> FileIdentity:
+    """Of the chunks of an array, which are many: a chunk that was written anew, or put in the place of another, shows.
+
+    What links lead to is not looked at: nothing reads it.
+    """
+    listing, content, total, newest = hashlib.sha256(), hashlib.sha256(), 0, 0
+    for name, status in sorted(_walk(str(folder))):
+        total, newest = total + status.st_size, max(newest, status.st_mtime_ns)
+        listing.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+        if hashed:
+            content.update(os.fsencode(f"{name}\0{file_sha256(folder / name)}\n"))
+    if hashed:
+        return FileIdentity(name=folder.name, bytes=total, modified_ns=None, sha256=content.hexdigest())
+    return FileIdentity(name=folder.name, bytes=total, modified_ns=newest, listing=listing.hexdigest())
+
+
+def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Name and status of all files below a folder, without those behind links."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(os.path.join(folder, below)) as entries:  # noqa: PTH118 - a tenth of the time, of 100 000 files
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{below}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield f"{below}{entry.name}", entry.stat(follow_symlinks=False)
+
+
 def check_sums(info: RasterInfo, identity: InputIdentity) -> None:
     """Compare a hashed identity with what checksum files say: `x.tif.sha256` beside a file, SHA256SUMS in its folder.
 
     InputError when one of them says otherwise, or `x.tif.sha256` nothing.
     """
-    for path, file in zip(map(Path, info.files), identity.files, strict=True):
+    for path, file in zip(map(input_of, info.files), identity.files, strict=True):
+        if isinstance(path, Url):
+            raise OptionError(f"--verify-input: {path} would be fetched twice; copy it to a file first")
         for sums in (path.with_name(f"{path.name}.sha256"), path.with_name(_SUMS)):
             wanted = _sums(sums).get(path.name) if sums.is_file() else file.sha256
             if wanted is None and sums.name != _SUMS:

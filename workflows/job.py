@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.claims import Claims
-from fcn_batch.pipeline.clip import inside
+from fcn_batch.pipeline.clip import within
 from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.device import keep_pages, set_threads
 from fcn_batch.pipeline.errors import MismatchError
@@ -20,15 +20,17 @@ from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import Plan
 from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, make_tiles
-from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, cache_needed
+from fcn_batch.pipeline.source import RasterInfo, cache_needed
 from fcn_batch.pipeline.tolerance import OnError
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.reading import slab_rows
+from fcn_batch.workflows.sources import source_of
 from fcn_batch.workflows.tolerant import TolerantSource
 
 _SMALL_CACHE_MB = 64
+_WARPING_CACHE_MB = 256
 _LARGE_CACHE_MB = 1024
 
 
@@ -71,8 +73,8 @@ class Job:
     """One pass at a time: the network takes all threads, and the memory, that the plan gives it."""
 
     def wanted(self, window: Window) -> NDArray[np.bool_] | None:
-        """Which pixels of a window belong to the area that a map is wanted of; None: all, there is no such area."""
-        return None if self.plan.area is None else inside(self.plan.area, window)
+        """Which pixels of a window belong to what a map is wanted of; None: all."""
+        return within(self.plan.areas, window)
 
     @property
     def layers(self) -> int:
@@ -116,7 +118,7 @@ def _opened(ticket: JobTicket) -> Job:
     set_threads(plan.kernel.threads)
     card, network = _ready_network(plan, ticket.device)
     policy = OnError.parse(ticket.on_error)
-    source = TolerantSource(RasterioSource(plan.input.path), policy)
+    source = TolerantSource(source_of(plan.input), policy)
     job = Job(
         plan=plan,
         card=card,
@@ -165,6 +167,11 @@ def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
 
 
 def cache_size_mb(info: RasterInfo) -> int:
-    """Megabytes of GDAL's block cache: a slab of rows with all bands, since bands stored together are decoded so."""
+    """Megabytes of GDAL's block cache: a slab of rows with all bands, since bands stored together are decoded so.
+
+    What is warped is read in windows of other sizes, from files that `info` does not tell of.
+    """
+    if info.resampling is not None or len(info.sources) > 1:
+        return _WARPING_CACHE_MB
     needed = cache_needed(info, slab_rows(info), info.bands)
     return min(max(needed // 2**20 + 1, _SMALL_CACHE_MB), _LARGE_CACHE_MB)

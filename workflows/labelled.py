@@ -18,8 +18,9 @@ from fcn_batch.pipeline.labels import NO_LABEL, Burn, Grid, Labels, open_labels
 from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.normalise import normalise
 from fcn_batch.pipeline.places import expand, resolve
-from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterioSource, RasterSource
+from fcn_batch.pipeline.raster import RasterioSource
 from fcn_batch.pipeline.recipe import Images, Place, Recipe
+from fcn_batch.pipeline.source import Pixels, RasterInfo, RasterSource
 from fcn_batch.pipeline.splits import USES, Use, check_split
 from fcn_batch.workflows.splits import regions
 

@@ -4,47 +4,73 @@ import glob
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError, OutputError
 from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+from fcn_batch.pipeline.location import Input, Url, input_of
+from fcn_batch.pipeline.zarrnode import holds_zarr
+from fcn_batch.workflows.items import holds_items, in_items
 
 Status = Literal["done", "part", "holes", "failed"]
 _SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has holes", "failed": "failed"}
 _WIDEST_NAME = 40
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt")
 """Of the files in a folder that are taken for rasters."""
-_OUTPUT = ".classes.tif"
+_OUTPUTS = (".classes.tif", ".classes.zarr", ".confidence.zarr", ".pyramid.zarr")
 
 
-def inputs_of(given: Sequence[Path], listed: Path | None) -> tuple[Path, ...]:
-    """The inputs that a command line names, each once: files, folders of rasters, patterns that no shell has expanded.
+def inputs_of(given: Sequence[str | Path], listed: Path | None, asset: str | None = None) -> tuple[Path | Url, ...]:
+    """The inputs that a command line names, each once; the errors of `dated_inputs`."""
+    return tuple(dated_inputs(given, listed, asset))
 
-    A file that really has the name of a pattern is meant itself. Maps that an earlier run left beside its inputs are
-    not taken, unless they are named. InputError when a folder or a pattern holds nothing, OptionError when the list
-    cannot be read or there is no input at all.
+
+def dated_inputs(
+    given: Sequence[str | Path], listed: Path | None, asset: str | None = None
+) -> dict[Path | Url, datetime | None]:
+    """The inputs that a command line names: files, zarr stores, folders of rasters, patterns for no shell, STAC items.
+
+    Of items it is their `asset`, and its time, which others do not have. A file that really has the name of a pattern
+    is meant itself. Maps that an earlier run left beside its inputs are not taken, unless they are named. InputError
+    when a folder or a pattern holds nothing, OptionError when the list cannot be read or there is no input at all.
     """
-    found: list[Path] = []
-    for path in [*given, *(_listed(listed) if listed else ())]:
-        if path.is_dir():
-            found += _in_folder(path)
+    found: dict[Path | Url, datetime | None] = {}
+    for path in [*map(_named, given), *(_listed(listed) if listed else ())]:
+        if isinstance(path, Url):
+            found[path] = None
+        elif holds_items(path):
+            found |= {one.place: one.taken for one in in_items(path, asset)}
+        elif path.is_dir() and not holds_zarr(path):
+            found |= dict.fromkeys(_in_folder(path))
         elif path.exists() or not glob.has_magic(str(path)):
-            found.append(path)
+            found[path] = None
         else:
-            found += _fitting(str(path))
+            found |= dict.fromkeys(_fitting(str(path)))
     if not found:
         raise OptionError("no input; give files, folders, patterns like 'in/*.tif', or --list FILE")
-    return tuple(dict.fromkeys(found))
+    return found
+
+
+def refuse_remote(inputs: Iterable[Path | Url], *, local_only: bool) -> None:
+    """OptionError for an input on another machine where `local_only` forbids them."""
+    for one in inputs if local_only else ():
+        if isinstance(one, Url) and one.remote:
+            raise OptionError(f"{one}: not on this machine, and --local-only forbids that; copy it to a file")
+
+
+def _named(given: str | Path) -> Path | Url:
+    return input_of(given) if isinstance(given, str) else given
 
 
 def looks_like_raster(path: Path) -> bool:
     """By its name alone: what a folder that holds other files too is searched for."""
     hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in RASTER_SUFFIXES and not path.name.endswith(_OUTPUT)
+    return not hidden and path.suffix.lower() in RASTER_SUFFIXES and not path.name.endswith(_OUTPUTS)
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -59,20 +85,25 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _fitting(pattern: str) -> list[Path]:
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
-    fitting = sorted(path for name in names if (path := Path(name)).is_file() and not name.endswith(_OUTPUT))
+    fitting = sorted(path for name in names if _is_input(path := Path(name)) and not name.endswith(_OUTPUTS))
     if not fitting:
         raise InputError(f"{pattern}: no such file, and as a pattern it fits none; mend the name or the pattern")
     return fitting
 
 
-def _listed(path: Path) -> list[Path]:
+def _is_input(path: Path) -> bool:
+    return path.is_file() or holds_zarr(path)
+
+
+def _listed(path: Path) -> list[Path | Url]:
     """The lines of a list, relative to its folder, or to the working folder if it comes from standard input (-)."""
     try:
         text = sys.stdin.read(MAX_TEXT) if str(path) == "-" else read_bounded(path, MAX_TEXT).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise OptionError(f"--list {path}: cannot be read ({error}); give a text file, a path on each line") from error
     lines = [line.strip() for line in text.splitlines()]
-    return [path.parent / line for line in lines if line and not line.startswith("#")]
+    places = [input_of(line) for line in lines if line and not line.startswith("#")]
+    return [place if isinstance(place, Url) else path.parent / place for place in places]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +135,9 @@ class Tally:
     """How many there are; None: more may come at any time."""
     file: Path | None = None
     """Where all of it is written as JSON, again after every input; None: nowhere."""
-    outcomes: dict[Path, Outcome] = field(default_factory=dict)
+    outcomes: dict[Input, Outcome] = field(default_factory=dict)
     """The last of each."""
-    _errors: dict[Path, FcnBatchError] = field(default_factory=dict)
+    _errors: dict[Input, FcnBatchError] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -122,7 +153,7 @@ class Tally:
         """Time counts for the next input from here on."""
         self._started = time.perf_counter()
 
-    def add(self, path: Path, status: Status, pixels: int | None, error: FcnBatchError | None = None) -> None:
+    def add(self, path: Input, status: Status, pixels: int | None, error: FcnBatchError | None = None) -> None:
         """One more; OutputError when the file cannot be written."""
         self._errors.pop(path, None)
         if error is not None:

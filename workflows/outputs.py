@@ -12,7 +12,9 @@ from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.levels import group_attributes
+from fcn_batch.pipeline.location import Input, Mosaic
 from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.zarrnode import holds_zarr
 
 _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
 """File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
@@ -225,11 +227,18 @@ class Places:
     """Where the outputs of one input after the other go: in `folder`, or, if there is none, beside each input."""
 
     folder: Path | None
-    _inputs: dict[Outputs, Path] = field(default_factory=dict)
+    _inputs: dict[Outputs, Input] = field(default_factory=dict)
 
-    def of(self, path: Path) -> Outputs:
-        """OptionError when the outputs of another input have the same names, or when a name is too long."""
-        place = Outputs((self.folder or path.absolute().parent).resolve(), path.stem)
+    def of(self, path: Input) -> Outputs:
+        """Where those of one input go; in the working folder if it lies on no file system itself.
+
+        OptionError when the outputs of another input have the same names, when a name is too long, or when they would
+        be in a zarr store.
+        """
+        beside = path.absolute().parent if isinstance(path, Path) else Path.cwd()
+        if self.folder is None and holds_zarr(beside):
+            raise OptionError(f"{path}: a part of a zarr store, in which no outputs belong; give a folder with -o DIR")
+        place = Outputs((self.folder or beside).resolve(), path.stem)
         if len(os.fsencode(place.stem)) > _LONGEST_STEM:
             raise OptionError(f"{path}: the name is too long for those of its outputs; rename the file")
         if (first := self._inputs.setdefault(place, path)) != path:
@@ -240,11 +249,12 @@ class Places:
         return place
 
 
-def outputs_of(inputs: list[Path], folder: Path | None) -> list[Outputs]:
+def outputs_of(inputs: list[Input], folder: Path | None) -> list[Outputs]:
     """Outputs of each input; OptionError also when one of them is an input itself."""
     known = Places(folder)
     places = [known.of(path) for path in inputs]
-    real = {path.resolve(): path for path in inputs}
+    files = [file for one in inputs for file in (one.parts if isinstance(one, Mosaic) else (one,))]
+    real = {path.resolve(): path for path in files if isinstance(path, Path)}
     for path, place in zip(inputs, places, strict=True):
         for name in (*place.names(), place.report, place.staging.name):
             output = place.folder / name

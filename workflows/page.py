@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.crs import coordinate_attributes, system_name
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.georeference import IDENTITY
-from fcn_batch.pipeline.picture import jpeg, reduced
+from fcn_batch.pipeline.picture import jpeg
 from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.raster import Pixels
-from fcn_batch.workflows.choice import metres
+from fcn_batch.pipeline.source import Pixels
 from fcn_batch.workflows.ground import Ground
-from fcn_batch.workflows.inputs import file_identity
+from fcn_batch.workflows.inputs import file_identity, identify
 from fcn_batch.workflows.quicklook import share_text
+from fcn_batch.workflows.resolution import metres
+from fcn_batch.workflows.sources import source_of
 from fcn_batch.workflows.survey import Covered, Survey
+from fcn_batch.workflows.thumbnail import thumbnail
 
 SIDE = 2000
 """Rows and columns of the map in the page, at most."""
@@ -176,7 +178,7 @@ def _image(seen: Survey, plan: Plan | None) -> tuple[str | None, str | None]:
     bands = plan.bands[:3] if len(plan.bands) >= 3 else plan.bands[:1]
     path = Path(plan.input.path)
     try:
-        pixels = reduced(path, bands, seen.step)
+        pixels = thumbnail(plan.input, bands, seen.step)
     except InputError:
         return None, "not shown: it is no longer where it was"
     if pixels.values.shape[1:] != seen.ids.shape or _changed(path, plan):
@@ -185,7 +187,9 @@ def _image(seen: Survey, plan: Plan | None) -> tuple[str | None, str | None]:
 
 
 def _changed(path: Path, plan: Plan) -> bool:
-    """True when a file of the raster that lies beside it is not as it was when the map was made."""
+    """True when the raster, or a file that lies beside it, is not as it was when the map was made."""
+    if path.is_dir():
+        return identify(source_of(plan.input).info, hashed=plan.input.hashed).files != plan.input.files
     there = [(path.with_name(file.name), file) for file in plan.input.files]
     return any(file_identity(place, hashed=file.sha256 is not None) != file for place, file in there if place.is_file())
 

@@ -16,7 +16,7 @@ from fcn_batch.pipeline.confidence import PLANES
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.plan import Cut, Plan
 from fcn_batch.pipeline.predictor import Choice, Decided, StripPass, Strips, Tiles
-from fcn_batch.pipeline.raster import Pixels, RasterSource
+from fcn_batch.pipeline.source import Pixels, RasterSource
 from fcn_batch.pipeline.tiling import Descent, exact_tiles, lane_columns
 from fcn_batch.workflows.reading import RowReader
 

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from fcn_batch.pipeline.area import Area
 from fcn_batch.pipeline.blending import Blend
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.classes import NODATA
@@ -17,18 +19,23 @@ from fcn_batch.pipeline.device import (
 )
 from fcn_batch.pipeline.errors import ModelError, OptionError
 from fcn_batch.pipeline.geometry import round_up
+from fcn_batch.pipeline.location import Input
 from fcn_batch.pipeline.model_card import ModelCard
 from fcn_batch.pipeline.plan import InputIdentity, ModelIdentity, Plan, Precision
-from fcn_batch.pipeline.raster import RasterInfo, inspect
+from fcn_batch.pipeline.source import RasterInfo, RasterSource
 from fcn_batch.pipeline.weights import ModelFile, structure
 from fcn_batch.workflows.areas import Box, choose_area
 from fcn_batch.workflows.bands import band_notes, choose_bands, numbered
-from fcn_batch.workflows.choice import choose_model, ground_sample_distance, is_near, misfit
+from fcn_batch.workflows.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
 from fcn_batch.workflows.inputs import check_sums, identify
 from fcn_batch.workflows.kernel import kernel_here
+from fcn_batch.workflows.lanes import lane_for
 from fcn_batch.workflows.models import find_model
+from fcn_batch.workflows.resolution import ground_sample_distance, resolution_note
+from fcn_batch.workflows.sources import at_microns, at_resolution, find_source, in_colours
 from fcn_batch.workflows.stretching import choose_scaling
+from fcn_batch.workflows.tissue import find_tissue
 from fcn_batch.workflows.topology import Each, available_cpus
 
 _THREADS_PER_CPU = 4
@@ -65,6 +72,14 @@ class Options:
     """None: bf16 where it is fast and the model's card says that it changes few classes, else fp32."""
     aoi: Path | None = None
     """Polygons, of whose area a map is wanted."""
+    level: int | None = None
+    """Of the input's own pyramid; None: the finest, or what suits `mpp`."""
+    mpp: float | None = None
+    """Micrometres per pixel, of a slide; None: as it is."""
+    tissue: Literal["auto", "off"] = "auto"
+    """auto: leave out what of a slide is glass."""
+    resample: Literal["auto", "off"] = "off"
+    """auto: bring the input to the resolution that the model was trained at."""
     bbox: Box | None = None
     """Or a box: west, south, east, north, in the raster's coordinates."""
     memory: int | None = None
@@ -101,37 +116,37 @@ class Prepared:
 
 
 def prepare(
-    path: Path,
+    given: Input,
     options: Options,
     *,
     processes: int | None = 1,
     each: Each = _SHARED,
     known: Sequence[Plan] = (),
 ) -> Prepared:
-    """Decide everything about a run of `path` on so many processes; None: as many as a scheduler has.
+    """Decide everything about a run of `given` on so many processes; None: as many as a scheduler has.
 
     They share this machine, unless `each` says what they have. `known` are plans of earlier runs: what was measured
     of the same input is not measured again. InputError, ModelError or OptionError with the reason.
     """
-    info = inspect(path)
     device = choose_device(options.device)
     notes: list[str] = []
-    wanted = None if options.bands is None else numbered(info, options.bands)
-    model, network, precision = _load(_find(info, options.model, wanted, notes), options, device)
-    spec = model.card.input
+    source, model, wanted = _matched(given, options, notes)
+    info, spec = source.info, model.card.input
+    network, precision = _load(model, options, device)
     bands = choose_bands(info, spec, wanted)
     identity = _identified(info, hashed=options.verify_input)
     known = [plan for plan in known if plan.input.files == identity.files]
-    full_scale, stretch = choose_scaling(info, spec, bands, (options.full_scale, options.stretch), known)
+    full_scale, stretch = choose_scaling(source, spec, bands, (options.full_scale, options.stretch), known)
     here = 1 if each.apart else processes or 1
     budget = options.memory or each.memory
     budget = budget or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
     area = choose_area(info, options.aoi, options.bbox)
-    columns = None if area is None else area.columns(info.size)
+    tissue = _tissue(identity, bands, (options, known), notes)
+    chunk = chunk_of(network.stride)
+    columns = lane_for([one for one in (area, tissue) if one is not None], info.size, chunk, network.halo or 0)
     wish = Wish(options.tile, options.overlap, options.blend, options.shard, columns)
     cut = choose_cut(network, info, wish, room, notes)
-    chunk = chunk_of(network.stride)
     plan = Plan(
         input=identity,
         model=ModelIdentity(
@@ -141,6 +156,7 @@ def prepare(
         full_scale=full_scale,
         stretch=stretch,
         area=area,
+        tissue=tissue,
         cut=cut,
         kernel=kernel_here(device, precision, choose_threads(options.threads, device, here, each.threads)),
         inner=None if cut.chunk == chunk else chunk,
@@ -148,9 +164,7 @@ def prepare(
     )
     if stretch is not None:
         notes.append(plan.scaling)
-    notes += band_notes(info, spec, wanted) + _georeference_notes(info)
-    if options.model != "auto":  # which says it itself
-        notes += _resolution_notes(info, model)
+    notes += band_notes(info, spec, wanted) + _georeference_notes(info) + _resolution_notes(info, model, options)
     return Prepared(plan, info, model, device, network, notes)
 
 
@@ -161,16 +175,31 @@ def _identified(info: RasterInfo, *, hashed: bool) -> InputIdentity:
     return identity
 
 
-def _find(info: RasterInfo, named: str, bands: tuple[int, ...] | None, notes: list[str]) -> ModelFile:
-    if named != "auto":
-        return find_model(named)
-    model, why = choose_model(info, bands)
-    notes.append(why)
-    return model
+def _matched(
+    given: Input, options: Options, notes: list[str]
+) -> tuple[RasterSource, ModelFile, tuple[int, ...] | None]:
+    """The source at the resolution and in the colours that the model wants, the model, and the bands asked for."""
+    if options.level is not None and options.mpp is not None:
+        raise OptionError(f"--level {options.level} with --mpp {options.mpp:g}: give one of them")
+    named = None if options.model == "auto" else find_model(options.model)
+    source = find_source(given, options.level)
+    if source.info.palette and (named is None or len(named.card.input.bands) > 1):
+        source = in_colours(source)
+    if options.mpp is not None:
+        source = at_microns(source, options.mpp)
+    wanted = None if options.bands is None else numbered(source.info, options.bands)
+    if named is None:
+        named, why = choose_model(source.info, wanted)
+        notes.append(why)
+    if options.resample == "auto" and options.mpp is None:
+        source = at_resolution(source, named.card.input.gsd_m)
+    if source.info.resampling is not None or any(file.level for file in source.info.sources):
+        notes.append(resolution_note(source.info))
+    return source, named, wanted
 
 
-def _load(model: ModelFile, options: Options, device: str) -> tuple[ModelFile, Network, Precision]:
-    """The model and what the plan must know of it; ModelError when a map of bytes cannot hold its classes."""
+def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Precision]:
+    """What the plan must know of a model; ModelError when a map of bytes cannot hold its classes."""
     if not model.card.legend.fits_a_map:
         raise ModelError(
             f"{model.path}: has {len(model.card.legend)} classes with ids up to {max(model.card.legend.ids)}; a map of "
@@ -195,7 +224,7 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[ModelFile, N
         itemsize=4 if precision == "fp32" else 2,
         confidence=options.confidence,
     )
-    return model, network, precision
+    return network, precision
 
 
 def choose_precision(wanted: Precision | None, device: str, card: ModelCard) -> Precision:
@@ -230,8 +259,20 @@ def _georeference_notes(info: RasterInfo) -> list[str]:
     return []
 
 
-def _resolution_notes(info: RasterInfo, model: ModelFile) -> list[str]:
+def _tissue(
+    identity: InputIdentity, bands: tuple[int, ...], wanted: tuple[Options, Sequence[Plan]], notes: list[str]
+) -> Area | None:
+    """Where a slide has tissue, if that is wanted and can be said."""
+    options, known = wanted
+    if options.tissue == "off":
+        return None
+    tissue, told = find_tissue(identity, bands, known)
+    notes += [told] if told else []
+    return tissue
+
+
+def _resolution_notes(info: RasterInfo, model: ModelFile, options: Options) -> list[str]:
     gsd = ground_sample_distance(info)
-    if gsd is None or is_near(gsd, model):
+    if options.model == "auto" or gsd is None or is_near(gsd, model):  # auto says it itself
         return []
     return [misfit(gsd, model)]

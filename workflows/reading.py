@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.geometry import Window, round_up
-from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterSource
+from fcn_batch.pipeline.source import Pixels, RasterInfo, RasterSource
 
 _LEAST_ROWS = 256
 _MOST_ROWS = 1024

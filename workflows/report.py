@@ -29,6 +29,7 @@ def make_report(
         "outputs": made,
         "classes": _classes(legend, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
+        "skipped_pixels": sum(sum(r.pixels.values()) for r in done if not r.forwarded and set(r.pixels) <= {NODATA}),
         "unreadable": _unreadable(done),
         "notes": [*notes, *_notes_on_memory(plan.cut.tile, done), *_notes_on_mixing(done)],
         "blocks": len(done),
@@ -72,9 +73,15 @@ def summary(report: dict[str, Any]) -> list[str]:
         area = f"{entry['area_km2']:16,.2f} km²" if entry["area_km2"] is not None else ""
         lines.append(f"  {entry['name']:<24} {100 * entry['share']:6.2f} % {entry['pixels']:14,} px {area}")
     lines.append(f"  {'no data':<24} {'':8} {report['nodata_pixels']:14,} px")
+    if skipped := report["skipped_pixels"]:
+        share = skipped / (report["nodata_pixels"] + sum(entry["pixels"] for entry in report["classes"]))
+        lines.append(f"  {'skipped as empty':<24} {100 * share:6.2f} % {skipped:14,} px in whole blocks")
     if unreadable := report["unreadable"]:
         pixels = sum(window["height"] * window["width"] for window in unreadable)
         lines.append(f"  {'could not be read':<24} {'':8} {pixels:14,} px in {len(unreadable)} parts of the input")
+    if (timing := report["timing"])["pixels_per_s"]:
+        speeds = (timing[key] / 1e6 for key in ("pixels_per_s", "classified_pixels_per_s"))
+        lines.append("  {:.2f} MPx/s, {:.2f} MPx/s of pixels that have a class".format(*speeds))
     return lines
 
 

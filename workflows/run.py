@@ -18,12 +18,12 @@ from enum import Enum
 from functools import partial
 
 from fcn_batch.pipeline.claims import only_one
+from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.durable import sync
 from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
 from fcn_batch.pipeline.holder import Holder
 from fcn_batch.pipeline.journal import Receipt, block_of
 from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.raster import inspect
 from fcn_batch.pipeline.tiling import BlockGrid, Work, works
 from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.finish import Brief, Course, finish
@@ -34,6 +34,7 @@ from fcn_batch.workflows.part import share
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.report import summary
 from fcn_batch.workflows.signals import Stop
+from fcn_batch.workflows.sources import source_of
 from fcn_batch.workflows.stitch import create_confidence, create_store
 
 OnReceipt = Callable[[Receipt], None]
@@ -143,6 +144,8 @@ class _Blocks:
     done: set[int] = field(default_factory=set)
     """Those with a receipt; only their numbers: of a million, receipts would fill the memory."""
     earlier: int = 0
+    _pixels: int = 0
+    _classified: int = 0
     _all_done: bool = False
     """True: they have been seen done, so this run sees to the end, and to what is lost until then, of whatever part."""
     _started: float = field(default_factory=time.perf_counter)
@@ -150,7 +153,7 @@ class _Blocks:
     @property
     def course(self) -> Course:
         """How they were done."""
-        return Course(time.perf_counter() - self._started, self.earlier)
+        return Course(time.perf_counter() - self._started, self.earlier, self._pixels, self._classified)
 
     @property
     def committer(self) -> Committer:
@@ -223,7 +226,9 @@ class _Blocks:
     def _finished(self, receipt: Receipt) -> None:
         if receipt.block not in self.done:
             self.done.add(receipt.block)
-            self.progress.advance(receipt.shape[0] * receipt.shape[1])
+            self._pixels += (pixels := receipt.shape[0] * receipt.shape[1])
+            self._classified += pixels - receipt.pixels.get(NODATA, 0)
+            self.progress.advance(pixels)
 
 
 def _pixels(grid: BlockGrid, blocks: Iterable[int]) -> int:
@@ -276,7 +281,7 @@ def _finished(brief: Brief, outputs: Outputs) -> str:
 
 def _refuse_changed_input(plan: Plan) -> None:
     """InputError when the raster was written to while it was read: the map would be of two images."""
-    if identify(inspect(plan.input.path), hashed=plan.input.hashed).files != plan.input.files:
+    if identify(source_of(plan.input).info, hashed=plan.input.hashed).files != plan.input.files:
         raise InputError(
             f"{plan.input.path}: the raster changed during the run; run again with --restart when it is complete"
         )

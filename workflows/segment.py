@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fcn_batch.pipeline.bucket import Bucket
 from fcn_batch.pipeline.claims import only_one
 from fcn_batch.pipeline.errors import (
     FcnBatchError,
@@ -17,6 +18,7 @@ from fcn_batch.pipeline.errors import (
     StoppedError,
     UnreadableError,
 )
+from fcn_batch.pipeline.location import Input, Url
 from fcn_batch.pipeline.plan import Free
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.pipeline.tolerance import OnError
@@ -32,6 +34,7 @@ from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.progress import RunProgress
 from fcn_batch.workflows.run import End, OnReceipt, run
 from fcn_batch.workflows.signals import Stop, stopping
+from fcn_batch.workflows.upload import plan_there, upload
 from fcn_batch.workflows.watch import arrivals
 from fcn_batch.workflows.workers import Workers
 
@@ -43,7 +46,7 @@ GRACE_S = 25.0
 class Request:
     """What the user asked for."""
 
-    inputs: tuple[Path, ...]
+    inputs: tuple[Input, ...]
     """Or, if none: those that come into the folder `watch`."""
     options: Options
     folder: Path | None = None
@@ -64,8 +67,12 @@ class Request:
     summary: Path | None = None
     """Where it is written, as JSON, how each input ended; None: nowhere."""
     watch: Path | None = None
+    bucket: Url | None = None
+    """Where outputs go when they are complete; None: they stay in `folder`."""
 
     def __post_init__(self) -> None:
+        if self.bucket is not None and self.part is not None:
+            raise OptionError(f"--part {self.part} with -o {self.bucket}: give a folder that all parts share")
         if self.watch is not None:
             self._check_watch(self.watch)
         if self.part is not None and (self.restart or self.overwrite):
@@ -82,7 +89,7 @@ class Request:
             raise OptionError(f"--watch {watch}: outputs there would be inputs again; give another folder with -o DIR")
 
 
-def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
+def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
     """Make the class map of one input after the other, and name the outputs of each when they are complete.
 
     That two would have the same names shows before the first one is run. With several inputs one that fails does not
@@ -106,6 +113,10 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
                     prepared = prepare(
                         path, request.options, processes=workers.processes, each=workers.each, known=known
                     )
+                    if _there_already(prepared, outputs, request):
+                        tally.add(path, "done", prepared.info.size.pixels)
+                        progress.note(f"{path}: complete already, in {request.bucket}")
+                        continue
                     end = _segment_one(prepared, outputs, request, (progress, stop))
                 except StoppedError:
                     raise
@@ -117,7 +128,8 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
                     continue
                 if end is End.STOPPED:
                     stop.leave()
-                yield from _ended(path, outputs, end, tally)
+                told = _ended(path, outputs, end, tally)
+                yield from told if request.bucket is None else upload(Bucket(request.bucket), outputs)
     finally:
         for line in tally.lines() if tally.several else ():
             progress.note(line)
@@ -125,7 +137,22 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path]:
         raise error_of_all
 
 
-def _ended(path: Path, outputs: Outputs, end: End, tally: Tally) -> list[Path]:
+def _there_already(prepared: Prepared, outputs: Outputs, request: Request) -> bool:
+    """Whether the outputs are in the bucket; OutputError when those of another run are, and may not be replaced."""
+    if request.bucket is None or request.overwrite:
+        return False
+    there = plan_there(Bucket(request.bucket), outputs)
+    if there is None:
+        return False
+    if prepared.plan.settled_by(there, _free(request)).fingerprint == there.fingerprint:
+        return True
+    raise OutputError(
+        f"{request.bucket}: {outputs.report} there is of another run; give --overwrite to replace its outputs, or "
+        "another place with -o"
+    )
+
+
+def _ended(path: Input, outputs: Outputs, end: End, tally: Tally) -> list[Path]:
     """Count one that ended well, or with holes; its outputs, if they are there."""
     if end is End.PART:
         tally.add(path, "part", None)
@@ -222,6 +249,13 @@ def _complete_already(brief: Brief, outputs: Outputs, progress: RunProgress) -> 
 
 def _settled(prepared: Prepared, outputs: Outputs, request: Request) -> Prepared:
     """Keep what an earlier run of the same plan chose by its machine: it decides the last bits."""
+    for earlier in outputs.earlier_plans():
+        prepared = replace(prepared, plan=prepared.plan.settled_by(earlier, _free(request)))
+    return prepared
+
+
+def _free(request: Request) -> frozenset[Free]:
+    """What the machine chose, not the user."""
     options = request.options
     free: set[Free] = {"segment"}
     if options.threads is None:
@@ -232,6 +266,4 @@ def _settled(prepared: Prepared, outputs: Outputs, request: Request) -> Prepared
             free.add("tile")
     if request.allow_mixed:
         free.add("kernel")
-    for earlier in outputs.earlier_plans():
-        prepared = replace(prepared, plan=prepared.plan.settled_by(earlier, frozenset(free)))
-    return prepared
+    return frozenset(free)

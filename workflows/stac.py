@@ -72,7 +72,7 @@ def _properties(plan: Plan, legend: Legend, report: dict[str, Any]) -> dict[str,
     source = Path(plan.input.path)
     exactness = "exact" if plan.cut.exact else "approximate"
     return {
-        "datetime": _written(taken_at(source) or finished),
+        "datetime": _written(taken_at(plan.input.places[0]) or finished),
         "created": _written(finished),
         "title": f"Classes of {source.name}",
         "description": f"{len(legend)} classes: {', '.join(one.name for one in legend.classes)}",

@@ -14,7 +14,7 @@ from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.model_card import InputSpec
 from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.raster import RasterInfo, RasterioSource
+from fcn_batch.pipeline.source import RasterInfo, RasterSource
 from fcn_batch.pipeline.stretch import Histogram, Range, Stretch
 from fcn_batch.workflows.bands import choose_full_scale
 
@@ -30,7 +30,7 @@ _READ_PIXELS = 2**22
 
 
 def choose_scaling(
-    info: RasterInfo,
+    source: RasterSource,
     spec: InputSpec,
     bands: Sequence[int],
     wanted: tuple[float | None, str | None],
@@ -40,17 +40,17 @@ def choose_scaling(
 
     Tags are taken unasked where the type of the pixels is not the model's: nothing else says what they are.
     """
-    full_scale, stretch = wanted
+    info, (full_scale, stretch) = source.info, wanted
     if stretch is None:
         if full_scale is not None or info.dtype == spec.dtype or not _tagged(info, bands):
             return choose_full_scale(info, spec, full_scale), None
         stretch = "tags"
     if full_scale is not None:
         raise OptionError(f"--stretch {stretch} with --full-scale {full_scale:g}: give one of them")
-    return spec.full_scale, choose_stretch(info, bands, stretch, known)
+    return spec.full_scale, choose_stretch(source, bands, stretch, known)
 
 
-def choose_stretch(info: RasterInfo, bands: Sequence[int], wanted: str, known: Sequence[Plan] = ()) -> Stretch:
+def choose_stretch(source: RasterSource, bands: Sequence[int], wanted: str, known: Sequence[Plan] = ()) -> Stretch:
     """The ranges of `bands`, which count from 1; `known` are plans of the same input, whose percentiles are taken.
 
     OptionError when `wanted` means nothing for this raster, InputError when it cannot be read.
@@ -58,7 +58,7 @@ def choose_stretch(info: RasterInfo, bands: Sequence[int], wanted: str, known: S
     if wanted in _SENSORS:
         return Stretch(by=wanted, ranges=(_SENSORS[wanted],) * len(bands))
     if wanted == "tags":
-        return _of_tags(info, bands)
+        return _of_tags(source.info, bands)
     numbers, percents = _numbers(wanted)
     if not percents:
         return _fixed(wanted, numbers, len(bands))
@@ -67,7 +67,7 @@ def choose_stretch(info: RasterInfo, bands: Sequence[int], wanted: str, known: S
     for plan in known:
         if plan.stretch is not None and plan.stretch.by == wanted and plan.bands == tuple(bands):
             return plan.stretch
-    return Stretch(by=wanted, ranges=_measured(info, bands, (numbers[0], numbers[1])))
+    return Stretch(by=wanted, ranges=_measured(source, bands, (numbers[0], numbers[1])))
 
 
 def _tagged(info: RasterInfo, bands: Sequence[int]) -> bool:
@@ -113,12 +113,11 @@ def _of_tags(info: RasterInfo, bands: Sequence[int]) -> Stretch:
         raise OptionError(f"--stretch tags: {info.path} has a negative scale; give the range itself") from error
 
 
-def _measured(info: RasterInfo, bands: Sequence[int], percents: Range) -> tuple[Range, ...]:
+def _measured(source: RasterSource, bands: Sequence[int], percents: Range) -> tuple[Range, ...]:
     """Percentiles of each band over all valid pixels; 0 and 1 where there are none."""
-    counted = [Histogram(info.dtype) for _ in bands]
-    source = RasterioSource(info.path, info)
+    counted = [Histogram(source.info.dtype) for _ in bands]
     try:
-        for window in _slabs(info):
+        for window in _slabs(source.info):
             pixels = source.read(window, tuple(bands))
             for band, histogram in zip(pixels.values, counted, strict=True):
                 histogram.add(band[pixels.valid])

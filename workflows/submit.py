@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fcn_batch.pipeline.errors import OptionError, OutputError
+from fcn_batch.pipeline.location import Url
 from fcn_batch.workflows.outputs import outputs_of
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.topology import count_of
@@ -34,7 +35,7 @@ class Segment:
 
     options: tuple[str, ...]
     """As ``--name=value``, paths absolute."""
-    inputs: tuple[Path, ...]
+    inputs: tuple[Path | Url, ...]
     folder: Path | None = None
     """Of the outputs; None: beside each input."""
 
@@ -46,7 +47,8 @@ class Segment:
     @property
     def home(self) -> Path:
         """The folder of the outputs, or of those of the first input."""
-        return self.folder or self.inputs[0].parent
+        first = self.inputs[0]
+        return self.folder or (first.parent if isinstance(first, Path) else Path.cwd())
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterSource
+from fcn_batch.pipeline.source import Pixels, RasterInfo, RasterSource
 from fcn_batch.pipeline.tolerance import OnError, StorageGrid, halves
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fcn_batch.pipeline.capture import graph_of
 from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.clip import inside
+from fcn_batch.pipeline.clip import within
 from fcn_batch.pipeline.device import (
     check_precision,
     choose_device,
@@ -29,16 +29,18 @@ from fcn_batch.pipeline.device import (
 from fcn_batch.pipeline.errors import InputError, IntegrityError, ModelError, OptionError
 from fcn_batch.pipeline.gdal import gdal_cache
 from fcn_batch.pipeline.geometry import Size, Window, round_up
+from fcn_batch.pipeline.location import Url, input_of
 from fcn_batch.pipeline.maps import ClassMap, Ids
-from fcn_batch.pipeline.plan import FileIdentity, Plan, Precision
+from fcn_batch.pipeline.plan import FileIdentity, InputIdentity, Plan, Precision
 from fcn_batch.pipeline.predictor import Scaling, Tiles, make_tiles
-from fcn_batch.pipeline.raster import RasterInfo, RasterioSource, RasterSource, inspect
+from fcn_batch.pipeline.source import RasterSource
 from fcn_batch.pipeline.weights import load_model
 from fcn_batch.workflows.inputs import identify
 from fcn_batch.workflows.job import cache_size_mb
 from fcn_batch.workflows.maps import open_map
 from fcn_batch.workflows.outputs import Outputs, find_run
 from fcn_batch.workflows.progress import RunProgress
+from fcn_batch.workflows.sources import source_of
 from fcn_batch.workflows.verification import Sample, Verification
 
 _SIDE = 512
@@ -62,13 +64,13 @@ def verify(path: Path, samples: int, seed: int, progress: RunProgress) -> Verifi
     outputs, report = find_run(path)
     named = outputs.folder / outputs.report
     plan = _plan(named, report)
-    info = _same_input(named, plan, outputs)
-    check = _Check.of(named, plan, info, outputs)
+    source = _same_input(named, plan, outputs)
+    check = _Check.of(named, plan, source, outputs)
     windows = list(check.windows(samples, seed))
     found = []
     progress.start(outputs.stem, sum(window.pixels for window in windows), 0)
     try:
-        with gdal_cache(cache_size_mb(info)):
+        with gdal_cache(cache_size_mb(source.info)):
             for window in windows:
                 found.append(check.sample(window))
                 progress.advance(window.pixels)
@@ -91,22 +93,30 @@ def _plan(named: Path, report: dict[str, Any]) -> Plan:
         raise InputError(f"{named}: holds no plan of this version of fcn-batch; make the map again") from error
 
 
-def _same_input(named: Path, plan: Plan, outputs: Outputs) -> RasterInfo:
+def _same_input(named: Path, plan: Plan, outputs: Outputs) -> RasterSource:
     """The raster of the run, where it was or beside the outputs; InputError when it is another one by now."""
-    place = Path(plan.input.path)
-    places = [path for path in (place, outputs.folder / place.name) if path.is_file()]
-    if not places:
-        raise InputError(f"{named}: was made from {place}, which is not there; put it back, or beside the outputs")
-    info = inspect(places[0])
-    before, now = set(plan.input.files), set(identify(info, hashed=plan.input.hashed).files)
+    source = _found(named, plan.input, outputs.folder)
+    before, now = set(plan.input.files), set(identify(source.info, hashed=plan.input.hashed).files)
     if before == now:
-        return info
+        return source
     name = min(file.name for file in before ^ now)
     was, found = (next((f for f in files if f.name == name), None) for files in (before - now, now - before))
     raise InputError(
-        f"{places[0]}: not the raster that {named.name} was made from: {name} was {_told(was)}, is {_told(found)}; "
-        f"put the old one back{'' if plan.input.hashed else ' (with its time)'}, or make the map again"
+        f"{source.info.path}: not the raster that {named.name} was made from: {name} was {_told(was)}, is "
+        f"{_told(found)}; put the old one back{'' if plan.input.hashed else ' (with its time)'}, or make the map again"
     )
+
+
+def _found(named: Path, wanted: InputIdentity, folder: Path) -> RasterSource:
+    """Where it was, or in `folder`."""
+    if not all(isinstance(place, Url) or place.exists() for place in map(input_of, wanted.places)):
+        beside = [file.model_copy(update={"path": str(folder / Path(file.path).name)}) for file in wanted.sources]
+        wanted = wanted.model_copy(update={"sources": tuple(beside)})
+        if not beside or not all(Path(file.path).exists() for file in beside):
+            raise InputError(
+                f"{named}: was made from {wanted.path}, which is not there; put it back, or beside the outputs"
+            )
+    return source_of(wanted)
 
 
 def _told(file: FileIdentity | None) -> str:
@@ -134,7 +144,7 @@ class _Check:
     notes: list[str]
 
     @classmethod
-    def of(cls, named: Path, plan: Plan, info: RasterInfo, outputs: Outputs) -> "_Check":
+    def of(cls, named: Path, plan: Plan, source: RasterSource, outputs: Outputs) -> "_Check":
         made, cut, kernel = open_map(outputs.folder / outputs.store), plan.cut, plan.kernel
         if made.size != plan.input.size:
             raise IntegrityError(f"{outputs.folder / outputs.store}: {made.size}, but the plan has {plan.input.size}")
@@ -153,7 +163,7 @@ class _Check:
         on_gpu = "cuda" in (kernel.device, torch_kind(device))
         return cls(
             plan=plan,
-            source=RasterioSource(info.path, info),
+            source=source,
             map=made,
             network=tiles,
             ids=np.array(model.card.legend.ids, dtype=np.uint8),
@@ -198,7 +208,8 @@ class _Check:
 
     def _wanted(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of a window's pixels have a class."""
-        return valid if self.plan.area is None else valid & inside(self.plan.area, window)
+        wanted = within(self.plan.areas, window)
+        return valid if wanted is None else valid & wanted
 
     def _compared(self, window: Window, scores: NDArray[np.float32], valid: NDArray[np.bool_]) -> Sample:
         labels = self.map.read(window)

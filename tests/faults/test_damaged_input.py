@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.raster import Pixels, RasterInfo, RasterioSource, RasterSource, inspect
+from fcn_batch.pipeline.raster import RasterioSource, inspect
+from fcn_batch.pipeline.source import Pixels, RasterInfo, RasterSource
 from fcn_batch.pipeline.tolerance import OnError
 from fcn_batch.workflows.tolerant import TolerantSource
 from tests.rasters import write_raster

@@ -16,6 +16,7 @@ from fcn_batch.pipeline.errors import MismatchError
 from fcn_batch.pipeline.georeference import GroundControl
 from fcn_batch.pipeline.journal import Journal
 from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.source import SourceFile
 from fcn_batch.pipeline.stretch import Stretch
 from fcn_batch.pipeline.tiling import Work
 from fcn_batch.workflows import segment as segment_module
@@ -29,7 +30,7 @@ Place = tuple[str | int, ...]
 PLAN = Plan(
     input=InputIdentity(
         path="/data/a.tif",
-        files=(FileIdentity(name="a.tif", bytes=1000, modified_ns=12345, sha256="ab"),),
+        files=(FileIdentity(name="a.tif", bytes=1000, modified_ns=12345, sha256="ab", tag="ef", listing="cd"),),
         height=300,
         width=200,
         bands=3,
@@ -38,12 +39,15 @@ PLAN = Plan(
         transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
         ground=GroundControl(crs_wkt="LOCAL_CS[]", points=((0.0, 0.0, 1.0, 2.0, 3.0),)),
         microns=0.5,
+        resampling="average",
+        sources=(SourceFile(path="/data/a.tif", level=1),),
     ),
     model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="cd"),
     bands=(1, 2, 3),
     full_scale=255.0,
     stretch=Stretch(by="1,9", ranges=((1.0, 9.0),) * 3),
     area=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 8.0), (1.0, 2.0)),),)),
+    tissue=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 7.0), (1.0, 2.0)),),)),
     cut=Cut(way="blend", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend="hann"),
     kernel=Kernel(
         device="cpu", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2", cudnn=1, switches=("A=1",)
@@ -51,7 +55,7 @@ PLAN = Plan(
     inner=32,
 )
 """Has a value wherever there may be one."""
-PATHS = {("input", "path"), ("model", "path")}
+PATHS = {("input", "path"), ("input", "sources", 0, "path"), ("model", "path")}
 ONE_VALUE = {("format",)}
 
 

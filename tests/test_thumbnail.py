@@ -9,10 +9,17 @@ import rasterio
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.picture import reduced
+from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.source import Pixels
+from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.thumbnail import thumbnail
 from tests.rasters import noise, write_raster
 
 WIDTH, HEIGHT = 96, 64
+
+
+def reduced(path: Path, bands: tuple[int, ...], step: int) -> Pixels:
+    return thumbnail(identify(inspect(path)), bands, step)
 
 
 def tiff(path: Path, pages: list[NDArray[np.uint8]]) -> Path:

@@ -1,0 +1,121 @@
+"""--level, --mpp and --resample: the map is that of a file with these pixels, and says where it lies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio import Affine
+
+from fcn_batch.pipeline.geometry import Window
+from fcn_batch.pipeline.source import RasterSource
+from fcn_batch.workflows.sources import at_resolution, find_source
+from tests.models import save_tiny_model
+from tests.rasters import noise, write_raster
+from tests.runs import class_map, fcn_batch, segmented, small_blocks
+from tests.slides import aperio, cells, levels_of, pyramid
+
+UTM = {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5, 0, -10, 5e6), "photometric": "RGB"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1, gsd_m=24.0)
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+
+
+def whole(source: RasterSource) -> NDArray[Any]:
+    size = source.info.size
+    return source.read(Window(0, 0, size.height, size.width), (1, 2, 3)).values
+
+
+def plan_of(folder: Path, stem: str = "a") -> Any:
+    return json.loads((folder / f"{stem}.run.json").read_text())["plan"]
+
+
+def test_a_level_of_a_slide(tmp_path: Path, model: Path) -> None:
+    levels = levels_of(cells(700, 900), (350, 450), (175, 225))
+    pyramid(tmp_path / "a.tif", levels)
+    write_raster(tmp_path / "b.tif", np.moveaxis(levels[1], -1, 0))
+    how = ["-m", model, "--tissue", "off"]
+    told = segmented(tmp_path / "a.tif", *how, "--level", 1, "-o", tmp_path / "one").stderr
+    assert "350 x 450 px (a level of its pyramid): so is the map" in told.replace("\n", " ")
+    segmented(tmp_path / "b.tif", *how, "-o", tmp_path / "plain")
+    found = class_map(tmp_path / "one", "a")
+    assert (found == class_map(tmp_path / "plain", "b")).all()
+    assert plan_of(tmp_path / "one")["input"]["sources"][0]["level"] == 1
+    segmented(tmp_path / "a.tif", *how, "--mpp", 1.0, "-o", tmp_path / "microns")
+    assert (class_map(tmp_path / "microns", "a") == found).all()
+    for name in ("validate", "verify"):
+        assert fcn_batch(name, tmp_path / "one" / "a.run.json").exit_code == 0
+    assert "complete already" in segmented(tmp_path / "a.tif", *how, "--level", 1, "-o", tmp_path / "one").stderr
+    other = fcn_batch("segment", tmp_path / "a.tif", *how, "--level", 2, "-o", tmp_path / "one")
+    assert other.exit_code == 6, "another level is another run"
+
+
+def test_resampled_slides_of_scanners(tmp_path: Path, model: Path) -> None:
+    """In two processes, which open the slide anew."""
+    aperio(tmp_path / "a.svs", levels_of(cells(700, 900), (350, 450)))
+    how = [tmp_path / "a.svs", "-m", model, "--tissue", "off", "--mpp", "1.5"]
+    segmented(*how, "-o", tmp_path / "out")
+    segmented(*how, "-o", tmp_path / "two", "--workers", 2)
+    told = plan_of(tmp_path / "out")["input"]
+    assert (told["microns"], told["resampling"], told["sources"][0]["level"]) == (1.5, "average", 1)
+    assert told["sources"][0]["by"] == "openslide"
+    assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "two", "a")).all()
+
+
+def test_the_resolution_of_training(tmp_path: Path, model: Path) -> None:
+    values = np.repeat(np.repeat(noise(3, 60, 70), 12, axis=1), 12, axis=2)[:, :703, :811]
+    path = write_raster(tmp_path / "a.tif", values, **UTM)
+    source = at_resolution(find_source(path), 24.0)
+    a, _, left, _, e, top = source.info.georeference.transform
+    assert (left, top) == (5e5, 5e6)
+    assert (a, e) == pytest.approx((24.0, -24.0), rel=2e-3)  # metres on the ground, not of the map
+    write_raster(tmp_path / "b.tif", whole(source), **{**UTM, "transform": Affine(*source.info.georeference.transform)})
+    told = segmented(path, "-m", model, "--resample", "auto", "-o", tmp_path / "out").stderr.replace("\n", " ")
+    assert "the input is taken at 24 m per pixel, " in told
+    assert "(means of its pixels): so is the map" in told
+    assert "expect poor classes" not in told
+    segmented(tmp_path / "b.tif", "-m", model, "-o", tmp_path / "plain")
+    found = class_map(tmp_path / "out", "a")
+    assert (found == class_map(tmp_path / "plain", "b")).all()
+    with rasterio.open(tmp_path / "out" / "a.classes.tif") as dataset:
+        assert tuple(dataset.transform)[:6] == source.info.georeference.transform
+        assert dataset.crs.to_epsg() == 32633
+    item = json.loads((tmp_path / "out" / "a.stac.json").read_text())
+    assert item["properties"]["proj:transform"][:6] == list(source.info.georeference.transform)
+    assert item["properties"]["proj:shape"] == list(found.shape)
+    for kind in ("html", "ome-zarr"):
+        result = fcn_batch("export", tmp_path / "out" / "a.run.json", "--to", kind)
+        assert result.exit_code == 0, result.stderr
+    for name in ("validate", "verify"):
+        assert fcn_batch(name, tmp_path / "out" / "a.run.json").exit_code == 0
+    shown = fcn_batch("plan", path, "-m", model, "--resample", "auto").stdout
+    assert f"{found.shape[0]} x {found.shape[1]} px" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--level", "1"], 4, "no level 1: its pyramid goes from 0 to 0"),
+        (["--level", "1", "--mpp", "1"], 2, "--level 1 with --mpp 1: give one of them"),
+        (["--mpp", "1"], 2, "does not say how large a pixel is; leave --mpp out"),
+        (["--resample", "auto"], 2, "does not say how large a pixel is; leave --resample out"),
+        (["--mpp", "0"], 2, "is not in the range"),
+        (["--level", "-1"], 2, "is not in the range"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, model: Path, options: list[str], code: int, told: str) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(3, 40, 50))
+    result = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "out", *options)
+    assert result.exit_code == code
+    assert told in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,308 @@
+"""Inputs on servers and in archives: the same maps, hardly more bytes than needed, and nothing else reached."""
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+from rasterio.shutil import copy as copy_raster
+from zarr.storage import ObjectStore
+
+from fcn_batch.pipeline.bucket import Bucket
+from fcn_batch.pipeline.errors import InputError, OutputError
+from fcn_batch.pipeline.gdal import reaching
+from fcn_batch.pipeline.location import Url, input_of
+from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.remote import store_of
+from tests.models import save_tiny_model
+from tests.rasters import noise, write_raster
+from tests.remote_servers import Served, http_server
+from tests.runs import DEGREES, class_map, fcn_batch, scene, segmented, small_blocks
+
+obstore = pytest.importorskip("obstore")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    (tmp_path / "served").mkdir()
+    with http_server(tmp_path / "served") as found:
+        yield found
+
+
+def cog(path: Path, height: int = 1500, width: int = 1600) -> Path:
+    """A cloud-optimised GeoTIFF of some megabytes."""
+    plain = write_raster(path.with_suffix(".plain.tif"), noise(3, height, width), crs="EPSG:4326", transform=DEGREES)
+    copy_raster(plain, path, driver="COG", compress="deflate", blocksize=256, overviews="NONE")
+    plain.unlink()
+    return path
+
+
+def block_bytes(path: Path, rows: slice, cols: slice) -> int:
+    """Bytes of the storage blocks that hold these pixels."""
+    with rasterio.open(path) as dataset:
+        high, wide = dataset.block_shapes[0]
+        return sum(
+            int(dataset.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=1) or 0)
+            for row in range(rows.start // high, -(-rows.stop // high))
+            for col in range(cols.start // wide, -(-cols.stop // wide))
+        )
+
+
+def test_hardly_more_is_fetched_than_is_needed(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_blocks(monkeypatch, 2048)
+    path = cog(served.folder / "a.tif")
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "remote")
+    assert (class_map(tmp_path / "remote", "a") == class_map(tmp_path / "local", "a")).all()
+    needed = block_bytes(path, slice(0, 1500), slice(0, 1600))
+    with capsys.disabled():
+        sys.stdout.write(f"\nCOG: {needed:,} bytes needed, {served.bytes:,} fetched in {len(served.ranges)} requests\n")
+    assert needed > 2e6
+    assert served.bytes <= 1.2 * needed
+
+
+def test_of_a_part_only_that_is_fetched(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_blocks(monkeypatch, 256)
+    path = cog(served.folder / "a.tif")
+    left, top = DEGREES @ (0, 0)
+    right, bottom = DEGREES @ (1600, 200)
+    box = f"--bbox={left},{bottom},{right},{top}"
+    segmented(path, "-m", model, "-o", tmp_path / "local", box)
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "remote", box)
+    assert (class_map(tmp_path / "remote", "a") == class_map(tmp_path / "local", "a")).all()
+    halo = 128
+    needed = block_bytes(path, slice(0, 256 + halo), slice(0, 1600))
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\npart: {needed:,} bytes needed, {served.bytes:,} fetched in {len(served.ranges)} requests\n"
+        )
+    assert served.bytes <= 1.2 * needed
+
+
+def test_a_file_in_an_archive(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    path = scene(tmp_path / "a.tif")
+    segmented(path, "-m", model, "-o", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "inner/b.tif")
+    named = f"/vsizip/{tmp_path}/many.zip/inner/b.tif"
+    segmented(named, "-m", model, "-o", tmp_path / "out", "--local-only")
+    assert (class_map(tmp_path / "out", "b") == class_map(tmp_path / "out", "a")).all()
+    for name, told in (("inner/none.tif", "none.tif"), ("", "")):
+        result = fcn_batch("segment", f"/vsizip/{tmp_path}/many.zip/{name}", "-m", model, "-o", tmp_path / "x")
+        assert result.exit_code == 4
+        assert told in result.stderr
+    result = fcn_batch("segment", f"/vsizip/{tmp_path}/no.zip/b.tif", "-m", model)
+    assert result.exit_code == 4
+    assert "no such archive" in result.stderr
+
+
+def test_a_change_is_noticed(served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    path = scene(served.folder / "a.tif")
+    options = [f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out"]
+    segmented(*options)
+    assert "complete already" in segmented(*options).stderr
+    write_raster(path, noise(3, 300, 330, seed=9), crs="EPSG:4326", transform=DEGREES)
+    os.utime(path, ns=(10**18, 10**18))
+    result = fcn_batch("segment", *options)
+    assert result.exit_code == 6
+    assert "--overwrite" in result.stderr
+
+
+def test_what_was_fetched_before_is_fetched_again(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process: GDAL would keep what it has of a URL."""
+    small_blocks(monkeypatch)
+    path = scene(served.folder / "a.tif", compress="deflate")
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "first")
+    write_raster(path, noise(3, 300, 330, seed=9), crs="EPSG:4326", transform=DEGREES, compress="deflate")
+    os.utime(path, ns=(10**18, 10**18))
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "second")
+    assert (class_map(tmp_path / "second", "a") == class_map(tmp_path / "local", "a")).all()
+    assert (class_map(tmp_path / "second", "a") != class_map(tmp_path / "first", "a")).any()
+
+
+def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> None:
+    for url in (f"{served.url}/none.tif", "http://127.0.0.1:9/a.tif"):
+        result = fcn_batch("segment", url, "-m", model, "-o", tmp_path / "out")
+        assert result.exit_code == 4, result.stderr
+        assert url in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    result = fcn_batch("segment", f"{served.url}/none.tif", "-m", model, "--local-only")
+    assert result.exit_code == 2
+    assert "--local-only forbids" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_fails_at_times(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    monkeypatch.setattr("fcn_batch.workflows.tolerant.time.sleep", lambda _: None)
+    path = cog(served.folder / "a.tif", 600, 600)
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "once")  # the head of the file is known from here on
+    served.fail_every = 4
+    result = segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out", "--on-error", "retry:20")
+    assert result.exit_code == 0
+    assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "local", "a")).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://me:secret@host/a.tif", "https://host/a.tif?X-Amz-Signature=secret", "s3://key:secret@bucket/a.tif"],
+)
+def test_secrets_in_urls_are_refused_and_not_told(text: str) -> None:
+    with pytest.raises(InputError, match="every report would show") as caught:
+        input_of(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_text_that_names_a_url_fetches_nothing(served: Served) -> None:
+    write_raster(served.folder / "a.tif", noise(3, 40, 50))
+    for name in ("x.tif", "x.vrt"):
+        (served.folder / name).write_text(
+            '<VRTDataset rasterXSize="50" rasterYSize="40"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+            f"<SourceFilename>/vsicurl/{served.url}/a.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+        )
+        with pytest.raises(InputError):
+            inspect(Url(f"{served.url}/{name}"))
+    assert all(asked != "a.tif" for asked, _ in served.ranges)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A real server that speaks S3, with an empty bucket; gives a client."""
+    boto3 = pytest.importorskip("boto3")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "knows")
+        patch.setenv("AWS_REGION", "us-east-1")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="images")
+        try:
+            yield client
+        finally:
+            client.close()
+            server.stop()
+
+
+def test_objects_of_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    path = cog(tmp_path / "a.tif", 600, 700)
+    bucket.upload_file(str(path), "images", "2024/a.tif")
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    segmented("s3://images/2024/a.tif", "-m", model, "-o", tmp_path / "out")
+    assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "local", "a")).all()
+    told = json.loads((tmp_path / "out" / "a.run.json").read_text())["plan"]["input"]
+    assert told["path"] == "s3://images/2024/a.tif"
+    assert told["files"][0]["tag"]
+    assert fcn_batch("verify", tmp_path / "out" / "a.run.json").exit_code == 0
+    result = fcn_batch("segment", "s3://images/2024/none.tif", "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 4
+    assert "s3://images/2024/none.tif" in result.stderr
+    assert np.unique(class_map(tmp_path / "out", "a")).size > 1
+
+
+def objects(bucket: Any, prefix: str) -> list[str]:
+    return sorted(one["Key"] for one in bucket.list_objects_v2(Bucket="images", Prefix=prefix).get("Contents", []))
+
+
+def test_outputs_in_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    path = scene(tmp_path / "a.tif")
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    work = tmp_path / "work"
+    options = ["segment", path, "-m", model, "-o", "s3://images/maps/", "--work", work]
+    result = fcn_batch(*options)
+    assert result.exit_code == 0, result.stderr
+    told = [f"s3://images/maps/a.{ending}" for ending in ("classes.zarr", "classes.tif", "run.json")]
+    assert result.stdout.splitlines() == told
+    assert not list(work.iterdir())
+    local = class_map(tmp_path / "local", "a")
+    store = zarr.open_group(
+        ObjectStore(store_of(Url("s3://images"))[0], read_only=True), path="maps/a.classes.zarr", mode="r"
+    )
+    assert (np.asarray(store["classes"][...]) == local).all()  # type: ignore[index]
+    with reaching("/vsis3/images/maps/a.classes.tif"), rasterio.open("/vsis3/images/maps/a.classes.tif") as dataset:
+        assert (dataset.read(1) == local).all()
+    made = objects(bucket, "maps/")
+    again = fcn_batch(*options)
+    assert again.exit_code == 0
+    assert "complete already, in s3://images/maps/" in again.stderr
+    other = fcn_batch(*options, "--tile", "64")
+    assert other.exit_code == 6
+    assert "of another run; give --overwrite" in other.stderr
+    bucket.put_object(Bucket="images", Key="maps/a.classes.zarr/classes/c/9/9", Body=b"of a larger map")
+    bucket.put_object(Bucket="images", Key="maps/a.classes.tif.mine", Body=b"mine")
+    assert fcn_batch(*options, "--tile", "64", "--overwrite").exit_code == 0
+    assert objects(bucket, "maps/") == sorted([*made, "maps/a.classes.tif.mine"])
+
+
+def test_an_upload_that_breaks_off_is_gone_on_with(
+    bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+    path = scene(tmp_path / "a.tif")
+    options = ["segment", path, "-m", model, "-o", "s3://images/broken", "--work", tmp_path / "work"]
+    proper = Bucket.write
+
+    def write(self: Bucket, key: str, file: Path) -> None:
+        if key.endswith(".qml"):
+            raise OutputError("the line is dead")
+        proper(self, key, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "write", write)
+        result = fcn_batch(*options)
+    assert "the line is dead" in result.stderr
+    assert "broken/a.run.json" not in objects(bucket, "broken/")
+    again = fcn_batch(*options)
+    assert again.exit_code == 0, again.stderr
+    assert "complete already" in again.stderr
+    assert "broken/a.run.json" in objects(bucket, "broken/")
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["-o", "s3://images/x", "--local-only"], "--local-only forbids"),
+        (["-o", "https://host/x"], "nothing can be written there"),
+        (["-o", "maps", "--work", "w"], "is for outputs that go to a bucket"),
+        (["-o", "s3://images/x", "--part", "1/2"], "give a folder that all parts share"),
+    ],
+)
+def test_destinations_that_are_refused(
+    options: list[str], told: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fcn_batch("segment", scene(tmp_path / "a.tif", 60, 70), "-m", model, *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
