@@ -77,6 +77,7 @@ interop-page: test-interop
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m bench.run
 	$(BENCH_VENV)/bin/python -m bench.scaling
+	$(BENCH_VENV)/bin/python -m bench.summary
 
 # make model NAME=aerial DATA=folder/of/its/images; landcover-world reads packages and needs no DATA
 model: $(VENV)/.installed

@@ -107,7 +107,7 @@ TARGETS = (
 
 def table(results: Results) -> str:
     """The whole page."""
-    parts = [_head(results), _targets(results), _speed(results), _memory(results), _labels(results)]
+    parts = [_head(results), targets(results), _speed(results), _memory(results), _labels(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -127,7 +127,8 @@ def _head(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _targets(results: Results) -> str:
+def targets(results: Results) -> str:
+    """What was aimed at, and what was reached."""
     rows = []
     for target in TARGETS:
         reached = target.reached(results)

@@ -17,6 +17,7 @@ from bench.peers import _kept, fewest, read, run_whole
 from bench.plot import bars, plot
 from bench.records import OURS, PLAIN, Results, Row, load, save
 from bench.scenes import differing, write_scene
+from bench.summary import PAGE, README, page, summary, with_table
 from bench.systems import DEFAULT, GEODEEP, MODELS, MONAI, NARROW, PEERS, VGG, schedule
 from bench.table import growth, table
 from tests.runs import class_map_of_cog, fcn_batch
@@ -81,6 +82,23 @@ def test_the_table_is_made_again_without_measuring(
     made = [Path(line).name for line in capsys.readouterr().out.splitlines()]
     assert made == ["results.json", "RESULTS.md", "RESULTS.svg"]
     assert (tmp_path / "RESULTS.md").read_text() == table(results)
+
+
+def test_readme_and_page_are_of_the_committed_results() -> None:
+    committed = load(README.parent / "bench" / "results.json")
+    told = "make them again with `python -m bench.summary`"
+    assert PAGE.read_text("utf-8") == page(committed), told
+    readme = README.read_text("utf-8")
+    assert with_table(readme, summary(committed)) == readme, told
+
+
+def test_the_summary_leaves_empty_what_was_not_measured(results: Results) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary(results).splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"**{OURS}**", *(peer.name for peer in PEERS)]
+    geodeep = rows[-1]
+    assert not any(geodeep[1:])
+    with pytest.raises(ValueError, match="between which the table stands"):
+        with_table("no marks", "table")
 
 
 def test_the_plot(results: Results, tmp_path: Path) -> None:

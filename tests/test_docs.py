@@ -17,7 +17,8 @@ from fcn_batch.workflows.models import embedded
 from tests.rasters import noise, write_raster
 
 README = Path(__file__).parent.parent / "README.md"
-OUTPUTS = README.parent / "docs" / "outputs.md"
+DOCS_RUN = [README, *(README.parent / "docs" / f"{name}.md" for name in ("outputs", "api"))]
+"""In this order: what one page makes, the next may use."""
 DOCS = [README, *sorted(README.parent.glob("docs/*.md")), README.parent / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"(?:<!-- (?P<why>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 RUN = {"bash", "python"}
@@ -33,8 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_block_runs(folder: Path) -> None:
-    """Those of the README, then those of the page of outputs."""
-    blocks = [block for page in (README, OUTPUTS) for block in BLOCK.finditer(page.read_text())]
+    blocks = [block for page in DOCS_RUN for block in BLOCK.finditer(page.read_text())]
     ran = [block for block in blocks if block["language"] in RUN]
     assert len(ran) >= 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -58,9 +58,9 @@ def test_blocks_that_are_not_run_say_why() -> None:
 
 
 def test_the_recipe_in_the_documentation_is_one() -> None:
-    block = next(
-        b for b in BLOCK.finditer((README.parent / "docs" / "training.md").read_text()) if b["language"] == "toml"
-    )
+    pages = [README, README.parent / "docs" / "training.md"]
+    short, block = (next(b for b in BLOCK.finditer(p.read_text()) if b["language"] == "toml") for p in pages)
+    assert Recipe.model_validate(tomllib.loads(short["code"])).model.name == "roofs"
     recipe = Recipe.model_validate(tomllib.loads(block["code"]))
     assert recipe.images.polygons == Polygons()
     assert isinstance(recipe.split, BlockSplit)
