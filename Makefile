@@ -14,7 +14,7 @@ INTEROP_PYTHONS = python3.11 python3.13
 NAME = landcover-world
 DATA = .
 
-.PHONY: help demo test check test-long test-faults test-cluster test-interop interop-page bench model clean
+.PHONY: help demo test check test-long test-faults test-cluster test-interop interop-page bench docs cli-page model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
@@ -25,6 +25,8 @@ help:
 	@echo "make test-cluster jobs on a real SLURM, and hosts whose network fails: a table of scenarios"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
 	@echo "make bench        measure this machine beside other systems (40 minutes) into bench/RESULTS.md"
+	@echo "make docs         the documentation as a site, in build/site"
+	@echo "make cli-page     write docs/cli.md from the commands' help"
 	@echo "make model        train a model that comes with the package: NAME=aerial DATA=folder"
 	@echo "make clean        remove environments, demo and build outputs"
 
@@ -78,6 +80,13 @@ bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m bench.run
 	$(BENCH_VENV)/bin/python -m bench.scaling
 	$(BENCH_VENV)/bin/python -m bench.summary
+
+docs: $(TEST_VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site begins at build/site/index.html"
+
+cli-page:
+	$(BIN)/python -m tests.cli_page
 
 # make model NAME=aerial DATA=folder/of/its/images; landcover-world reads packages and needs no DATA
 model: $(VENV)/.installed

@@ -1,5 +1,6 @@
-"""Every code block of the README runs, in order, in a folder that holds `big_image.tif`."""
+"""Every code block of the README and of the pages in docs/ runs, in order, in a folder that holds `big_image.tif`."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -15,30 +16,57 @@ from fcn_batch.pipeline.splits import BlockSplit
 from fcn_batch.pipeline.weights import ModelFile
 from fcn_batch.workflows.models import embedded
 from tests.rasters import noise, write_raster
+from tests.slides import cells, pyramid
 
-README = Path(__file__).parent.parent / "README.md"
-DOCS_RUN = [README, *(README.parent / "docs" / f"{name}.md" for name in ("outputs", "api"))]
-"""In this order: what one page makes, the next may use."""
-DOCS = [README, *sorted(README.parent.glob("docs/*.md")), README.parent / "CONTRIBUTING.md"]
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+OUTPUTS = ROOT / "docs" / "outputs.md"
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+DOCS = [README, *PAGES, ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"(?:<!-- (?P<why>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 RUN = {"bash", "python"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("readme")
+def _blocks(*pages: Path) -> list[re.Match[str]]:
+    """The blocks of those pages that are run, in order."""
+    found = (block for page in pages for block in BLOCK.finditer(page.read_text("utf-8")))
+    return [block for block in found if block["language"] in RUN and not block["why"]]
+
+
+ALONE = [page for page in PAGES if page != OUTPUTS and _blocks(page)]
+"""Pages whose blocks need nothing from another page."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     values = noise(3, 150, 200, "uint8", 1)
     transform = Affine(1 / 15, 0.0, 10.0, 0.0, -1 / 15, 50.0)
-    write_raster(place / "big_image.tif", values, crs="EPSG:4326", transform=transform, photometric="RGB")
-    return place
+    write_raster(tmp_path / "big_image.tif", values, crs="EPSG:4326", transform=transform, photometric="RGB")
+    return tmp_path
 
 
 def test_every_block_runs(folder: Path) -> None:
-    blocks = [block for page in DOCS_RUN for block in BLOCK.finditer(page.read_text())]
-    ran = [block for block in blocks if block["language"] in RUN]
-    assert len(ran) >= 3
+    """Those of the README, then those of the page of outputs."""
+    blocks = _blocks(README, OUTPUTS)
+    assert len(blocks) >= 3
+    _run(blocks, folder)
+    assert (folder / "maps" / "big_image.run.json").exists()
+
+
+@pytest.mark.parametrize("page", ALONE, ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs(folder: Path, page: Path) -> None:
+    """A small slide of 0.5 micrometres, half of it glass, lies there too."""
+    half = cells(256, 384)
+    half[:, 192:] = 240
+    pyramid(folder / "slide.svs", [half, half[::2, ::2]])
+    _run(_blocks(page), folder)
+
+
+def _run(blocks: list[re.Match[str]], folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for block in ran:
+    for block in blocks:
+        if "import duckdb" in block["code"] and not importlib.util.find_spec("duckdb"):
+            continue
         command = ["bash", "-euo", "pipefail", "-c"] if block["language"] == "bash" else [sys.executable, "-c"]
         done = subprocess.run(
             [*command, block["code"]],
@@ -49,16 +77,16 @@ def test_every_block_runs(folder: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{block['code']}\n{done.stderr}"
-    assert (folder / "maps" / "big_image.run.json").exists()
 
 
-def test_blocks_that_are_not_run_say_why() -> None:
-    for block in BLOCK.finditer(README.read_text()):
+@pytest.mark.parametrize("page", [README, *ALONE], ids=lambda page: page.stem)
+def test_blocks_that_are_not_run_say_why(page: Path) -> None:
+    for block in BLOCK.finditer(page.read_text("utf-8")):
         assert block["language"] in RUN or block["why"], block["code"]
 
 
 def test_the_recipe_in_the_documentation_is_one() -> None:
-    pages = [README, README.parent / "docs" / "training.md"]
+    pages = [README, ROOT / "docs" / "training.md"]
     short, block = (next(b for b in BLOCK.finditer(p.read_text()) if b["language"] == "toml") for p in pages)
     assert Recipe.model_validate(tomllib.loads(short["code"])).model.name == "roofs"
     recipe = Recipe.model_validate(tomllib.loads(block["code"]))
@@ -66,7 +94,7 @@ def test_the_recipe_in_the_documentation_is_one() -> None:
     assert isinstance(recipe.split, BlockSplit)
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
