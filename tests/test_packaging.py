@@ -1,17 +1,27 @@
-"""The wheel holds the package, all of it, and nothing else; every dependency has a reason on paper."""
+"""The wheel and the source distribution hold the package and nothing else; citation, notice and dependencies agree."""
 
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import fcn_batch
+from fcn_batch.workflows.models import embedded
+from tests.lowest import pins
+from tests.rasters import noise, write_raster
+
 ROOT = Path(__file__).parents[1]
 LINKED = ("commands", "pipeline", "workflows", "configs")
+NAME = f"fcn_batch-{fcn_batch.__version__}"
+"""What wheel and source distribution, and the top folder of either, begin with."""
+_BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
 
 def _checkout_files() -> list[Path]:
@@ -23,68 +33,94 @@ def _checkout_files() -> list[Path]:
     return [Path(name) for name in run.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built, offline, from a clean copy of the checkout."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def _checkout(target: Path) -> Path:
+    """A copy of the checkout's files in `target`, its links still links: nothing that earlier builds left is in it."""
     for name in _checkout_files():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    run = subprocess.run(
-        [*build, "--wheel-dir", target, source], capture_output=True, text=True, check=False, cwd=target
-    )
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+    return target
+
+
+def _build(kind: str, source: Path, target: Path) -> Path:
+    """Have the backend make a `wheel` or an `sdist` of the folder `source`; nothing is fetched for it."""
+    command = [sys.executable, "-c", _BUILD, kind, str(target)]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    (path,) = target.glob("*.whl")
+    (path,) = target.iterdir()
     return path
 
 
 @pytest.fixture(scope="module")
-def names(wheel: Path) -> set[str]:
-    """Names of the files in the wheel."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build("wheel", _checkout(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build("sdist", _checkout(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("sdist"))
+
+
+def _files(wheel: Path) -> set[str]:
+    """Names of the files in a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def _expected() -> set[str]:
-    """What the checkout has to offer: modules and type marker, and the data of `configs` and `workflows`."""
-    data = {"configs": {".toml", ".safetensors", ".md"}, "workflows": {".html", ".css", ".js", ".sbatch", ".pbs"}}
-    files = [Path(n) for n in _checkout_files() if n.parts[0] in LINKED]
-    kept = {p for p in files if p.suffix == ".py" or p.suffix in data.get(p.parts[0], ())}
+def _package() -> set[str]:
+    """The importable package: all that git tracks in the linked folders, under the one name that leads to them."""
+    files = [path for path in _checkout_files() if path.parts[0] in LINKED]
     top = {"fcn_batch/__init__.py", "fcn_batch/py.typed", "fcn_batch/cli.py"}
-    return top | {f"fcn_batch/{p.as_posix()}" for p in kept}
+    return top | {f"fcn_batch/{path.as_posix()}" for path in files}
 
 
-def test_an_install_adds_one_name(names: set[str]) -> None:
-    top = {name.split("/")[0] for name in names}
-    info = {name for name in top if name.endswith(".dist-info")}
-    assert len(info) == 1
-    assert top - info == {"fcn_batch"}
+def _wheel_files() -> set[str]:
+    """The package, and what describes it."""
+    about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE", "licenses/NOTICE"}
+    return _package() | {f"{NAME}.dist-info/{name}" for name in about}
 
 
-def test_the_wheel_holds_exactly_the_package(names: set[str]) -> None:
-    assert {name for name in names if name.startswith("fcn_batch/")} == _expected()
+def _sdist_files() -> set[str]:
+    """The package, what the wheel is built with, and what the backend writes itself."""
+    ours = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "NOTICE", "README.md", "pyproject.toml"}
+    written = {"PKG-INFO", "SOURCES.txt", "dependency_links.txt", "entry_points.txt", "requires.txt", "top_level.txt"}
+    return (
+        {f"{NAME}/{name}" for name in _package() | ours | {"PKG-INFO", "setup.cfg"}}
+        | {f"{NAME}/fcn_batch.egg-info/{name}" for name in written}
+    )  # fmt: skip
 
 
-def test_the_wheel_carries_the_licence(wheel: Path, names: set[str]) -> None:
-    assert any(re.fullmatch(r"fcn_batch-[^/]+\.dist-info/licenses/LICENSE", name) for name in names)
+def test_the_wheel_holds_exactly_the_package(wheel: Path) -> None:
+    assert wheel.name == f"{NAME}-py3-none-any.whl"
+    assert _files(wheel) == _wheel_files()
+
+
+def test_the_source_distribution_holds_exactly_what_the_wheel_is_made_of(sdist: Path) -> None:
+    assert sdist.name == f"{NAME}.tar.gz"
+    with tarfile.open(sdist) as archive:
+        members = [member for member in archive.getmembers() if not member.isdir()]
+    assert {member.name for member in members} == _sdist_files()
+    # links would come out as text, or not at all, on systems that have none
+    assert [member.name for member in members if not member.isfile()] == []
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "wheel").mkdir()
+    again = _build("wheel", tmp_path / NAME, tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(again) as theirs:
+        assert {(i.filename, i.CRC) for i in ours.infolist()} == {(i.filename, i.CRC) for i in theirs.infolist()}
+
+
+def test_the_wheel_says_its_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
-        assert "License-Expression: Apache-2.0\n" in archive.read(metadata).decode()
+        metadata = archive.read(f"{NAME}.dist-info/METADATA").decode()
+    assert "License-Expression: Apache-2.0\n" in metadata
+    assert re.findall(r"^License-File: (.*)$", metadata, re.MULTILINE) == ["LICENSE", "NOTICE"]
 
 
 def test_the_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
     code = "import fcn_batch.pipeline.geometry as g, fcn_batch.cli; print(g.__file__)"
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
@@ -94,8 +130,39 @@ def test_the_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None
     assert Path(run.stdout.strip()).is_relative_to(tmp_path)
 
 
+@pytest.mark.long
+def test_an_installed_wheel_segments(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder that knows nothing of the checkout; the libraries are those of this environment."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+
+    def python(*arguments: str) -> str:
+        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    where = python("-c", "import fcn_batch.configs, fcn_batch; print(fcn_batch.__file__, fcn_batch.configs.__file__)")
+    assert all(Path(path).is_relative_to(site) for path in where.split())
+    assert "segment" in python("-m", "fcn_batch.cli", "--help")
+    listed = python("-m", "fcn_batch.cli", "model", "list")
+    assert all(model.card.name in listed for model in embedded())
+    write_raster(work / "a.tif", noise(3, 100, 120), photometric="RGB")
+    made = python("-m", "fcn_batch.cli", "segment", "-q", "--model", "landcover-world", "a.tif", "-o", "maps")
+    assert {Path(line).name for line in made.split()} >= {"a.classes.zarr", "a.classes.tif"}
+    assert fcn_batch.__version__ in python(str(site / "bin" / "fcn-batch"), "--version")
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project
+
+
 def test_every_dependency_has_its_line() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    project = _project()
     extras = project["optional-dependencies"].values()
     wanted = {
         re.split(r"[^A-Za-z0-9-]", requirement)[0]
@@ -104,3 +171,23 @@ def test_every_dependency_has_its_line() -> None:
     }
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
     assert set(re.findall(r"^\| `([A-Za-z0-9-]+)`", page, re.MULTILINE)) == wanted
+
+
+def test_every_runtime_dependency_has_a_lowest_version() -> None:
+    names = [re.split(r"[^A-Za-z0-9-]", requirement)[0] for requirement in _project()["dependencies"]]
+    assert [one.split("==")[0] for one in pins()] == names
+
+
+def test_the_citation_is_of_this_version() -> None:
+    fields = dict(re.findall(r"^(\S+): (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE))
+    assert fields["version"] == fcn_batch.__version__
+    assert (fields["title"], fields["license"]) == (_project()["name"], _project()["license"])
+
+
+def test_the_notice_names_what_the_embedded_models_are_made_of() -> None:
+    flat = " ".join((ROOT / "NOTICE").read_text("utf-8").split())
+    for model in embedded():
+        for data in model.card.training:
+            assert data.name.removesuffix(" (start of the trunk)") in flat, model.card.name
+            assert data.source in flat, model.card.name
+            assert f"Licence: {data.licence}" in flat, model.card.name
