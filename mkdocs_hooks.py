@@ -9,7 +9,7 @@ from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 DOCS, OUTSIDE = "docs/", "repository/"
@@ -25,7 +25,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     while waiting:
         place = waiting.pop()
         if not place.startswith(DOCS):
-            files.append(File.generated(config, _uri(place), abs_src_path=str(ROOT / place)))
+            file = File.generated(config, _uri(place), abs_src_path=str(ROOT / place))
+            file.inclusion = InclusionLevel.NOT_IN_NAV  # it may stand there, but need not
+            files.append(file)
         if place.endswith(".md"):
             found = set(_targets(place, (ROOT / place).read_text("utf-8"))) - seen
             found = {target for target in found if not target.startswith(DOCS)}
@@ -70,5 +72,5 @@ def _leaves(nav: object) -> list[str]:
     """Pages that a nav names."""
     if isinstance(nav, str):
         return [nav]
-    inner = nav.values() if isinstance(nav, dict) else nav or []
+    inner = nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else []
     return [leaf for part in inner for leaf in _leaves(part)]
