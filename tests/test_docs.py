@@ -56,8 +56,8 @@ def test_every_block_runs(folder: Path) -> None:
 @pytest.mark.parametrize("page", ALONE, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(folder: Path, page: Path) -> None:
     """A small slide of 0.5 micrometres, half of it glass, lies there too."""
-    half = cells(256, 384)
-    half[:, 192:] = 240
+    half = cells(128, 192)
+    half[:, 96:] = 240
     pyramid(folder / "slide.svs", [half, half[::2, ::2]])
     _run(_blocks(page), folder)
 
