@@ -90,13 +90,13 @@ def check_precision(precision: Precision, device: str) -> None:
     """OptionError when `device` cannot compute in `precision`."""
     if device == "cpu" and precision == "fp16":
         raise OptionError("--precision fp16: for GPUs; give fp32 or bf16 on the CPU")
-    if device == "cpu" and precision == "bf16" and not _multiplies_bf16():
+    if device == "cpu" and precision == "bf16" and not multiplies_bf16():
         raise OptionError("--precision bf16: this CPU has no instructions for it; give fp32")
     if device == "mps" and precision != "fp32":
         raise OptionError(f"--precision {precision}: not on an Apple GPU; give fp32")
 
 
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """True when oneDNN has instructions of this CPU for bfloat16, whatever of them it is told to use."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - public under no other name
 

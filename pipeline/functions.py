@@ -11,6 +11,8 @@ from typing import Protocol, Self
 import torch
 from torch.nn import functional
 
+from fcn_batch.pipeline.device import multiplies_bf16
+
 
 class Function(Protocol):
     """Rows in, rows out."""
@@ -81,9 +83,10 @@ class Convolution:
         return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.bias.dtype))
 
     def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Function:
-        """The same on `device`; on the CPU packed, where oneDNN knows the precision."""
+        """The same on `device`; on the CPU packed, where oneDNN knows the precision on this processor."""
         weight, bias = self.weight.to(device, dtype), self.bias.to(device, dtype)
-        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
+        known = dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
+        if device.type == "cpu" and known and torch.backends.mkldnn.is_available():
             geometry = ([0, self.padding], list(self.stride), list(self.dilation), self.groups)
             least = (
                 self.dilation[1] * (weight.shape[3] - 1) + 1 - 2 * self.padding

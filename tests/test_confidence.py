@@ -21,6 +21,7 @@ from fcn_batch.pipeline.blending import axis_weights
 from fcn_batch.pipeline.capture import capture
 from fcn_batch.pipeline.classes import NODATA
 from fcn_batch.pipeline.confidence import SCALE, confidence_bytes, confidence_planes
+from fcn_batch.pipeline.device import multiplies_bf16
 from fcn_batch.pipeline.geometry import Size, Window, round_up
 from fcn_batch.pipeline.graph import Graph
 from fcn_batch.pipeline.journal import Journal, Receipt
@@ -308,7 +309,7 @@ RUNS: dict[str, list[object]] = {
     "stream": [],
     "tiles": ["--tile", 64],
     "blend": ["--tile", 96, "--overlap", 32],
-    "bf16": ["--precision", "bf16"],
+    **({"bf16": ["--precision", "bf16"]} if multiplies_bf16() else {}),
 }
 
 

@@ -112,11 +112,15 @@ def test_the_fast_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch, supported:
     assert fast_precision("cuda:0") == precision
 
 
-def test_precisions_that_devices_cannot_compute_in() -> None:
+def test_precisions_that_devices_cannot_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu", "cuda:0", "mps"):
         check_precision("fp32", device)
-    for device in ("cpu", "cuda:0"):
-        check_precision("bf16", device)
+    check_precision("bf16", "cuda:0")
+    monkeypatch.setattr(device_module, "multiplies_bf16", lambda: True)
+    check_precision("bf16", "cpu")
+    monkeypatch.setattr(device_module, "multiplies_bf16", lambda: False)
+    with pytest.raises(OptionError, match="--precision bf16: this CPU has no instructions for it; give fp32"):
+        check_precision("bf16", "cpu")
     check_precision("fp16", "cuda:0")
     with pytest.raises(OptionError, match="--precision fp16: for GPUs; give fp32 or bf16 on the CPU") as caught:
         check_precision("fp16", "cpu")

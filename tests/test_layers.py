@@ -19,6 +19,7 @@ from fcn_batch.pipeline.reach import Reach
 from fcn_batch.pipeline.stream import RowStream
 from tests.models import tiny_architecture, tiny_network
 from tests.networks import BANDS, Steps, image, networks, on_grid, programmed, streamed
+from tests.processors import needs_bf16
 
 FEW = settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 Whole = Callable[[torch.Tensor], torch.Tensor]
@@ -203,7 +204,7 @@ def _peak(graph: Graph, dtype: torch.dtype, strip: int, cols: int, passes: int) 
     return peak + sum(kept.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)], ids=str)
 @pytest.mark.parametrize("changes", [{}, {"input_upsampling": 2}], ids=str)
 def test_the_bytes_of_a_strip(changes: dict[str, Any], dtype: torch.dtype) -> None:
     """What the plan counts with is not far from what is allocated, on either side."""

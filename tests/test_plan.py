@@ -31,6 +31,7 @@ from fcn_batch.workflows.plan import (
 )
 from fcn_batch.workflows.resolution import ground_sample_distance
 from tests.models import save_tiny_model
+from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
 from tests.runs import DEGREES, fcn_batch, scene, small_blocks, tree
 
@@ -534,6 +535,7 @@ def test_the_precision_by_default(
         choose_precision("fp16", "cpu", card)
 
 
+@needs_bf16
 def test_the_precision_is_part_of_the_plan(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif", 50, 60)
     full, half = (prepare(path, Options(model=str(model), precision=p)) for p in ("fp32", "bf16"))

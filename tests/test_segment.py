@@ -44,6 +44,7 @@ from fcn_batch.workflows.progress import Lines
 from fcn_batch.workflows.steps import run_work
 from fcn_batch.workflows.workers import Workers
 from tests.models import save_tiny_model
+from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
 from tests.runs import (
     class_map,
@@ -528,6 +529,7 @@ def test_long_stretches_without_data_change_nothing_else(
 # --- precision and memory ------------------------------------------------------------------------------------
 
 
+@needs_bf16
 def test_bfloat16_is_asked_for_and_told(tmp_path: Path, model: Path, reference: Path) -> None:
     for options in ([], ["--tile", "64"], ["--tile", "96", "--overlap", "32"]):
         folder, full = tmp_path / f"{len(options)}-bf16", tmp_path / f"{len(options)}-fp32"
@@ -1090,7 +1092,7 @@ def test_killed_while_publishing_the_next_run_publishes(
     ("options", "difference"),
     [
         (["--tile", "64"], "cut.way: stream, now tiles"),
-        (["--precision", "bf16"], "kernel.precision: fp32, now bf16"),
+        pytest.param(["--precision", "bf16"], "kernel.precision: fp32, now bf16", marks=needs_bf16),
         (["--tile", "96", "--overlap", "32"], "cut.blend: None, now hann"),
         (["--bands", "3,2,1"], "bands: [1, 2, 3], now [3, 2, 1]"),
         (["--full-scale", "200"], "full_scale: 255.0, now 200.0"),
