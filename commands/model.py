@@ -6,6 +6,7 @@ import click
 
 from fcn_batch.commands.arguments import conversion_options
 from fcn_batch.commands.base import PATH, Group, echo_pairs, echo_path, examples
+from fcn_batch.commands.names import complete_models
 
 
 @click.group(cls=Group)
@@ -25,7 +26,7 @@ def model_list() -> None:
 @model.command(
     "info", epilog=examples("fcn-batch model info landcover-world", "fcn-batch model info my_model.safetensors --json")
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
 def model_info(name: str, as_json: bool) -> None:
     """Show the card of a model: what it wants, which classes it knows, how well it does."""
@@ -39,7 +40,7 @@ def model_info(name: str, as_json: bool) -> None:
     "check",
     epilog=examples("fcn-batch model check landcover-world", "fcn-batch model check my_package.nets:make_unet --json"),
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def model_check(name: str, as_json: bool) -> None:
     """Find out by trying how far a model looks, and whether tiles give exactly the scores of the whole image."""

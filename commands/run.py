@@ -7,6 +7,7 @@ import click
 
 from fcn_batch.commands.arguments import model_options
 from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
+from fcn_batch.commands.names import complete_files
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -29,7 +30,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
         "fcn-batch segment --watch incoming/ -o maps/ --summary maps/summary.json",
     ),
 )
-@click.argument("inputs", metavar="INPUT...", nargs=-1)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, shell_complete=complete_files)
 @click.option(
     "--list", "listed", type=PATH, metavar="FILE", help="More inputs: a path on each line; -: standard input."
 )
@@ -201,7 +202,7 @@ def segment(
         "fcn-batch plan big_image.tif --tile 512",
     ),
 )
-@click.argument("named", metavar="INPUT")
+@click.argument("named", metavar="INPUT", shell_complete=complete_files)
 @click.option(
     "-o",
     "--output",

@@ -54,7 +54,7 @@ EXAMPLES = [
 
 def test_the_commands_are_these() -> None:
     of_models = {("model", name) for name in ("list", "info", "check", "convert", "convolutionalise")}
-    names = ("segment", "status", "plan", "validate", "verify", "export", "train", "evaluate")
+    names = ("segment", "status", "plan", "validate", "verify", "export", "train", "evaluate", "completion")
     of_jobs = {("submit", name) for name in ("slurm", "pbs", "cron")}
     assert set(COMMANDS) == {(name,) for name in names} | of_models | of_jobs
 
@@ -91,8 +91,17 @@ def test_the_main_help_names_the_commands() -> None:
     result = fcn_batch("--help")
     assert result.exit_code == 0
     assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
+        "completion",
         "evaluate", "export", "model", "plan", "segment", "status", "submit", "train", "validate", "verify",
     ]  # fmt: skip
+
+
+def test_the_main_help_lists_every_exit_code() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "exit-codes.md").read_text("utf-8")
+    codes = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+    told = fcn_batch("--help").stdout.split("Exit codes")[1]
+    assert "docs/exit-codes.md" in told
+    assert re.findall(r"^ +(\d+)  ", told, re.MULTILINE) == codes
 
 
 def test_version() -> None:
