@@ -9,6 +9,7 @@ import click
 import fcn_batch
 from fcn_batch.commands.base import Group
 from fcn_batch.commands.completion import completion
+from fcn_batch.commands.doctor import doctor
 from fcn_batch.commands.export import export
 from fcn_batch.commands.learn import evaluate, train
 from fcn_batch.commands.model import model
@@ -39,7 +40,7 @@ def main() -> None:
     """Turn rasters of any size into georeferenced class maps, exactly and restartably."""
 
 
-for command in (segment, submit, status, plan, validate, verify, export, model, train, evaluate, completion):
+for command in (segment, submit, status, plan, doctor, validate, verify, export, model, train, evaluate, completion):
     main.add_command(command)
 
 if __name__ == "__main__":
