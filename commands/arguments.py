@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fcn_batch.commands.inputs import INPUT_OPTIONS
+from fcn_batch.commands.names import complete_models
 
 
 def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -52,6 +53,7 @@ MODEL_OPTIONS = (
         default="auto",
         show_default=True,
         metavar="auto|NAME|FILE",
+        shell_complete=complete_models,
         help="auto: the embedded model that was trained on such images. Or its name (`fcn-batch model list`), a "
         ".safetensors or .toml file, or package.module:factory.",
     ),

@@ -16,13 +16,20 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Command(click.Command):
-    """A command with `--debug`, whose errors are one line and an exit code."""
+    """A command with `--verbose` and `--debug`, whose errors are one line and an exit code."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        tell = click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            help="Log what is done on standard error; -vv: also what GDAL and dask do.",
+            expose_value=False,
+            callback=_heard,
+        )
         show = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.", expose_value=False)
         show.callback = lambda ctx, _, value: ctx.meta.update(debug=value)
-        self.params.append(show)
+        self.params += [tell, show]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; turn errors into messages unless `--debug` was given."""
@@ -41,6 +48,14 @@ class Command(click.Command):
                 message, code = str(error), error.exit_code
             _tell(message)
             ctx.exit(code)
+
+
+def _heard(context: click.Context, _option: click.Parameter, verbose: int) -> None:
+    """Log from here to the end of the command."""
+    if verbose and not context.resilient_parsing:
+        from fcn_batch.workflows.logs import heard
+
+        context.with_resource(heard(verbose, context.command_path))
 
 
 def _tell(message: str) -> None:

@@ -6,6 +6,7 @@ import click
 
 from fcn_batch.commands.arguments import conversion_options
 from fcn_batch.commands.base import PATH, Group, echo_pairs, echo_path, examples
+from fcn_batch.commands.names import complete_models
 
 
 @click.group(cls=Group)
@@ -13,33 +14,38 @@ def model() -> None:
     """List, describe and check models."""
 
 
-@model.command("list", epilog=examples("fcn-batch model list"))
-def model_list() -> None:
+@model.command("list", epilog=examples("fcn-batch model list", "fcn-batch model list --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print name, version, summary, file and SHA-256 of each as JSON.")
+def model_list(as_json: bool) -> None:
     """List the models that ship with fcn-batch."""
-    from fcn_batch.workflows.models import embedded
+    from fcn_batch.workflows.models import embedded, list_json
 
-    for file in embedded():
+    models = list(embedded())
+    if as_json:
+        click.echo(list_json(models))
+        return
+    for file in models:
         click.echo(f"{file.card.name:<20} {file.card.summary}")
 
 
 @model.command(
     "info", epilog=examples("fcn-batch model info landcover-world", "fcn-batch model info my_model.safetensors --json")
 )
-@click.argument("name", metavar="NAME|FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete_models)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON, and its file and SHA-256.")
 def model_info(name: str, as_json: bool) -> None:
     """Show the card of a model: what it wants, which classes it knows, how well it does."""
-    from fcn_batch.workflows.models import describe_model, find_model
+    from fcn_batch.workflows.models import describe_model, find_model, model_json
 
     file = find_model(name)
-    click.echo(file.card.model_dump_json(indent=2)) if as_json else echo_pairs(describe_model(file))
+    click.echo(model_json(file)) if as_json else echo_pairs(describe_model(file))
 
 
 @model.command(
     "check",
     epilog=examples("fcn-batch model check landcover-world", "fcn-batch model check my_package.nets:make_unet --json"),
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def model_check(name: str, as_json: bool) -> None:
     """Find out by trying how far a model looks, and whether tiles give exactly the scores of the whole image."""

@@ -7,6 +7,7 @@ import click
 
 from fcn_batch.commands.arguments import model_options
 from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
+from fcn_batch.commands.names import complete_files
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -29,7 +30,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
         "fcn-batch segment --watch incoming/ -o maps/ --summary maps/summary.json",
     ),
 )
-@click.argument("inputs", metavar="INPUT...", nargs=-1)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, shell_complete=complete_files)
 @click.option(
     "--list", "listed", type=PATH, metavar="FILE", help="More inputs: a path on each line; -: standard input."
 )
@@ -201,7 +202,7 @@ def segment(
         "fcn-batch plan big_image.tif --tile 512",
     ),
 )
-@click.argument("named", metavar="INPUT")
+@click.argument("named", metavar="INPUT", shell_complete=complete_files)
 @click.option(
     "-o",
     "--output",
@@ -213,11 +214,11 @@ def segment(
 @model_options
 @click.option("-w", "--workers", default="0", metavar="N|auto", help="For so many processes, as `segment` has them.")
 @click.option("--pyramid", is_flag=True, help="Count the room for the pyramid too.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, and as `facts` what it costs and needs.")
 def plan(named: str, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
     from fcn_batch.pipeline.location import input_of
-    from fcn_batch.workflows.description import describe
+    from fcn_batch.workflows.description import describe, to_json
     from fcn_batch.workflows.many import refuse_remote
     from fcn_batch.workflows.plan import prepare
     from fcn_batch.workflows.topology import count_of
@@ -227,7 +228,7 @@ def plan(named: str, folder: Path | None, workers: str, pyramid: bool, as_json: 
     refuse_remote([given], local_only=local_only)
     prepared = prepare(given, _options(chosen), processes=max(1, count))
     if as_json:
-        click.echo(prepared.plan.model_dump_json(indent=2))
+        click.echo(to_json(prepared, folder, pyramid=pyramid))
         return
     echo_pairs(describe(prepared, folder, pyramid=pyramid, workers=count))
 

@@ -12,7 +12,12 @@ _EVERY_S = 2.0
 @click.command(cls=Command, epilog=examples("fcn-batch status big_image.tif", "fcn-batch status maps/ --follow"))
 @click.argument("output", type=PATH)
 @click.option("-f", "--follow", is_flag=True, help="Tell it again as it goes on, until nobody is at work any more.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known as JSON.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print everything that is known as JSON, a list of runs; with --follow one such list after another.",
+)
 def status(output: Path, follow: bool, as_json: bool) -> None:
     """Show how far the run of OUTPUT is: blocks done, speed, time left, who is at work, failures.
 

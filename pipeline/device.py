@@ -68,6 +68,11 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def thread_count() -> int:
+    """How many CPU threads a network takes in this process."""
+    return torch.get_num_threads()
+
+
 def describe_device(device: str) -> str:
     """What decides how a device rounds: the CPU's instruction set, or the GPU's name."""
     if device.startswith("cuda"):
@@ -82,8 +87,12 @@ def fast_precision(device: str) -> Precision:
     """bf16 where the hardware multiplies it, else fp32."""
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = device == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in _FAST_ON_CPU)
-    return "bf16" if fast else "fp32"
+    return "bf16" if device == "cpu" and has_fast_bf16() else "fp32"
+
+
+def has_fast_bf16() -> bool:
+    """True when the CPU multiplies bfloat16 itself: AMX or AVX512-BF16."""
+    return any(torch.cpu.get_capabilities().get(name) for name in _FAST_ON_CPU)
 
 
 def check_precision(precision: Precision, device: str) -> None:

@@ -61,6 +61,17 @@ def gdal_version() -> str:
     return str(rasterio.__gdal_version__)
 
 
+def driver_names() -> frozenset[str]:
+    """GDAL's drivers that are there."""
+    with rasterio.Env() as env:
+        return frozenset(env.drivers())
+
+
+def skipped_drivers(value: str) -> list[str]:
+    """Drivers that such a GDAL_SKIP leaves out, beside those that this program does."""
+    return [name for name in value.replace(",", " ").split() if name not in _NETWORK]
+
+
 def endpoint() -> str | None:
     """The server of s3:// that the user's environment names, if it is not Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

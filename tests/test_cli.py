@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ EXAMPLES = [
 
 def test_the_commands_are_these() -> None:
     of_models = {("model", name) for name in ("list", "info", "check", "convert", "convolutionalise")}
-    names = ("segment", "status", "plan", "validate", "verify", "export", "train", "evaluate")
+    names = ("segment", "status", "plan", "doctor", "validate", "verify", "export", "train", "evaluate", "completion")
     of_jobs = {("submit", name) for name in ("slurm", "pbs", "cron")}
     assert set(COMMANDS) == {(name,) for name in names} | of_models | of_jobs
 
@@ -91,8 +92,17 @@ def test_the_main_help_names_the_commands() -> None:
     result = fcn_batch("--help")
     assert result.exit_code == 0
     assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
+        "completion", "doctor",
         "evaluate", "export", "model", "plan", "segment", "status", "submit", "train", "validate", "verify",
     ]  # fmt: skip
+
+
+def test_the_main_help_lists_every_exit_code() -> None:
+    table = (Path(__file__).parents[1] / "docs" / "exit-codes.md").read_text("utf-8")
+    codes = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+    told = fcn_batch("--help").stdout.split("Exit codes")[1]
+    assert "docs/exit-codes.md" in told
+    assert re.findall(r"^ +(\d+)  ", told, re.MULTILINE) == codes
 
 
 def test_version() -> None:
@@ -181,9 +191,12 @@ def test_progress_is_plain_lines_without_a_terminal(
 
 def test_a_plan_as_json_is_a_plan(raster: Path, model: Path) -> None:
     result = fcn_batch("plan", raster, "-m", model, "--json", "--tile", "64")
-    plan = Plan.model_validate_json(result.stdout)
+    found = json.loads(result.stdout)
+    facts = found.pop("facts")
+    plan = Plan.model_validate_json(json.dumps(found))
     assert plan == prepare(raster, Options(model=str(model), tile=64)).plan
     assert plan.cut.tile == 64
+    assert (facts["fingerprint"], facts["blocks"], facts["exact"]) == (plan.fingerprint, 1, True)
 
 
 def test_a_plan_for_people(raster: Path, model: Path) -> None:
@@ -261,7 +274,9 @@ def test_a_model_tells_of_itself(model: Path) -> None:
 
 
 def test_a_card_as_json_is_a_card(model: Path) -> None:
-    card = ModelCard.model_validate_json(fcn_batch("model", "info", model, "--json").stdout)
+    found = json.loads(fcn_batch("model", "info", model, "--json").stdout)
+    assert (found.pop("file"), found.pop("sha256")) == (str(model), sha256(model.read_bytes()).hexdigest())
+    card = ModelCard.model_validate_json(json.dumps(found))
     assert (card.name, card.stride, card.halo) == ("tiny", 32, 128)
 
 

@@ -1,6 +1,7 @@
 """Whatever becomes of standard error, a run goes on."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -102,3 +103,35 @@ def test_a_log_that_nobody_reads() -> None:
         os.close(writer)
         out, _ = process.communicate("\n", timeout=100)
     assert (process.returncode, out) == (0, "a.tif\n")
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_no_color_is_honoured(colour: bool) -> None:
+    """Cursor movements stay: the bar is drawn in place."""
+    inside, outside = os.openpty()
+    environ = {**os.environ, "TERM": "xterm-256color", "COLORTERM": ""} | ({} if colour else {"NO_COLOR": "1"})
+    if colour:
+        environ.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TELLING.format(kind="Bar")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=outside,
+        text=True,
+        start_new_session=True,
+        env=environ,
+    )
+    with process:
+        os.close(outside)
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        seen = b""
+        with suppress(OSError):  # the process has ended
+            while part := os.read(inside, 4000):
+                seen += part
+        os.close(inside)
+    assert b"more" in seen
+    codes = {code for found in re.findall(rb"\x1b\[([\d;]*)m", seen) for code in found.split(b";")}
+    colours = {code for code in codes if re.fullmatch(rb"[349][0-8]|10[0-7]", code)}
+    assert bool(colours) == colour, codes

@@ -12,6 +12,7 @@ import fcn_batch
 from fcn_batch.pipeline.errors import OptionError
 from fcn_batch.workflows.clusters import seconds_of
 from fcn_batch.workflows.jobqueue import gpu_cluster, job_cluster
+from fcn_batch.workflows.logs import level_of_dask
 from fcn_batch.workflows.signals import Stop
 from fcn_batch.workflows.waiting import Waiting, await_first
 from fcn_batch.workflows.workers import Tls, Workers
@@ -34,12 +35,21 @@ def not_installed(where: str, found: str) -> OptionError:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep distributed's log off standard error: what matters of it is raised and told in one line."""
+    """Keep distributed's log off standard error: what matters of it is raised and told in one line.
+
+    With --verbose it is heard.
+    """
     import distributed
 
+    log, level = logging.getLogger(distributed.__name__), level_of_dask()
     # each of these may have a handler of its own, from dask's configuration
     names = (distributed.__name__, "distributed.client", "distributed.gc", "tornado", "tornado.application")
     with ExitStack() as restore:
+        if level < logging.CRITICAL:
+            restore.callback(log.setLevel, log.level)
+            log.setLevel(level)
+            yield
+            return
         for handler in {handler for name in names for handler in logging.getLogger(name).handlers}:
             restore.callback(handler.setLevel, handler.level)
             handler.setLevel(logging.CRITICAL + 1)

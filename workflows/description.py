@@ -1,9 +1,10 @@
 """What `fcn-batch plan` prints."""
 
+import json
 from pathlib import Path
 
 from fcn_batch.pipeline.plan import Cut, Plan
-from fcn_batch.workflows.disk import describe_disk
+from fcn_batch.workflows.disk import describe_disk, disk_needed, free_room
 from fcn_batch.workflows.plan import Prepared
 from fcn_batch.workflows.topology import describe_processes
 
@@ -46,6 +47,23 @@ def describe(
         ("fingerprint", plan.fingerprint),
         *(("note", note) for note in prepared.notes),
     ]
+
+
+def to_json(prepared: Prepared, folder: Path | None = None, *, pyramid: bool = False) -> str:
+    """What `fcn-batch plan --json` prints: the plan and, as `facts`, what is not part of it. Sizes are in bytes."""
+    plan = prepared.plan
+    facts = {
+        "fingerprint": plan.fingerprint,
+        "blocks": len(plan.grid),
+        "exact": plan.cut.exact,
+        "device": prepared.device,
+        "passes_per_pixel": prepared.forward_share,
+        "memory": prepared.memory,
+        "disk_needed": disk_needed(plan, pyramid=pyramid),
+        "disk_free": free_room(folder or Path(prepared.info.path).absolute().parent),
+        "notes": prepared.notes,
+    }
+    return json.dumps({**plan.model_dump(mode="json"), "facts": facts}, indent=2)
 
 
 def _describe_output(plan: Plan) -> str:

@@ -5,7 +5,6 @@ job_cluster          jobs are submitted, replaced when they are lost, and cancel
 await_first          until one of them is at work, with the batch system's own reason while none is
 """
 
-import logging
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_batch.pipeline.device import cuda_devices
 from fcn_batch.pipeline.errors import OptionError, OutputError
 from fcn_batch.workflows.clusters import ClusterFile, Kind, seconds_of
+from fcn_batch.workflows.logs import level_of_dask
 from fcn_batch.workflows.topology import ENVIRON
 from fcn_batch.workflows.waiting import LONGEST_TOLD, Jobs, Waiting
 
@@ -66,7 +66,7 @@ def gpu_cluster(count: int, loop: "IOLoop") -> Iterator[Any]:
             memory_limit=0,
             host=_LOOPBACK,
             dashboard_address=f"{_LOOPBACK}:0",
-            silence_logs=logging.CRITICAL,
+            silence_logs=level_of_dask(),
             loop=loop,
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -182,7 +182,7 @@ def _settings(spec: ClusterFile, folder: Path, security: "Security | None") -> d
         "protocol": protocol,
         "security": security,
         "scheduler_options": {"dashboard_address": f"{_LOOPBACK}:0", **address},
-        "silence_logs": logging.CRITICAL,
+        "silence_logs": level_of_dask(),
     }
     if spec.resources:
         settings["resource_spec"] = spec.resources

@@ -1,6 +1,5 @@
 """Worker processes on this machine, each on its own cores. One of the modules that know dask.distributed."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children, resource_tracker
@@ -10,6 +9,7 @@ import dask
 from distributed import LocalCluster, WorkerPlugin
 from distributed.utils import LoopRunner
 
+from fcn_batch.workflows.logs import level_of_dask
 from fcn_batch.workflows.signals import unheard
 from fcn_batch.workflows.topology import ENVIRON, layout, machine, pin
 
@@ -49,7 +49,7 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
             host=LOOPBACK,
             dashboard_address=f"{LOOPBACK}:0",
             memory_limit=0,
-            silence_logs=logging.CRITICAL,
+            silence_logs=level_of_dask(),
             loop=loop,
             plugins=(Pin(pins),) if pins else (),
         ) as cluster,

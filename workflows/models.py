@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -41,6 +41,26 @@ def find_model(name_or_path: str) -> ModelFile:
         known = ", ".join(p.stem for p in sorted(_folder().glob("*.safetensors")))
         raise ModelError(f"{name_or_path}: no embedded model has this name ({known}), and no file either")
     return read_card(path.absolute())
+
+
+def list_json(models: Iterable[ModelFile]) -> str:
+    """What `fcn-batch model list --json` prints: an object for each model."""
+    found = [
+        {
+            "name": file.card.name,
+            "version": file.card.version,
+            "summary": file.card.summary,
+            "file": str(file.path),
+            "sha256": file.sha256,
+        }
+        for file in models
+    ]
+    return json.dumps(found, indent=2)
+
+
+def model_json(file: ModelFile) -> str:
+    """What `fcn-batch model info --json` prints: the card, the file and its SHA-256."""
+    return json.dumps({"file": str(file.path), "sha256": file.sha256, **file.card.model_dump(mode="json")}, indent=2)
 
 
 def check_model_output(path: Path, *, overwrite: bool) -> None:

@@ -31,6 +31,7 @@ from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, f
 from fcn_batch.workflows.inputs import check_sums, identify
 from fcn_batch.workflows.kernel import kernel_here
 from fcn_batch.workflows.lanes import lane_for
+from fcn_batch.workflows.logs import LOG
 from fcn_batch.workflows.models import find_model
 from fcn_batch.workflows.resolution import ground_sample_distance, resolution_note
 from fcn_batch.workflows.sources import at_microns, at_resolution, find_source, in_colours
@@ -139,7 +140,7 @@ def prepare(
     full_scale, stretch = choose_scaling(source, spec, bands, (options.full_scale, options.stretch), known)
     here = 1 if each.apart else processes or 1
     budget = options.memory or each.memory
-    budget = budget or max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // here, _LEAST_MEMORY)
+    budget = budget or memory_budget(device, here)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
     area = choose_area(info, options.aoi, options.bbox)
     tissue = _tissue(identity, bands, (options, known), notes)
@@ -165,6 +166,8 @@ def prepare(
     if stretch is not None:
         notes.append(plan.scaling)
     notes += band_notes(info, spec, wanted) + _georeference_notes(info) + _resolution_notes(info, model, options)
+    LOG.info("%s: plan %s, %s on %s", info.path, plan.fingerprint, model.path, device)
+    LOG.debug("%s", plan)
     return Prepared(plan, info, model, device, network, notes)
 
 
@@ -248,6 +251,11 @@ def choose_threads(wanted: int | None, device: str, processes: int, cores: int |
     if device != "cpu":
         return 1
     return wanted or cores or max(1, cpus // processes)
+
+
+def memory_budget(device: str, processes: int) -> int:
+    """Bytes for each of so many processes, when nobody says how many."""
+    return max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // processes, _LEAST_MEMORY)
 
 
 def _georeference_notes(info: RasterInfo) -> list[str]:

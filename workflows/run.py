@@ -28,6 +28,7 @@ from fcn_batch.pipeline.tiling import BlockGrid, Work, works
 from fcn_batch.workflows.commit import Committer
 from fcn_batch.workflows.finish import Brief, Course, finish
 from fcn_batch.workflows.inputs import identify
+from fcn_batch.workflows.logs import LOG
 from fcn_batch.workflows.mend import mended
 from fcn_batch.workflows.outputs import Outputs
 from fcn_batch.workflows.part import share
@@ -226,6 +227,9 @@ class _Blocks:
     def _finished(self, receipt: Receipt) -> None:
         if receipt.block not in self.done:
             self.done.add(receipt.block)
+            LOG.info(
+                "%s: block %d of %d: %.1f s", self._title, receipt.block, len(self.brief.plan.grid), receipt.seconds
+            )
             self._pixels += (pixels := receipt.shape[0] * receipt.shape[1])
             self._classified += pixels - receipt.pixels.get(NODATA, 0)
             self.progress.advance(pixels)

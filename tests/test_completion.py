@@ -1,0 +1,107 @@
+"""What shells complete: commands, options, models and files, from the script that `completion` prints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcn_batch.commands.completion import SHELLS
+from tests.runs import fcn_batch
+
+PROGRAM = "import sys; from fcn_batch.cli import main; main(prog_name='fcn-batch')"
+MODELS = ["auto", "aerial", "buildings", "landcover-world", "nuclei"]
+
+
+def offered(*words: str) -> list[str]:
+    """What bash is offered for the last of `words`, each as kind,value."""
+    environ = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), "_FCN_BATCH_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_commands_are_completed() -> None:
+    assert offered("fcn-batch", "seg") == ["plain,segment"]
+    assert offered("fcn-batch", "model", "con") == ["plain,convert", "plain,convolutionalise"]
+    assert offered("fcn-batch", "completion", "z") == ["plain,zsh"]
+
+
+def test_options_and_files_are_completed() -> None:
+    assert offered("fcn-batch", "segment", "--confi") == ["plain,--confidence"]
+    for command in ("segment", "plan", "validate"):
+        assert offered("fcn-batch", command, "a") == ["file,a"]
+
+
+@pytest.mark.parametrize("words", [("segment", "a.tif", "--model"), ("plan", "-m"), ("model", "info")])
+def test_models_are_completed(words: tuple[str, ...]) -> None:
+    *names, files = offered("fcn-batch", *words, "b")
+    assert (names, files) == (["plain,buildings"], "file,b")
+
+
+def test_all_models_are_offered() -> None:
+    assert offered("fcn-batch", "segment", "--model", "'") == [f"plain,{name}" for name in MODELS] + ["file,"]
+    assert offered("fcn-batch", "model", "check", "'") == [f"plain,{name}" for name in MODELS[1:]] + ["file,"]
+
+
+def test_completing_loads_nothing_heavy() -> None:
+    code = f"import sys, atexit; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules))); {PROGRAM}"
+    environ = {"COMP_WORDS": "fcn-batch plan -m a", "COMP_CWORD": "3", "_FCN_BATCH_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert (done.stdout.splitlines()[:2], done.stderr) == (["plain,auto", "plain,aerial"], "False")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_for_each_shell(shell: str, tmp_path: Path) -> None:
+    result = fcn_batch("completion", shell)
+    assert result.exit_code == 0
+    assert f"_FCN_BATCH_COMPLETE={shell}_complete" in result.stdout
+    assert "fcn-batch" in result.stdout
+    if (program := shutil.which(shell)) is not None:
+        (tmp_path / "script").write_text(result.stdout)
+        read = subprocess.run([program, "-n", tmp_path / "script"], capture_output=True, text=True, check=False)
+        assert (read.returncode, read.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+    """As when TAB is pressed: the script's function is called, and the program is the one on the PATH."""
+    program = tmp_path / "fcn-batch"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{PROGRAM}" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "script").write_text(fcn_batch("completion", "bash").stdout)
+    press = (
+        f"source {tmp_path}/script; COMP_WORDS=(fcn-batch seg); COMP_CWORD=1; "
+        '_fcn_batch_completion fcn-batch; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", press],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stdout == "segment\n"
+
+
+def test_another_shell_is_refused() -> None:
+    result = fcn_batch("completion", "csh")
+    assert result.exit_code == 2
+    assert "'bash', 'zsh', 'fish'" in result.stderr
