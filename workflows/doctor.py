@@ -37,6 +37,7 @@ EXTRAS = {
     "remote": ("obstore",),
     "slides": ("imagecodecs", "openslide-bin", "openslide-python", "tiffslide"),
     "vectors": ("pyarrow", "pyogrio", "shapely"),
+    "xarray": ("xarray",),
 }
 """What users may install beside, and what it consists of; as pyproject.toml has it."""
 _ENVIRON = re.compile(
