@@ -172,7 +172,11 @@ def _written(option: click.Option, value: Any) -> str:
     name = option.opts[-1]
     if option.is_flag:
         return name
-    if isinstance(option.type, click.Path) or (option.name in ("model", "cluster") and Path(value).exists()):
+    if (
+        isinstance(option.type, click.Path)
+        or option.name == "output"
+        or (option.name in ("model", "cluster") and Path(value).exists())
+    ):
         value = Path(value).absolute()
     return f"{name}={value}"
 

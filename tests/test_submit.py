@@ -104,7 +104,7 @@ def test_a_job_is_told_what_the_user_said(
     assert heard.split("\0")[0] == "segment"
     expected = params(given)
     folder, model = place / "-maps 100%", place / f"{NASTY}.safetensors"
-    expected |= {"inputs": (place / f"{NASTY}.tif",), "folder": folder, "model": str(model)}
+    expected |= {"inputs": (str(place / f"{NASTY}.tif"),), "output": str(folder), "model": str(model)}
     expected |= {"part": "2/3", "threads": 4, "memory": 3 * 2**30 // 2}
     if system == "slurm":
         expected["grace"] = 90.0
@@ -128,7 +128,7 @@ def test_one_job_that_has_workers(place: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(place)
     monkeypatch.setattr("fcn_batch.workflows.submit.PROGRAM", ("printf", "%s\\0"))
     (place / "my.toml").write_text((files("fcn_batch.configs") / "clusters" / "slurm.toml").read_text())
-    expected = params(WORDS) | {"inputs": (place / f"{NASTY}.tif",), "model": str(place / f"{NASTY}.safetensors")}
+    expected = params(WORDS) | {"inputs": (str(place / f"{NASTY}.tif"),), "model": str(place / f"{NASTY}.safetensors")}
     expected |= {"grace": 90.0, "workers": "3"}
     for own, cluster in (([], "slurm"), (["--cluster", "my.toml"], str(place / "my.toml"))):
         script = written("slurm", *WORDS, *own, "--dask", "3", "--dry-run")
