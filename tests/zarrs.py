@@ -138,9 +138,12 @@ def by_ome(
             axes_units=dict.fromkeys("xy", "micrometer"),
             scale_factors=[2, 4],
             storage_options={"chunks": (*(1,) * (values.ndim - 2), 32, 48)},
-            **({"omero": {"channels": channels}} if channels else {}),
             **options,
         )
+    if channels:  # by hand, where the specification wants it: the library's way in changed between 0.11 and 0.21
+        told: dict[str, Any] = dict(group.attrs)
+        (told if version == 2 else told["ome"])["omero"] = {"channels": channels}
+        group.attrs.put(told)
     return path
 
 
