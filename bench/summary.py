@@ -54,7 +54,9 @@ Where another is better, the table says so: for a small network and a small rast
 most of the time, and a runtime of its own (ONNX) starts faster. A cell without a number was not measured.
 
 All rows, other precisions and networks, memory by size of the raster, and scaling:
-[bench/RESULTS.md](../bench/RESULTS.md). How each layer is made fast: [bench/LADDER.md](../bench/LADDER.md).
+[bench/RESULTS.md](../bench/RESULTS.md). A gigapixel, workers, a large slide: [scale.md](scale.md). How good networks
+of each stride and trunk are: [bench/LADDER.md](../bench/LADDER.md). What makes it fast:
+[design.md](design.md#what-makes-it-fast).
 """
 
 
