@@ -1,5 +1,6 @@
 """Every code block of the README and of the pages in docs/ runs, in order, in a folder that holds `big_image.tif`."""
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ from affine import Affine
 from fcn_batch.pipeline.recipe import Polygons, Recipe
 from fcn_batch.pipeline.splits import BlockSplit
 from fcn_batch.pipeline.weights import ModelFile
+from fcn_batch.workflows.doctor import EXTRAS
 from fcn_batch.workflows.models import embedded
 from tests.rasters import noise, write_raster
 from tests.slides import cells, pyramid
@@ -45,12 +47,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_block_runs(folder: Path) -> None:
-    """Those of the README, then those of the page of outputs."""
-    blocks = _blocks(README, OUTPUTS)
+def test_every_block_runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Those of the README, with no extras but those it installs, then those of the page of outputs."""
+    blocks = _blocks(README)
     assert len(blocks) >= 3
-    _run(blocks, folder)
+    _run(blocks, folder, without=_hidden_extras(tmp_path_factory.mktemp("hidden")))
     assert (folder / "maps" / "big_image.run.json").exists()
+    _run(_blocks(OUTPUTS), folder)
+
+
+def _hidden_extras(folder: Path) -> Path:
+    """A folder which, on the path of Python, hides the extras that the README's line of pip does not name."""
+    (line,) = re.findall(r"pip install '\.\[(.*)\]'", README.read_text("utf-8"))
+    hidden = {part for name, parts in EXTRAS.items() if name not in line.split(",") for part in parts}
+    modules = [module for module, of in importlib.metadata.packages_distributions().items() if hidden & {*of}]
+    assert "obstore" in modules
+    assert "pyarrow" not in modules
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({modules}))\n")
+    return folder
 
 
 @pytest.mark.parametrize("page", ALONE, ids=lambda page: page.stem)
@@ -62,7 +76,8 @@ def test_every_block_of_a_page_runs(folder: Path, page: Path) -> None:
     _run(_blocks(page), folder)
 
 
-def _run(blocks: list[re.Match[str]], folder: Path) -> None:
+def _run(blocks: list[re.Match[str]], folder: Path, without: Path | None = None) -> None:
+    environment = {**os.environ, **({"PYTHONPATH": str(without)} if without else {})}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks:
         if "import duckdb" in block["code"] and not importlib.util.find_spec("duckdb"):
@@ -71,7 +86,7 @@ def _run(blocks: list[re.Match[str]], folder: Path) -> None:
         done = subprocess.run(
             [*command, block["code"]],
             cwd=folder,
-            env={**os.environ, "PATH": path},
+            env={**environment, "PATH": path},
             capture_output=True,
             text=True,
             check=False,
