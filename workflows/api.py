@@ -114,7 +114,7 @@ def open_classes(source: "PathLike | Maps", **chosen: Any) -> "xr.DataArray":
     """The class ids of a map as an xarray DataArray (rows, cols) with coordinates, read as they are needed.
 
     `source`: what `segment` gave, or the path of NAME.run.json or NAME.classes.zarr. The attribute `legend` names the
-    class of each id; ids of no data are in `_FillValue` of the encoding. `chosen` goes to `xarray.open_zarr`, such as
+    class of each id, `nodata` is the id of pixels without a class. `chosen` goes to `xarray.open_zarr`, such as
     `chunks=None` to do without Dask. Needs `pip install 'fcn-batch[xarray]'`. InputError when there is no such map.
     """
     try:
