@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,8 @@ from typing import Any, TypeVar
 from bench.measure import Measured, measure
 from bench.records import MARK
 from bench.run import HERE, job
+from bench.scaling_records import Count, Large, Scaling, Share, load, save
+from bench.scaling_table import plot, section
 
 NUMBERS = "scaling.json"
 _CHUNK = 64
@@ -29,50 +30,6 @@ _TRANSLATE = "import sys, rasterio.shutil as s; s.copy(sys.argv[1], sys.argv[2],
 
 
 _Row = TypeVar("_Row")
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """A run of so many blocks with an empty network. `workers` 0: in one process, without a scheduler."""
-
-    workers: int
-    blocks: int
-    whole_s: float
-    blocks_s: float
-    end_s: float
-    driver_cpu_s: float
-    driver_peak_mib: float
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A run on so many processes of one thread."""
-
-    workers: int
-    mpx: float
-    blocks_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Large:
-    """A large raster with an empty network, and the same raster written as COG by GDAL."""
-
-    mpx: float
-    whole_s: float
-    end_s: float
-    peak_mib: float
-    gdal_s: float
-    gdal_peak_mib: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Everything that was measured."""
-
-    machine: dict[str, str]
-    counts: tuple[Count, ...]
-    shares: tuple[Share, ...]
-    large: Large | None
 
 
 def run(*, quick: bool) -> Scaling:
@@ -144,26 +101,8 @@ def _noted(one: _Row) -> _Row:
     return one
 
 
-def save(scaling: Scaling, path: Path) -> None:
-    """Write as JSON."""
-    path.write_text(json.dumps(asdict(scaling), indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def load(path: Path) -> Scaling:
-    """Read what `save` wrote."""
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return Scaling(
-        machine=values["machine"],
-        counts=tuple(Count(**one) for one in values["counts"]),
-        shares=tuple(Share(**one) for one in values["shares"]),
-        large=Large(**values["large"]) if values["large"] else None,
-    )
-
-
 def write(scaling: Scaling, folder: Path) -> list[Path]:
     """Write the tables on scaling, into what `bench.run` wrote, and the plot."""
-    from bench.scaling_table import plot, section
-
     page, picture = folder / "RESULTS.md", folder / "SCALING.svg"
     other = page.read_text("utf-8").split(MARK)[0].rstrip() if page.exists() else "# Results"
     page.write_text(f"{other}\n\n{MARK}\n\n{section(scaling)}", "utf-8")

@@ -4,7 +4,7 @@ import heapq
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.scaling import Count, Scaling
+from bench.scaling_records import Count, Scaling
 
 BLOCKS = 1_000_000
 BLOCK_S = 1.0

@@ -7,7 +7,7 @@ import pytest
 from bench import run as bench_run
 from bench import scaling as module
 from bench.records import MARK
-from bench.scaling import Count, Large, Scaling, Share, load, save
+from bench.scaling_records import Count, Large, Scaling, Share, load, save
 from bench.scaling_table import Costs, costs, section, simulate
 
 COUNTS = tuple(
