@@ -244,8 +244,9 @@ def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
             options = {"OVERVIEW_LEVEL": level} if isinstance(level, str) else {}
             return DatasetReader(name, driver=drivers, **options)
     except RasterioIOError as error:
+        reason = str(error).replace(name, str(path))
         raise FormatError(
-            f"{path} cannot be opened as a raster: {error}; give an undamaged, readable {', '.join(DRIVERS)} "
+            f"{path} cannot be opened as a raster: {reason}; give an undamaged, readable {', '.join(DRIVERS)} "
             "file (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
         ) from error
 

@@ -153,6 +153,18 @@ def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_raster_there(served: Served, tmp_path: Path) -> None:
+    """Under the name that was given, without what GDAL makes of it."""
+    (served.folder / "a.tif").write_bytes(b"nothing of the kind" * 100)
+    result = fcn_batch("plan", f"{served.url}/a.tif")
+    assert result.exit_code == 4
+    assert f"'{served.url}/a.tif' not recognized" in result.stderr
+    for url in (f"{served.url}/a.zarr/r10m", "s3://bucket/a.zarr/", f"/vsizip/{tmp_path}/a.zip/a.zarr"):
+        result = fcn_batch("plan", url)
+        assert result.exit_code == 4
+        assert f"{url}: zarr stores are read from this machine's disks only; copy or unpack" in result.stderr
+
+
 def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ What was done is in the RasterInfo, and so in the plan; `source_of` does it agai
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fcn_batch.pipeline.alignment import Grid
 from fcn_batch.pipeline.crs import wkt_of
@@ -117,6 +117,10 @@ def level_of(file: SourceFile, level: int) -> RasterSource:
 
 
 def _finest(given: Path | Url) -> RasterSource:
+    if isinstance(given, Url) and any(part.endswith(".zarr") for part in PurePosixPath(given.text).parts):
+        raise InputError(
+            f"{given}: zarr stores are read from this machine's disks only; copy or unpack the store here first"
+        )
     if isinstance(given, Path) and holds_zarr(given):
         return _looked_at(ZarrSource(str(local_path(given)), 0, wkt_of))
     if isinstance(given, Path) and wants_slide_reader(local_path(given)):
