@@ -154,15 +154,15 @@ class _Guarded(LocalStore):
             return None
         found = await super().get(key, prototype, byte_range)
         if self.form.compressor in DEFLATE:  # which takes as long to check as to decode
-            return await asyncio.to_thread(self._checked, key, found, byte_range)
-        return self._checked(key, found, byte_range)
+            return await asyncio.to_thread(checked, key, found, self.form, byte_range)
+        return checked(key, found, self.form, byte_range)
 
     def get_sync(
         self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         if not self._fits(key):
             return None
-        return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range), byte_range)
+        return checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range), self.form, byte_range)
 
     async def set(self, key: str, value: Buffer, *args: Any, **kwargs: Any) -> None:
         self._inside(key)
@@ -191,27 +191,34 @@ class _Guarded(LocalStore):
             size = regular_size(self.root / key)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
-        limit = MAX_TEXT if key == "zarr.json" else 2 * self.form.file + _SPARE
+        limit = MAX_TEXT if key == "zarr.json" else most_bytes(self.form)
         if size > limit:
             raise ValueError(f"{key} has {size} bytes; more than {limit} cannot be right")
         return True
 
-    def _checked(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
-        """What was read of a chunk file, if it decodes to no more than its array says."""
-        if found is None or key == "zarr.json" or self._is_index(byte_range):
-            return found
-        for piece in pieces(found.as_numpy_array(), self.form, whole=byte_range is None):
-            size = swollen(piece, self.form.compressor)
-            if size > self.form.chunk:
-                raise ValueError(f"{key} would decode to {size} bytes, and a chunk has {self.form.chunk}")
-        return found
 
-    def _is_index(self, byte_range: ByteRequest | None) -> bool:
-        """True for the index of a shard, which is read before its chunks."""
-        if isinstance(byte_range, SuffixByteRequest):
-            return True
-        checksum, at_end = self.form.index
-        return not at_end and byte_range == RangeByteRequest(0, 16 * self.form.inside + checksum)
+def most_bytes(form: Form) -> int:
+    """Of a chunk file of that form."""
+    return 2 * form.file + _SPARE
+
+
+def checked(key: str, found: Buffer | None, form: Form, byte_range: ByteRequest | None) -> Buffer | None:
+    """What was read of a chunk file; ValueError when it decodes to more than its array says."""
+    if found is None or key == "zarr.json" or _is_index(form, byte_range):
+        return found
+    for piece in pieces(found.as_numpy_array(), form, whole=byte_range is None):
+        size = swollen(piece, form.compressor)
+        if size > form.chunk:
+            raise ValueError(f"{key} would decode to {size} bytes, and a chunk has {form.chunk}")
+    return found
+
+
+def _is_index(form: Form, byte_range: ByteRequest | None) -> bool:
+    """True for the index of a shard, which is read before its chunks."""
+    if isinstance(byte_range, SuffixByteRequest):
+        return True
+    checksum, at_end = form.index
+    return not at_end and byte_range == RangeByteRequest(0, 16 * form.inside + checksum)
 
 
 class _Foreign(_Guarded):

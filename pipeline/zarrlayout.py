@@ -6,9 +6,9 @@ a group of xarray's or GDAL's   its only array of pixels, or several of (rows, c
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fcn_batch.pipeline.distant import Place
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.geometry import Size
 from fcn_batch.pipeline.zarrnode import Node, child, children, holds_zarr, read_node
@@ -67,7 +67,7 @@ class Layout:
         return min(chunk[self.axes.rows], size.height), min(chunk[self.axes.cols], size.width)
 
 
-def layout_of(path: Path, level: int) -> Layout:
+def layout_of(path: Place, level: int) -> Layout:
     """What is in the store, or part of a store, at `path`.
 
     InputError when there is no image in it, or no such level; OSError, ValueError, LookupError or TypeError when its
@@ -168,7 +168,8 @@ def _ome_layout(group: Node, image: dict[str, Any], level: int) -> Layout:
     listed = image.get("axes", _OLD_AXES)
     axes = [one if isinstance(one, dict) else {"name": str(one)} for one in listed]
     node, places = nodes[level], _ome_axes(group, axes, nodes[level])
-    around = (read_node(node.path.parent), group) if node.path.parent != group.path else (group,)
+    above = node.path.parent
+    around = (read_node(above), group) if above != group.path and holds_zarr(above) else (group,)
     levels = tuple(_size(one, places) for one in nodes)
     microns = _microns(image, datasets[level], axes, places.cols)
     return Layout((node,), places, around, levels, _channels(group), microns, is_ome=True)

@@ -11,11 +11,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from fcn_batch.pipeline.chunkform import DEFLATE, Form
-from fcn_batch.pipeline.limits import MAX_BANDS, MAX_BLOCK_BYTES, MAX_SHARD_BYTES, MAX_SIDE, MAX_TEXT, read_bounded
+from fcn_batch.pipeline.distant import Distant, Place, bounded
+from fcn_batch.pipeline.limits import MAX_BANDS, MAX_BLOCK_BYTES, MAX_SHARD_BYTES, MAX_SIDE, MAX_TEXT
 
 METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 SPARE = 2**20
@@ -38,7 +39,7 @@ _V2 = "_ARRAY_DIMENSIONS"
 class Node:
     """A group, or an array, as its own metadata tell."""
 
-    path: Path
+    path: Place
     format: int
     """2 or 3."""
     is_array: bool
@@ -114,12 +115,12 @@ class Node:
         return Form(file, 2 * size + SPARE, inside, _compressor(self), _index(self.told))
 
 
-def holds_zarr(path: Path) -> bool:
+def holds_zarr(path: Place) -> bool:
     """True for a folder that has metadata of a zarr group or array in it."""
     return path.is_dir() and any((path / name).is_file() for name in METADATA if name != ".zattrs")
 
 
-def read_node(path: Path) -> Node:
+def read_node(path: Place) -> Node:
     """The group or array at `path`; OSError, ValueError or TypeError when it is none, or its metadata are broken."""
     if (path / "zarr.json").exists():
         told = _json(path / "zarr.json")
@@ -138,21 +139,42 @@ def read_node(path: Path) -> Node:
 
 def children(group: Node) -> list[Node]:
     """The groups and arrays in a group, by name; without those that are links. Errors as of `read_node`."""
-    folders = sorted(one for one in group.path.iterdir() if not one.is_symlink() and holds_zarr(one))
+    folders = sorted((one for one in _inside(group) if not one.is_symlink() and holds_zarr(one)), key=str)
     if len(folders) > _MOST_CHILDREN:
         raise ValueError(f"{len(folders)} arrays and groups; the limit is {_MOST_CHILDREN}")
     return [read_node(folder) for folder in folders]
 
 
+def _inside(group: Node) -> Iterator[Place]:
+    """Folders in a group; of a server that does not list any, those that consolidated metadata name."""
+    if not isinstance(group.path, Distant) or group.path.lists:
+        yield from group.path.iterdir()
+        return
+    known: Any = group.told.get("consolidated_metadata")
+    if group.format == 2:
+        known = _json(group.path / ".zmetadata") if (group.path / ".zmetadata").is_file() else None
+    if known is None:
+        raise ValueError("the server does not list what is in the group, and it has no consolidated metadata")
+    for name in sorted({key.partition("/")[0] for key in known["metadata"]}):
+        if name and name not in METADATA:
+            yield child_place(group, name)
+
+
+def child_place(group: Node, path: str) -> Place:
+    """Where something in a group is; ValueError when that is not in the group."""
+    parts = PurePosixPath(path)
+    there = group.path / path
+    if parts.is_absolute() or ".." in parts.parts or there.resolve() != group.path.resolve() / path:
+        raise ValueError(f"{path[:200]!r} is a link, or leaves the store")
+    return there
+
+
 def child(group: Node, path: str) -> Node:
     """The array or group that `path` names from a group on; ValueError when it is not in the group."""
-    there = group.path / path
-    if Path(path).is_absolute() or ".." in Path(path).parts or there.resolve() != group.path.resolve() / path:
-        raise ValueError(f"{path[:200]!r} is a link, or leaves the store")
-    return read_node(there)
+    return read_node(child_place(group, path))
 
 
-def metadata_files(node: Node) -> Iterator[Path]:
+def metadata_files(node: Node) -> Iterator[Place]:
     """Those of a group or array that are there."""
     return (node.path / name for name in METADATA if (node.path / name).is_file())
 
@@ -167,9 +189,9 @@ def document(node: Node) -> dict[str, bytes]:
     return {"zarr.json": json.dumps(told).encode()}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Place) -> dict[str, Any]:
     try:
-        return _object(json.loads(read_bounded(path, MAX_TEXT)))
+        return _object(json.loads(bounded(path, MAX_TEXT)))
     except RecursionError:
         raise ValueError(f"{path.name}: nested too deeply") from None
 

@@ -17,9 +17,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_batch.pipeline.distant import bounded
 from fcn_batch.pipeline.errors import InputError
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+from fcn_batch.pipeline.limits import MAX_TEXT
 from fcn_batch.pipeline.zarrlayout import Layout
 from fcn_batch.pipeline.zarrnode import Node, holds_zarr, read_node
 
@@ -91,7 +92,7 @@ def _in_side_file(layout: Layout) -> Iterator[str]:
         path = group.path / "pam.aux.xml"
         if path.is_file():
             try:
-                root = ET.fromstring(read_bounded(path, MAX_TEXT))  # noqa: S314 - expat itself refuses bombs
+                root = ET.fromstring(bounded(path, MAX_TEXT))  # noqa: S314 - expat itself refuses bombs
             except ET.ParseError as error:
                 raise ValueError(f"{path.name}: {error}") from error
             yield from (one.text for one in root.iter("SRS") if one.text)

@@ -7,7 +7,7 @@ metadata that were judged there, and chunk files through a guard (see opening.py
 import math
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.decoded import Decoded
+from fcn_batch.pipeline.distant import Distant, Place
+from fcn_batch.pipeline.distantarray import open_distant
 from fcn_batch.pipeline.errors import DecodingError, InputError
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
@@ -36,14 +38,14 @@ class ZarrSource:
     `wkt_of`, a function of a module, gives WKT2 of a reference system that the store names in another form.
     """
 
-    def __init__(self, path: str, level: int, wkt_of: Callable[[str], str]) -> None:
-        self._path, self._level, self._wkt_of = Path(path).absolute(), level, wkt_of
+    def __init__(self, place: Place, level: int, wkt_of: Callable[[str], str]) -> None:
+        self._path, self._level, self._wkt_of = place, level, wkt_of
         self._lock = threading.RLock()
         self._image: _Image | None = None
         self._info: RasterInfo | None = None
 
-    def __reduce__(self) -> tuple[type["ZarrSource"], tuple[str, int, Callable[[str], str]]]:
-        return ZarrSource, (str(self._path), self._level, self._wkt_of)
+    def __reduce__(self) -> tuple[type["ZarrSource"], tuple[Place, int, Callable[[str], str]]]:
+        return ZarrSource, (self._path, self._level, self._wkt_of)
 
     @property
     def info(self) -> RasterInfo:
@@ -166,7 +168,7 @@ class _Image:
         return np.ascontiguousarray(found, self._dtype)
 
 
-def _info(path: Path, level: int, wkt_of: Callable[[str], str]) -> RasterInfo:
+def _info(path: Place, level: int, wkt_of: Callable[[str], str]) -> RasterInfo:
     layout = layout_of(path, level)
     node, size = layout.arrays[0], layout.size
     _check(path, layout)
@@ -180,7 +182,7 @@ def _info(path: Path, level: int, wkt_of: Callable[[str], str]) -> RasterInfo:
     groups = [file for group in reversed(layout.groups) for file in metadata_files(group)]
     return RasterInfo(
         path=str(path),
-        files=(*map(str, groups), *(str(one.path) for one in layout.arrays)),
+        files=(*map(str, groups), *chain.from_iterable(map(_chunks_of, layout.arrays))),
         size=size,
         bands=layout.bands,
         dtype=node.dtype,
@@ -197,7 +199,7 @@ def _info(path: Path, level: int, wkt_of: Callable[[str], str]) -> RasterInfo:
     )
 
 
-def _check(path: Path, layout: Layout) -> None:
+def _check(path: Place, layout: Layout) -> None:
     """InputError for pixels of another type, or too many of them; ValueError for chunks that are not safe to decode."""
     dtype = layout.arrays[0].dtype
     if dtype not in DTYPES:
@@ -212,7 +214,16 @@ def _check(path: Path, layout: Layout) -> None:
 
 
 def _opened(node: Node) -> zarr.Array[Any]:
+    if isinstance(node.path, Distant):
+        return open_distant(node.path, node.form, document(node))
     return open_foreign(node.path, node.form, document(node))
+
+
+def _chunks_of(node: Node) -> list[str]:
+    """By what an array is known: its folder or, where nobody lists that, its metadata."""
+    if not isinstance(node.path, Distant):
+        return [str(node.path)]
+    return [f"{node.path}/"] if node.path.lists else [str(file) for file in metadata_files(node)]
 
 
 def _read_whole(node: Node) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Servers on loopback that rasters are fetched from."""
 
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -7,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+import pytest
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass
@@ -36,6 +40,40 @@ class Served:
         return sum(count for _, count in self.ranges)
 
 
+def _part(asked: str, length: int) -> tuple[int, int] | None:
+    """First byte and the one after the last that a header of a range asks for; None without one."""
+    found = _RANGE.fullmatch(asked)
+    if found is None:
+        return None
+    if not found[1]:
+        return max(0, length - int(found[2])), length
+    return int(found[1]), min(int(found[2] or length) + 1, length)
+
+
+@contextmanager
+def s3_server() -> Iterator[Any]:
+    """A real server that speaks S3, with an empty bucket; gives a client."""
+    boto3 = pytest.importorskip("boto3")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "knows")
+        patch.setenv("AWS_REGION", "us-east-1")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="images")
+        try:
+            yield client
+        finally:
+            client.close()
+            server.stop()
+
+
 @contextmanager
 def http_server(folder: Path) -> Iterator[Served]:
     """Serves a folder until the context ends."""
@@ -59,8 +97,8 @@ def http_server(folder: Path) -> Iterator[Served]:
             first, stop, code = 0, status.st_size, 200
             facts = {"ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"', "Accept-Ranges": "bytes"}
             facts["Last-Modified"] = self.date_time_string(status.st_mtime)
-            if found := _RANGE.fullmatch(self.headers.get("Range", "")):
-                first, stop, code = int(found[1]), min(int(found[2] or stop) + 1, stop), 206
+            if part := _part(self.headers.get("Range", ""), status.st_size):
+                (first, stop), code = part, 206
                 facts["Content-Range"] = f"bytes {first}-{stop - 1}/{status.st_size}"
             self._head(code, {**facts, "Content-Length": str(stop - first)})
             if body:

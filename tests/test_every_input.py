@@ -1,7 +1,9 @@
 """One image in every form that its users have it in: the map is always that of the plain GeoTIFF."""
 
 import json
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from rasterio.transform import Affine
 from fcn_batch.pipeline.gdal import accept_pixel_space
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
+from tests.remote_servers import http_server, s3_server
 from tests.runs import class_map, fcn_batch, segmented, small_blocks
 from tests.zarrs import by_convention, by_gdal, by_xarray, by_xarray_in_variables
 
@@ -266,3 +269,44 @@ def test_the_map_is_that_of_the_plain_geotiff(
     for command in ("validate", "verify"):
         result = fcn_batch(command, tmp_path / "out" / "a.run.json")
         assert result.exit_code == 0, result.stderr
+
+
+@contextmanager
+def elsewhere(where: str, path: Path) -> Iterator[str]:
+    """What a file or store is called that is not on this machine's disks, or in an archive there."""
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    names = {one: one.relative_to(path.parent).as_posix() for one in files}
+    if where == "http":
+        with http_server(path.parent) as served:
+            yield f"{served.url}/{path.name}"
+    elif where == "s3":
+        with s3_server() as client:
+            for one, name in names.items():
+                client.upload_file(str(one), "images", f"2024/{name}")
+            yield f"s3://images/2024/{path.name}"
+    else:
+        archive = path.parent / "archive.zip"
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.write(path, f"inner/{path.name}")
+        yield f"/vsizip/{archive}/inner/{path.name}"
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("http", "COG"), ("http", "zarr 2 of xarray"), ("s3", "COG"), ("s3", "zarr 3 of GDAL"), ("zip", "tiled")],
+)
+def test_the_map_is_the_same_wherever_the_image_is(
+    where: str,
+    name: str,
+    model: Path,
+    maps: dict[bool, NDArray[np.uint8]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_blocks(monkeypatch)
+    (tmp_path / "in").mkdir()
+    with elsewhere(where, FORMS[name].write(tmp_path / "in")) as given:
+        segmented(given, "-m", model, "-o", tmp_path / "out", "--precision", "fp32", *FORMS[name].options)
+        result = fcn_batch("verify", tmp_path / "out" / "a.run.json")
+    assert result.exit_code == 0, result.stderr
+    assert (class_map(tmp_path / "out", "a") == maps[False]).all()

@@ -23,7 +23,7 @@ from fcn_batch.pipeline.raster import inspect
 from fcn_batch.pipeline.remote import store_of
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
-from tests.remote_servers import Served, http_server
+from tests.remote_servers import Served, http_server, s3_server
 from tests.runs import DEGREES, class_map, fcn_batch, scene, segmented, small_blocks
 
 obstore = pytest.importorskip("obstore")
@@ -153,16 +153,19 @@ def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_raster_there(served: Served, tmp_path: Path) -> None:
+def test_what_is_no_raster_there(served: Served) -> None:
     """Under the name that was given, without what GDAL makes of it."""
     (served.folder / "a.tif").write_bytes(b"nothing of the kind" * 100)
     result = fcn_batch("plan", f"{served.url}/a.tif")
     assert result.exit_code == 4
     assert f"'{served.url}/a.tif' not recognized" in result.stderr
-    for url in (f"{served.url}/a.zarr/r10m", "s3://bucket/a.zarr/", f"/vsizip/{tmp_path}/a.zip/a.zarr"):
-        result = fcn_batch("plan", url)
-        assert result.exit_code == 4
-        assert f"{url}: zarr stores are read from this machine's disks only; copy or unpack" in result.stderr
+
+
+def test_names_that_are_quoted_in_urls(served: Served, model: Path, tmp_path: Path) -> None:
+    scene(served.folder / "a b%.tif")
+    segmented(f"{served.url}/a%20b%25.tif?version=1", "-m", model, "-o", tmp_path / "out")
+    segmented(served.folder / "a b%.tif", "-m", model, "-o", tmp_path / "local")
+    assert (class_map(tmp_path / "out", "a b%") == class_map(tmp_path / "local", "a b%")).all()
 
 
 def test_a_server_that_fails_at_times(
@@ -203,26 +206,8 @@ def test_a_text_that_names_a_url_fetches_nothing(served: Served) -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
-    """A real server that speaks S3, with an empty bucket; gives a client."""
-    boto3 = pytest.importorskip("boto3")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "knows")
-        patch.setenv("AWS_REGION", "us-east-1")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="images")
-        try:
-            yield client
-        finally:
-            client.close()
-            server.stop()
+    with s3_server() as client:
+        yield client
 
 
 def test_objects_of_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.pipeline.location import Url, input_of
 from fcn_batch.pipeline.plan import FileIdentity, InputIdentity
-from fcn_batch.pipeline.remote import look_at
+from fcn_batch.pipeline.remote import look_at, look_into
 from fcn_batch.pipeline.source import RasterInfo
 from fcn_batch.workflows.checksums import file_sha256
 
@@ -44,8 +44,12 @@ def identify(info: RasterInfo, *, hashed: bool = False) -> InputIdentity:
 def file_identity(path: Path | Url, *, hashed: bool) -> FileIdentity:
     """Of one file, or of all that are in a folder; InputError when one cannot be read.
 
-    A remote file is known by what its server says of it, and not fetched to be hashed.
+    A remote file, or folder (a URL that ends in "/"), is known by what its server says of it, and not fetched to be
+    hashed.
     """
+    if isinstance(path, Url) and path.text.endswith("/"):
+        found = look_into(path)
+        return FileIdentity(name=found.name, bytes=found.bytes, modified_ns=found.modified_ns, listing=found.tag)
     if isinstance(path, Url):
         found = look_at(path)
         return FileIdentity(name=found.name, bytes=found.bytes, modified_ns=found.modified_ns, tag=found.tag)

@@ -12,18 +12,21 @@ What was done is in the RasterInfo, and so in the plan; `source_of` does it agai
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from fcn_batch.pipeline.alignment import Grid
 from fcn_batch.pipeline.crs import wkt_of
+from fcn_batch.pipeline.distant import Place
 from fcn_batch.pipeline.errors import FormatError, InputError, OptionError
 from fcn_batch.pipeline.geometry import Window
 from fcn_batch.pipeline.georeference import IDENTITY
 from fcn_batch.pipeline.limits import size_problem
-from fcn_batch.pipeline.location import Input, Mosaic, Url
+from fcn_batch.pipeline.location import Input, Mosaic, Url, input_of
 from fcn_batch.pipeline.mosaic import MosaicSource, Piece, mosaic_problem
 from fcn_batch.pipeline.palette import PaletteSource
 from fcn_batch.pipeline.plan import InputIdentity
 from fcn_batch.pipeline.raster import RasterioSource, local_path
+from fcn_batch.pipeline.remotefolder import RemoteFolder
 from fcn_batch.pipeline.slides import INSTALL, SlideSource, installed, wants_slide_reader
 from fcn_batch.pipeline.source import RasterInfo, RasterSource, SourceFile
 from fcn_batch.pipeline.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
@@ -117,12 +120,8 @@ def level_of(file: SourceFile, level: int) -> RasterSource:
 
 
 def _finest(given: Path | Url) -> RasterSource:
-    if isinstance(given, Url) and any(part.endswith(".zarr") for part in PurePosixPath(given.text).parts):
-        raise InputError(
-            f"{given}: zarr stores are read from this machine's disks only; copy or unpack the store here first"
-        )
-    if isinstance(given, Path) and holds_zarr(given):
-        return _looked_at(ZarrSource(str(local_path(given)), 0, wkt_of))
+    if (place := _zarr_at(given)) is not None:
+        return _looked_at(ZarrSource(place, 0, wkt_of))
     if isinstance(given, Path) and wants_slide_reader(local_path(given)):
         return _looked_at(SlideSource(str(given), installed()[0]))
     try:
@@ -131,6 +130,18 @@ def _finest(given: Path | Url) -> RasterSource:
         if not isinstance(given, Path):
             raise
         return _slide(given, error)
+
+
+def _zarr_at(given: Path | Url) -> Place | None:
+    """Where the zarr store is that is named; None when it is something else. At URLs the name tells."""
+    if isinstance(given, Path):
+        return local_path(given).absolute() if holds_zarr(given) else None
+    path = urlsplit(given.text).path
+    if not path.endswith("/") and not any(part.endswith(".zarr") for part in PurePosixPath(path).parts):
+        return None
+    if not given.remote:
+        raise InputError(f"{given}: zarr stores are not read out of archives; unpack it first")
+    return RemoteFolder(given)
 
 
 def _looked_at(source: RasterSource) -> RasterSource:
@@ -160,12 +171,17 @@ def _slide(path: Path, error: InputError) -> RasterSource:
 def _opened(file: SourceFile) -> RasterSource:
     opened: dict[str, Callable[[], RasterSource]] = {
         "rasterio": lambda: RasterioSource(file.path, level=file.level),
-        "zarr": lambda: ZarrSource(file.path, file.level, wkt_of),
+        "zarr": lambda: ZarrSource(_named(file.path), file.level, wkt_of),
         "openslide": lambda: SlideSource(file.path, "openslide", file.level),
         "tiffslide": lambda: SlideSource(file.path, "tiffslide", file.level),
     }
     source = opened[file.by]()
     return PaletteSource(source) if file.colours else source
+
+
+def _named(text: str) -> Place:
+    place = input_of(text)
+    return RemoteFolder(place) if isinstance(place, Url) else place
 
 
 def _mosaic(name: str, sources: Sequence[RasterSource]) -> RasterSource:

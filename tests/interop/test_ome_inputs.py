@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 90, 70
 
 
 def source(path: Path, level: int = 0) -> ZarrSource:
-    return ZarrSource(str(path), level, wkt_of)
+    return ZarrSource(path, level, wkt_of)
 
 
 def whole(of: RasterSource, *bands: int) -> Pixels:
