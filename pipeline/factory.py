@@ -26,7 +26,6 @@ How far the network looks is found once by `probe` and kept beside the TOML in N
 
 import hashlib
 import json
-import tomllib
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,7 +41,7 @@ from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.durable import write_whole
 from fcn_batch.pipeline.errors import ModelError
 from fcn_batch.pipeline.imports import Source, locate
-from fcn_batch.pipeline.limits import MAX_MODEL, MAX_TEXT, read_bounded
+from fcn_batch.pipeline.limits import MAX_MODEL, MAX_TEXT, parsed_toml, read_bounded
 from fcn_batch.pipeline.model_card import (
     NAME,
     TARGET,
@@ -274,7 +273,7 @@ def _stored_grid(model: FactoryModel) -> Grid | None:
 
 def _description(path: Path, toml: bytes) -> Description:
     try:
-        return Description.model_validate(tomllib.loads(toml.decode()))
+        return Description.model_validate(parsed_toml(toml))
     except ValidationError as error:
         raise ModelError(f"{path}: bad model description: {first_problem(error)}") from error
     except (ValueError, RecursionError) as error:

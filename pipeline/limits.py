@@ -6,8 +6,11 @@ what would take a machine down.
 
 import errno
 import os
+import re
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 MAX_SIDE = 2**25
 """Rows, and columns, of a raster or map."""
@@ -20,7 +23,11 @@ MAX_BLOCK_BYTES = 2**29
 MAX_SHARD_BYTES = 2**32
 """Pixels of a shard, which is written at once and read chunk by chunk."""
 MAX_TEXT = 2**24
-"""Bytes of a file of JSON or TOML."""
+"""Bytes of a file of JSON, or of a text."""
+MAX_TOML = 2**20
+"""Bytes of a file of TOML."""
+MAX_DOTS = 32
+"""Dots in one of its keys."""
 MAX_MODEL = 2**34
 """Bytes of a file of weights."""
 
@@ -45,6 +52,28 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is a pipe or device, not a file", str(path))
     return status.st_size
+
+
+_KEY_PART = r"""\.[ \t]*(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
+_MANY_DOTS = re.compile(f"(?:{_KEY_PART}){{{MAX_DOTS + 1}}}")
+
+
+def parsed_toml(data: bytes) -> dict[str, Any]:
+    """What a file of TOML says.
+
+    ValueError when it is none or claims too much, RecursionError when it is nested too deeply. Python's parser needs
+    memory by the square of the parts of a key: 100 KB of ``a.a.a.…`` take 10 GB.
+
+    >>> parsed_toml(b"a.b = 1"), parsed_toml(b"a.a" + b".a" * MAX_DOTS + b" = 1")
+    Traceback (most recent call last):
+    ValueError: a key of more than 32 dots
+    """
+    if len(data) > MAX_TOML:
+        raise ValueError(f"its {len(data)} bytes are more than the limit of {MAX_TOML}")
+    text = data.decode()
+    if _MANY_DOTS.search(text):
+        raise ValueError(f"a key of more than {MAX_DOTS} dots")
+    return tomllib.loads(text)
 
 
 def size_problem(height: int, width: int, bands: int = 1) -> str | None:

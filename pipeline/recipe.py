@@ -1,7 +1,6 @@
 """How a model is trained: the contents of a `configs/models/NAME.toml`, checked as a whole."""
 
 import hashlib
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fcn_batch.pipeline.classes import ClassInfo, Legend
 from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+from fcn_batch.pipeline.limits import MAX_TEXT, parsed_toml, read_bounded
 from fcn_batch.pipeline.model_card import Architecture, TorchvisionFcn, TrainingData
 from fcn_batch.pipeline.splits import Split
 
@@ -211,7 +210,7 @@ def legend_of(classes: tuple[LearntClass, ...]) -> Legend:
 def read_recipe(path: Path) -> Recipe:
     """The recipe at `path`; TrainingError names every problem at once."""
     try:
-        return Recipe.model_validate(tomllib.loads(read_bounded(path, MAX_TEXT).decode()))
+        return Recipe.model_validate(parsed_toml(read_bounded(path, MAX_TEXT)))
     except OSError as error:
         raise TrainingError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except ValidationError as error:

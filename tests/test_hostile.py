@@ -601,11 +601,23 @@ def test_weights_must_lie_beside_their_description(tmp_path: Path) -> None:
             read_card(toml)
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a." * 50_000 + "b = 1", "x = " + "9" * 10_000])
-def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a." * 50_000 + "b = 1", "a key of more than 32 dots"),
+        (r"""'a'."b\".c" . """ * 20_000 + "x = 1", "a key of more than 32 dots"),
+        ("x = " + "9" * 10_000, "TOML"),
+        ("# " + "x" * 2**20, "more than the limit of 1048576"),
+    ],
+    ids=["brackets", "dots", "quoted", "digits", "long"],
+)
+def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "m.toml").write_text(text)
-    one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
-    one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert why in one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
+    assert why in one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "KiB"
 
 
 def test_texts_of_absurd_length_are_not_read(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What `--cluster` stands for: a file of a few lines about the jobs that become a run's workers."""
 
 import re
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.limits import MAX_TEXT, read_bounded
+from fcn_batch.pipeline.limits import MAX_TEXT, parsed_toml, read_bounded
 
 Kind = Literal["slurm", "pbs", "lsf", "sge", "cuda"]
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -133,7 +132,7 @@ def read_cluster(name: str) -> ClusterFile:
         known = ", ".join(sorted(file.stem for file in _shipped().glob("*.toml")))
         raise OptionError(f"--cluster {name}: give {known}, or the path of a file that ends in .toml")
     try:
-        return ClusterFile.model_validate(tomllib.loads(read_bounded(path, MAX_TEXT).decode()))
+        return ClusterFile.model_validate(parsed_toml(read_bounded(path, MAX_TEXT)))
     except OSError as error:
         raise OptionError(f"--cluster {path}: cannot be read: {error.strerror}; copy one from {_shipped()}") from error
     except ValidationError as error:
