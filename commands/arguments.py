@@ -1,15 +1,15 @@
 """How the options that decide the plan are written on the command line: the same for every command that makes one."""
 
-import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fcn_batch.commands.base import parameter
 from fcn_batch.commands.inputs import INPUT_OPTIONS
 from fcn_batch.commands.names import complete_models
+from fcn_batch.workflows.words import bytes_of
 
 
 def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -29,18 +29,6 @@ def _auto_or_pixels(text: str) -> int | None:
         return None if text == "auto" else int(text)
     except ValueError:
         raise click.BadParameter(f"{text!r} is neither auto nor a number of pixels") from None
-
-
-def _bytes(text: str) -> int:
-    """``4GB``, ``500MiB`` or ``4e9`` to a number of bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
-    count = 0.0
-    if found is not None:
-        unit = 1024 if found[3] else 1000
-        count = float(found[1]) * unit ** ("kmgt".find(found[2].lower()) + 1 if found[2] else 0)
-    if not 1 <= count < math.inf:
-        raise click.BadParameter(f"{text!r} is not an amount of memory like 4GB or 500MB")
-    return int(count)
 
 
 DEVICES = "auto|cpu|cuda[:N]|mps"
@@ -95,7 +83,7 @@ MODEL_OPTIONS = (
     ),
     click.option(
         "--memory",
-        type=_bytes,
+        type=parameter(bytes_of),
         metavar="SIZE",
         help="Memory for each process, such as 4GB; default: half of what is free, or of a cluster's jobs.",
     ),

@@ -2,16 +2,18 @@
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from fcn_batch.pipeline.errors import FcnBatchError
+from fcn_batch.pipeline.errors import FcnBatchError, OptionError
 from fcn_batch.pipeline.text import printable
 
 PATH = click.Path(path_type=Path)
+_Value = TypeVar("_Value")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -78,6 +80,18 @@ class Group(click.Group):
 
 
 Group.group_class = Group
+
+
+def parameter(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """`parse` as the type of an option: what it refuses is a bad parameter of that option."""
+
+    def parsed(text: str) -> _Value:
+        try:
+            return parse(text)
+        except OptionError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return parsed
 
 
 def echo_pairs(pairs: list[tuple[str, str]]) -> None:

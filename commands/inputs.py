@@ -1,18 +1,12 @@
 """How it is written on the command line what of an input is taken, and how: alike for all commands that make a plan."""
 
 import math
-import re
 from pathlib import Path
 
 import click
 
-
-def _bands(text: str) -> tuple[int | str, ...]:
-    """``3,2,B02`` to (3, 2, "B02")."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise click.BadParameter(f"{text!r} is not a list of bands like 3,2,1 or B04,B03,B02")
-    return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
+from fcn_batch.commands.base import parameter
+from fcn_batch.workflows.words import bands_of
 
 
 def _box(text: str) -> tuple[float, ...]:
@@ -31,7 +25,7 @@ INPUT_OPTIONS = (
     click.option(
         "-b",
         "--bands",
-        type=_bands,
+        type=parameter(bands_of),
         metavar="N|NAME,…",
         help="Raster bands, by number, from 1, or name, in the order the model wants; default: by the model's names.",
     ),

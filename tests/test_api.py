@@ -91,6 +91,30 @@ def test_options_are_those_of_the_command_line(image: Path) -> None:
     assert {field.name for field in fields(Options)} >= {"bands", "mpp", "tissue", "resample", "memory"}
 
 
+def test_options_may_be_written_as_on_the_command_line(image: Path, model: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"bands": "3,2,1", "memory": "2GB", "tile": "auto", "overlap": "auto", "precision": "auto"}
+    plain = fcn_batch.plan(image, model=model, bands=[3, 2, 1], memory=2_000_000_000)
+    assert fcn_batch.plan(image, model=model, **words).fingerprint == plain.fingerprint
+    (maps,) = fcn_batch.segment(image, tmp_path / "out", workers="0", model=model, **words)
+    assert fcn_batch.report(maps)["fingerprint"] == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ({"memory": "much"}, "'much' is not an amount of memory"),
+        ({"bands": "1,,2"}, "not a list of bands"),
+        ({"tile": "wide"}, r"option tile: .*integer.* \(got 'wide'\)"),
+        ({"precision": "fp8"}, "option precision: "),
+        ({"bbox": [1, 2, 3]}, "option bbox"),
+        ({"workers": "some"}, "--workers some: give auto"),
+    ],
+)
+def test_values_that_mean_nothing_are_bad_options(image: Path, option: dict[str, Any], why: str) -> None:
+    with pytest.raises(OptionError, match=why):
+        fcn_batch.segment(image, **option)
+
+
 def test_every_name_says_what_it_does() -> None:
     assert len(fcn_batch.__all__) <= 13
     for name in fcn_batch.__all__:

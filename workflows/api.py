@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from fcn_batch.pipeline.errors import InputError, OptionError
 from fcn_batch.workflows.progress import progress_for
 
@@ -30,6 +32,8 @@ PathLike = str | Path
 _REPORT = ".run.json"
 _STORE = ".classes.zarr"
 _OF_A_REQUEST = ("overwrite", "restart", "pyramid", "on_error", "allow_mixed", "part")
+_AUTO = ("tile", "overlap", "precision")
+"""Options of which the word auto stands for what is done when they are not given."""
 _OF_LABELS: dict[str, Any] = {
     "ignore": (),
     "map": {},
@@ -72,7 +76,7 @@ def segment(
     inputs: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
     *,
-    workers: int = 0,
+    workers: int | str = 0,
     quiet: bool = True,
     **options: Any,
 ) -> list[Maps]:
@@ -208,11 +212,14 @@ def models() -> "list[ModelCard]":
     return [file.card for file in embedded()]
 
 
-def _request(inputs: PathLike | Sequence[PathLike], output: PathLike | None, workers: int, options: Any) -> "Request":
+def _request(
+    inputs: PathLike | Sequence[PathLike], output: PathLike | None, workers: int | str, options: Any
+) -> "Request":
     from fcn_batch.pipeline.tolerance import OnError
     from fcn_batch.workflows.many import inputs_of
     from fcn_batch.workflows.part import Part
     from fcn_batch.workflows.segment import Request
+    from fcn_batch.workflows.topology import count_of
     from fcn_batch.workflows.upload import destination
     from fcn_batch.workflows.workers import Workers
 
@@ -227,23 +234,30 @@ def _request(inputs: PathLike | Sequence[PathLike], output: PathLike | None, wor
         inputs_of([str(one) for one in named], None),
         _options({name: value for name, value in options.items() if name not in chosen}, _OF_A_REQUEST),
         folder,
-        Workers(workers),
+        Workers(count_of(str(workers))),
         bucket=bucket,
         **chosen,
     )
 
 
 def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
+    from fcn_batch.pipeline.model_card import first_problem
     from fcn_batch.workflows.plan import Options
+    from fcn_batch.workflows.words import bands_of, bytes_of
 
     _check_names(given, [*(field.name for field in fields(Options)), *others])
-    changed: dict[str, Any] = {"model": str(given.get("model", "auto"))}
-    if given.get("aoi") is not None:
-        changed["aoi"] = Path(given["aoi"])
-    for name in ("bands", "bbox"):
-        if given.get(name) is not None:
-            changed[name] = tuple(given[name])
-    return Options(**{**given, **changed})
+    chosen = {"model": "auto", **given}
+    chosen["model"] = str(chosen["model"])
+    for name, parse in (("bands", bands_of), ("memory", bytes_of)):
+        if isinstance(chosen.get(name), str):
+            chosen[name] = parse(chosen[name])
+    for name in _AUTO:
+        if chosen.get(name) == "auto":
+            del chosen[name]
+    try:
+        return TypeAdapter(Options).validate_python(chosen)
+    except ValidationError as error:
+        raise OptionError(f"option {first_problem(error)}") from error
 
 
 def _check_names(given: Iterable[str], known: Sequence[str]) -> None:

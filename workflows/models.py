@@ -15,6 +15,7 @@ from fcn_batch.pipeline.probe import Grid, probe
 from fcn_batch.pipeline.reach import Reach
 from fcn_batch.pipeline.trial import Agreement, compare_stream, compare_window
 from fcn_batch.pipeline.weights import ModelFile, load_model, read_card
+from fcn_batch.workflows.resolution import metres
 
 _LARGEST_DIFFERENCE = 1e-3
 """Share of the largest score: far above what float32 rounds, far below what a halo that is too small does."""
@@ -87,7 +88,7 @@ def describe_model(file: ModelFile) -> list[tuple[str, str]]:
         ("sha256", file.sha256),
         *_describe_network(file),
         ("bands", f"{bands} ({spec.dtype}, white at {spec.full_scale:g})"),
-        ("resolution", f"{spec.gsd_m:g} m per pixel"),
+        ("resolution", f"{metres(spec.gsd_m)} per pixel"),
         *(("class", f"{c.id:3} {c.colour} {c.name}") for c in card.legend.classes),
         *(("data", f"{d.name}; {d.source}; licence: {d.licence}") for d in card.training),
     ]
