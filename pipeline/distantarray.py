@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 from fcn_batch.pipeline.chunkform import Form
 from fcn_batch.pipeline.distant import Distant
 from fcn_batch.pipeline.limits import MAX_TEXT
-from fcn_batch.pipeline.opening import checked, most_bytes
+from fcn_batch.pipeline.opening import Apart, checked, most_bytes
 
 
 def open_distant(place: Distant, form: Form, documents: Mapping[str, bytes]) -> zarr.Array[Any]:
@@ -29,7 +29,7 @@ def open_distant(place: Distant, form: Form, documents: Mapping[str, bytes]) -> 
         return zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
 
 
-class _Distant(MemoryStore):
+class _Distant(Apart, MemoryStore):
     """Metadata that were judged, in memory; chunk files of a server."""
 
     place: Distant

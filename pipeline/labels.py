@@ -130,7 +130,7 @@ class RasterLabels:
         values = pixels.values[0]
         if values.dtype == np.uint32 and (largest := values[pixels.valid].max(initial=0)) > np.iinfo(np.int32).max:
             raise TrainingError(f"{self._info.path} holds the id {largest}; ids go up to {np.iinfo(np.int32).max}")
-        return np.where(pixels.valid, values, NO_LABEL).astype(np.int32)
+        return np.where(pixels.valid, values.astype(np.int32), np.int32(NO_LABEL))
 
     def _source(self) -> RasterioSource:
         """This thread's source; the one it has not read for longest is closed when there are too many."""

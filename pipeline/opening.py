@@ -8,11 +8,12 @@ read and judged before zarr sees them, and of each chunk the size and the first 
 """
 
 import asyncio
+import errno
 import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -135,7 +136,34 @@ def _sizes(found: Any, least: int = 1) -> list[int]:
     return found
 
 
-class _Guarded(LocalStore):
+class Apart:
+    """A store that reads the ranges of a shard one by one.
+
+    Newer zarr reads those that are near each other as one, which would hide all but the first chunk from `checked`.
+    """
+
+    async def get_ranges(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
+    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
+        """Number and bytes of each range. FileNotFoundError when the file was taken away meanwhile."""
+        of: Any = self
+        found = await asyncio.gather(*(of.get(key, prototype, one) for one in byte_ranges))
+        if any(one is None for one in found):
+            raise FileNotFoundError(errno.ENOENT, "there is none", key)
+        yield list(enumerate(found))
+
+    def get_ranges_sync(
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
+    ) -> Sequence[tuple[int, Buffer | None]]:
+        """The same, without an event loop."""
+        of: Any = self
+        found = [of.get_sync(key, prototype=prototype, byte_range=one) for one in byte_ranges]
+        if any(one is None for one in found):
+            raise FileNotFoundError(errno.ENOENT, "there is none", key)
+        return list(enumerate(found))
+
+
+class _Guarded(Apart, LocalStore):
     """Files of one array; ValueError for those that are not safe to read, write or delete."""
 
     form = Form(0, 0, 0, None)

@@ -248,5 +248,7 @@ def _band_names(layout: Layout) -> list[str] | None:
 
 
 def _why(error: Exception) -> str:
-    """One line, also where the message is empty."""
+    """One line, also where the message is empty, and of a group of errors the first."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
