@@ -2,7 +2,7 @@
 
 Layout and attributes were chosen from measurements over those readers (flat Zarr v3, CF grid mapping with
 coordinates, `proj` convention; class ids with nodata as a plain attribute so that xarray keeps uint8, confidences
-with CF scaling so that it gives floats). With `opening.py` and `levels.py` the only modules that import zarr.
+with CF scaling so that it gives floats). Stores of others are read by `zarrsource.py`.
 """
 
 import warnings

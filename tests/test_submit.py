@@ -172,6 +172,7 @@ def test_what_pbs_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--part", "1/2"], 2, "--part: "),
         (["--restart"], 2, "--restart: "),
         (["--overwrite"], 2, "--overwrite: "),
+        (["--watch", "."], 2, "--watch: "),
         (["--scheduler", "tcp://localhost:1"], 2, "--scheduler: "),
         (["--tiel", "5"], 2, "No such option '--tiel'"),
         (["--bands", "1,2,9"], 2, "has bands 1 to 3, not 9"),

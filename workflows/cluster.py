@@ -1,4 +1,4 @@
-"""Segments on other processes. With `workers.py` the only module that knows dask.distributed.
+"""Segments on other processes, by dask.distributed.
 
 What travels to a worker is a ticket of a few strings and the blocks' numbers, and back come receipts as they are
 finished. Each worker does one segment at a time; one that has none gets the lower half of another's. An event tells

@@ -77,6 +77,7 @@ _REFUSED = {
     "--part": "which are numbered by submit: give --parts N",
     "--scheduler": "which need none: give it to segment itself",
     "--restart": "where each that begins would discard what others did: delete NAME.partial first",
+    "--watch": "which never end: run `segment --watch` as a service of its own",
     "--overwrite": "where one that begins late would make it all again: delete the outputs first",
 }
 
