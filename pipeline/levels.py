@@ -33,13 +33,13 @@ def writing_unit(path: Path) -> tuple[int, int | None]:
 
 def create_pyramid(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make the store, still without levels; `attributes` are the root's."""
-    zarr.create_group(str(path), zarr_format=3, attributes=dict(attributes))
+    zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
 
 
 def create_level(path: Path, name: str, layout: Layout, attributes: Mapping[str, Any]) -> ClassStore:
     """Make the empty level `name` of the pyramid at `path`; group and array say `attributes` beside their own."""
     store = ClassStore.create(path / name, layout)
-    group = zarr.open_group(str(store.path), mode="r+")
+    group = zarr.open_group(store.path, mode="r+")
     for node in (group, group[ARRAY]):
         node.update_attributes(joined(node.attrs.asdict(), attributes))
     return store

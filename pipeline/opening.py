@@ -68,7 +68,7 @@ def open_foreign(path: Path, form: Form, documents: Mapping[str, bytes]) -> zarr
 def open_group(path: Path) -> zarr.Group:
     """The group at `path`, read only, from its own metadata; UNSAFE when it cannot be used."""
     metadata(path)
-    return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
 def metadata(path: Path) -> dict[str, Any]:

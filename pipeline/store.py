@@ -87,7 +87,7 @@ class _Store:
     def create(cls, path: Path, layout: Layout) -> Self:
         """Make an empty store with all its metadata; every pixel reads as no data."""
         attributes = {"Conventions": "CF-1.11", "title": cls.title, **layout.provenance}
-        root = zarr.create_group(str(path), zarr_format=3, attributes=attributes)
+        root = zarr.create_group(path, zarr_format=3, attributes=attributes)
         for name in cls.names:
             root.create_array(
                 name,
@@ -192,7 +192,7 @@ def consolidate(path: Path) -> None:
     with warnings.catch_warnings():
         # zarr warns that consolidated metadata is not yet in the v3 specification; xarray and GDAL read it
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(str(path))
+        zarr.consolidate_metadata(path)
 
 
 def array_attributes(name: str, layout: Layout) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def sharding(inner: int, *codecs: dict[str, Any], index: str = "bytes") -> list[
     told = {
         "chunk_shape": [inner, inner],
         "codecs": list(codecs),
-        "index_codecs": [{"name": index}, {"name": "crc32c"}],
+        "index_codecs": [{"name": index, "configuration": {"endian": "little"}}, {"name": "crc32c"}],
     }
     return [{"name": "sharding_indexed", "configuration": told}]
 
