@@ -199,7 +199,13 @@ def _coordinates(ring: Points) -> list[list[float]]:
     """A GeoJSON ring: counter-clockwise, closed, without the points between others on a straight line.
 
     Empty when fewer than three points are left.
+
+    >>> _coordinates(np.array([[0.0, 0], [1, 0], [2, 0], [2, 2], [2, 2], [0, 2]]))
+    [[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0], [0.0, 0.0]]
     """
+    near = np.round(ring, _DIGITS)
+    # a point that is there twice: each of the two would be on the straight line of its neighbours, and both would go
+    ring = ring[(near != np.roll(near, 1, axis=0)).any(axis=1)]
     x, y = ring[:, 0], ring[:, 1]
     twice_area = float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())
     ahead, behind = np.roll(ring, -1, axis=0), np.roll(ring, 1, axis=0)
