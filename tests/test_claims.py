@@ -43,6 +43,14 @@ import os, random, sys, time
 from pathlib import Path
 from fcn_batch.pipeline.claims import Claims
 
+def lives(process):
+    try:
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    exiting = int(words[6]) & 4  # PF_EXITING: killed, its locks are free, and its parent has not asked for it yet
+    return not exiting and words[0] not in "ZX"
+
 folder, rounds, draw = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
 here, inside, done = Claims(folder), folder / "inside", 0
 while done < rounds or not (folder / "enough").exists():
@@ -51,14 +59,13 @@ while done < rounds or not (folder / "enough").exists():
         time.sleep(draw.random() / 2000)
         continue
     try:
-        mark = os.open(inside, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        inside.symlink_to(str(os.getpid()))  # there and signed at once: a kill cannot come between
     except FileExistsError:  # of one who was killed in here?
-        other = int(inside.read_text() or 0)
-        if other == 0 or os.path.exists(f"/proc/{other}/stat"):
+        other = os.readlink(inside)
+        if lives(other):
             sys.exit(f"two hold it: {os.getpid()} and {other}")
-        mark = os.open(inside, os.O_WRONLY | os.O_TRUNC)
-    os.write(mark, str(os.getpid()).encode())
-    os.close(mark)
+        inside.unlink()
+        inside.symlink_to(str(os.getpid()))
     time.sleep(draw.random() / 2000)
     inside.unlink()
     claim.release()
@@ -202,7 +209,8 @@ def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_pat
             victim = stack.enter_context(rival(100 + seed, 10**9))
             time.sleep(0.15 + seed / 100)
             victim.kill()
-            assert victim.wait() == -signal.SIGKILL
+            told = victim.communicate(timeout=PATIENCE_S)[1]
+            assert (victim.returncode, told) == (-signal.SIGKILL, "")
         (tmp_path / "enough").touch()
         told = [one.communicate(timeout=PATIENCE_S)[1] for one in rivals]
     assert told == ["", "", ""]
