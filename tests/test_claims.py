@@ -209,8 +209,8 @@ def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_pat
             victim = stack.enter_context(rival(100 + seed, 10**9))
             time.sleep(0.15 + seed / 100)
             victim.kill()
-            told = victim.communicate(timeout=PATIENCE_S)[1]
-            assert (victim.returncode, told) == (-signal.SIGKILL, "")
+            last_words = victim.communicate(timeout=PATIENCE_S)[1]
+            assert (victim.returncode, last_words) == (-signal.SIGKILL, "")
         (tmp_path / "enough").touch()
         told = [one.communicate(timeout=PATIENCE_S)[1] for one in rivals]
     assert told == ["", "", ""]
