@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.recipe import Recipe, read_recipe
-from fcn_batch.workflows.labelled import LabelledImage, open_images
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.pipeline.core.recipe import Recipe, read_recipe
+from fcn_batch.workflows.learning.labelled import LabelledImage, open_images
 
 Classifier = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """From an image (bands, rows, cols) to channels (rows, cols)."""

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from bench.baselines import colour_table, otsu, report, score
 from bench.coarser import coarser
 from bench.ladder_table import write_table
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.device import set_threads
-from fcn_batch.pipeline.durable import write_whole
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.recipe import Recipe, read_recipe
-from fcn_batch.pipeline.weights import load_model
-from fcn_batch.workflows.labelled import LabelledImage, open_images
-from fcn_batch.workflows.models import find_model
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.scoring import evaluate
-from fcn_batch.workflows.train import Order, train
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.durable import write_whole
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.pipeline.core.recipe import Recipe, read_recipe
+from fcn_batch.pipeline.network.device import set_threads
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.learning.labelled import LabelledImage, open_images
+from fcn_batch.workflows.learning.models import find_model
+from fcn_batch.workflows.learning.scoring import evaluate
+from fcn_batch.workflows.learning.train import Order, train
 
 HERE = Path(__file__).parent
 SETS = {"aerial": "dubai", "nuclei": "nuclei"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_batch.pipeline.durable import write_whole
+from fcn_batch.pipeline.core.durable import write_whole
 
 _NUMBERS = {
     "pixel_accuracy": "pixel accuracy",

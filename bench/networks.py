@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard
-from fcn_batch.pipeline.weights import load_model, save_model
-from fcn_batch.workflows.models import find_model
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.weights import load_model, save_model
+from fcn_batch.workflows.learning.models import find_model
 
 CLASSES = 21
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

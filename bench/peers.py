@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.networks import Network, plain_forward
-from fcn_batch.pipeline.normalise import normalise
+from fcn_batch.pipeline.core.normalise import normalise
 
 SIDE, OVERLAP = 512, 128
 """Tile and overlap that their users start with: a quarter."""

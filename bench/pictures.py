@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from bench.networks import load_network, plain_forward
 from bench.scenes import write_land
-from fcn_batch.pipeline.probe import Grid, probe
-from fcn_batch.pipeline.weights import load_model
-from fcn_batch.workflows.models import find_model
+from fcn_batch.pipeline.network.probe import Grid, probe
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.workflows.learning.models import find_model
 from tests.models import tiny_architecture, tiny_network
 
 FOLDER = Path(__file__).parents[1] / "docs" / "img"

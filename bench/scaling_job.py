@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from fcn_batch.cli import main as program
-from fcn_batch.workflows import cut
+from fcn_batch.workflows.blocks import cut
 from fcn_batch.workflows.run import _ended
 
 CHUNK = 64

@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from bench.measure import measure
 from bench.world import installed_file
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 
 MICRONS = 0.499
 _TISSUE = 0.6

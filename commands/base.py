@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from fcn_batch.pipeline.errors import FcnBatchError, OptionError
-from fcn_batch.pipeline.text import printable
+from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError
+from fcn_batch.pipeline.core.text import printable
 
 PATH = click.Path(path_type=Path)
 _Value = TypeVar("_Value")
@@ -55,7 +55,7 @@ class Command(click.Command):
 def _heard(context: click.Context, _option: click.Parameter, verbose: int) -> None:
     """Log from here to the end of the command."""
     if verbose and not context.resilient_parsing:
-        from fcn_batch.workflows.logs import heard
+        from fcn_batch.workflows.console.logs import heard
 
         context.with_resource(heard(verbose, context.command_path))
 

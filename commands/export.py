@@ -65,8 +65,8 @@ def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen
     cloud-optimised GeoTIFF, a picture (png), a page for browsers that works offline (html), OME-Zarr, polygons, or a
     table of areas (csv).
     """
-    from fcn_batch.workflows.export import Order
-    from fcn_batch.workflows.export import export as run
-    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.finished.export import Order
+    from fcn_batch.workflows.finished.export import export as run
 
     echo_path(run(Order(source, target, output, **chosen), progress_for(quiet=quiet)))

@@ -42,10 +42,10 @@ def train(recipe: Path, folder: Path | None, output: Path | None, quiet: bool, *
     Curves, pictures of predictions, metrics.json and, while it runs, a checkpoint are in NAME.training/ beside it.
     An interrupted training goes on where it stopped when the same command is given again.
     """
-    from fcn_batch.pipeline.recipe import read_recipe
-    from fcn_batch.workflows.progress import progress_for
-    from fcn_batch.workflows.train import Order
-    from fcn_batch.workflows.train import train as run
+    from fcn_batch.pipeline.core.recipe import read_recipe
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.learning.train import Order
+    from fcn_batch.workflows.learning.train import train as run
 
     read = read_recipe(recipe)
     target = output or Path(f"{read.model.name}.safetensors")
@@ -74,9 +74,9 @@ def evaluate(prediction: Path, labels: Path, as_json: bool, quiet: bool, **chose
     ids in any reference system and resolution (each pixel of PREDICTION gets the label at its centre), or polygons.
     Pixels without a label do not count; those with a label and without a prediction count as errors.
     """
-    from fcn_batch.workflows.evaluate import evaluate as run
-    from fcn_batch.workflows.evaluate import request_for
-    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.learning.evaluate import evaluate as run
+    from fcn_batch.workflows.learning.evaluate import request_for
 
     request = request_for(prediction, labels, **chosen)
     found = run(request, progress_for(quiet=quiet))

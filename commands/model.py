@@ -18,7 +18,7 @@ def model() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print name, version, summary, file and SHA-256 of each as JSON.")
 def model_list(as_json: bool) -> None:
     """List the models that ship with fcn-batch."""
-    from fcn_batch.workflows.models import embedded, list_json
+    from fcn_batch.workflows.learning.models import embedded, list_json
 
     models = list(embedded())
     if as_json:
@@ -35,7 +35,7 @@ def model_list(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON, and its file and SHA-256.")
 def model_info(name: str, as_json: bool) -> None:
     """Show the card of a model: what it wants, which classes it knows, how well it does."""
-    from fcn_batch.workflows.models import describe_model, find_model, model_json
+    from fcn_batch.workflows.learning.models import describe_model, find_model, model_json
 
     file = find_model(name)
     click.echo(model_json(file)) if as_json else echo_pairs(describe_model(file))
@@ -49,7 +49,7 @@ def model_info(name: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def model_check(name: str, as_json: bool) -> None:
     """Find out by trying how far a model looks, and whether tiles give exactly the scores of the whole image."""
-    from fcn_batch.workflows.models import check_model, describe_check
+    from fcn_batch.workflows.learning.models import check_model, describe_check
 
     check = check_model(name)
     click.echo(check.to_json()) if as_json else echo_pairs(describe_check(check))
@@ -65,7 +65,7 @@ def model_convert(**chosen: Any) -> None:
     FILE is a .caffemodel of the FCN authors, its PyTorch form (pytorch-fcn) or a training checkpoint of that, or
     torchvision's fcn_resnet50 or fcn_resnet101. No code in it is run.
     """
-    from fcn_batch.workflows.convert import Conversion, convert_file
+    from fcn_batch.workflows.learning.convert import Conversion, convert_file
 
     echo_path(convert_file(Conversion(**chosen)))
 
@@ -78,6 +78,6 @@ def model_convert(**chosen: Any) -> None:
 @conversion_options
 def model_convolutionalise(**chosen: Any) -> None:
     """Turn an image classifier into a model file that classifies around every 32nd pixel; print its path."""
-    from fcn_batch.workflows.convert import Conversion, convert_file
+    from fcn_batch.workflows.learning.convert import Conversion, convert_file
 
     echo_path(convert_file(Conversion(**chosen)))

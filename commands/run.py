@@ -159,17 +159,17 @@ def segment(
     fails does not stop the others; a table at the end tells how each ended, and the exit code is that of the first
     that failed.
     """
-    from fcn_batch.pipeline.tolerance import OnError
-    from fcn_batch.workflows.clusters import read_cluster
-    from fcn_batch.workflows.many import dated_inputs, refuse_remote
-    from fcn_batch.workflows.mosaics import mosaic_of
-    from fcn_batch.workflows.part import Part
-    from fcn_batch.workflows.progress import progress_for
+    from fcn_batch.pipeline.core.tolerance import OnError
+    from fcn_batch.workflows.blocks.part import Part
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.inputs.many import dated_inputs, refuse_remote
+    from fcn_batch.workflows.inputs.mosaics import mosaic_of
+    from fcn_batch.workflows.outputs.upload import destination
+    from fcn_batch.workflows.processes.clusters import read_cluster
+    from fcn_batch.workflows.processes.topology import count_of
+    from fcn_batch.workflows.processes.workers import Tls, Workers
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.segment import segment as run
-    from fcn_batch.workflows.topology import count_of
-    from fcn_batch.workflows.upload import destination
-    from fcn_batch.workflows.workers import Tls, Workers
 
     jobs = None if cluster is None else read_cluster(cluster)
     folder, bucket = destination(output, work, local_only=chosen["local_only"])
@@ -217,11 +217,11 @@ def segment(
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, and as `facts` what it costs and needs.")
 def plan(named: str, folder: Path | None, workers: str, pyramid: bool, as_json: bool, **chosen: Any) -> None:
     """Show how INPUT would be cut, what it would cost and need, without running anything."""
-    from fcn_batch.pipeline.location import input_of
+    from fcn_batch.pipeline.core.location import input_of
     from fcn_batch.workflows.description import describe, to_json
-    from fcn_batch.workflows.many import refuse_remote
+    from fcn_batch.workflows.inputs.many import refuse_remote
     from fcn_batch.workflows.plan import prepare
-    from fcn_batch.workflows.topology import count_of
+    from fcn_batch.workflows.processes.topology import count_of
 
     count = count_of(workers)
     given, local_only = input_of(named), chosen.pop("local_only")
@@ -246,9 +246,9 @@ def validate(output: Path, as_json: bool, quiet: bool) -> None:
     OUTPUT is NAME.run.json, an output beside it, or a folder with one run.json. Finds what a disk, a copy or a hand
     has changed: files that are damaged, missing or of another run, a wrong place, wrong classes.
     """
-    from fcn_batch.pipeline.errors import IntegrityError
-    from fcn_batch.workflows.progress import progress_for
-    from fcn_batch.workflows.validate import validate as run
+    from fcn_batch.pipeline.core.errors import IntegrityError
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.finished.validate import validate as run
 
     found = run(output, progress_for(quiet=quiet))
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
@@ -270,9 +270,9 @@ def verify(output: Path, samples: int, seed: int, as_json: bool, quiet: bool) ->
     Each window is seen with twice the halo around it, in one piece. OUTPUT is NAME.run.json, an output beside it, or a
     folder with one run.json.
     """
-    from fcn_batch.pipeline.errors import IntegrityError
-    from fcn_batch.workflows.progress import progress_for
-    from fcn_batch.workflows.verify import verify as run
+    from fcn_batch.pipeline.core.errors import IntegrityError
+    from fcn_batch.workflows.console.progress import progress_for
+    from fcn_batch.workflows.finished.verify import verify as run
 
     found = run(output, samples, seed, progress_for(quiet=quiet))
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())

@@ -25,8 +25,8 @@ def status(output: Path, follow: bool, as_json: bool) -> None:
     is told from the files alone, so any machine that sees them can ask, also while the run goes on elsewhere.
     Exit code 75 when a run is interrupted and nobody is at work on it.
     """
-    from fcn_batch.pipeline.errors import StoppedError
-    from fcn_batch.pipeline.text import printable
+    from fcn_batch.pipeline.core.errors import StoppedError
+    from fcn_batch.pipeline.core.text import printable
     from fcn_batch.workflows.status import following, to_json
     from fcn_batch.workflows.status import status as look
 

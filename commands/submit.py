@@ -137,13 +137,13 @@ def submit_cron(words: tuple[str, ...], when: str) -> None:
 
 def _checked(words: tuple[str, ...]) -> "Segment":
     """The words of a segment command, understood and tried as that would."""
-    from fcn_batch.pipeline.errors import OptionError
-    from fcn_batch.pipeline.tolerance import OnError
-    from fcn_batch.workflows.clusters import read_cluster
-    from fcn_batch.workflows.many import inputs_of
+    from fcn_batch.pipeline.core.errors import OptionError
+    from fcn_batch.pipeline.core.tolerance import OnError
+    from fcn_batch.workflows.inputs.many import inputs_of
+    from fcn_batch.workflows.outputs.upload import destination
     from fcn_batch.workflows.plan import Options
+    from fcn_batch.workflows.processes.clusters import read_cluster
     from fcn_batch.workflows.submit import Segment, check
-    from fcn_batch.workflows.upload import destination
 
     root = click.get_current_context().find_root()
     with segment_command.make_context("segment", list(words), root) as context:  # raises what is wrong

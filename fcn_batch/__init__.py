@@ -13,7 +13,7 @@ importable name, ``fcn_batch``.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fcn_batch.pipeline.errors import FcnBatchError
+    from fcn_batch.pipeline.core.errors import FcnBatchError
     from fcn_batch.workflows.api import (
         Maps,
         evaluate,
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
     """Import what is behind a name when it is first used: `import fcn_batch` costs nothing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fcn_batch.pipeline import errors
+    from fcn_batch.pipeline.core import errors
     from fcn_batch.workflows import api
 
     return getattr(errors if name == "FcnBatchError" else api, name)

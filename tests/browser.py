@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 
 WIDTH, HEIGHT = 1200, 700
 _PATIENCE_S = 120.0

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes, wkt_of
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.store import ClassStore, Layout
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster.crs import authority_code, cf_grid_mapping, coordinate_attributes, wkt_of
+from fcn_batch.pipeline.store.classstore import ClassStore, Layout
 from tests.rasters import write_raster
 
 LEGEND = Legend(

@@ -7,14 +7,14 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.maps import ClassMap, Ids
-from fcn_batch.pipeline.plan import Cut, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.raster import inspect
-from fcn_batch.workflows.inputs import identify
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.maps import ClassMap, Ids
+from fcn_batch.pipeline.core.plan import Cut, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+from fcn_batch.pipeline.raster.rasterfile import inspect
+from fcn_batch.workflows.inputs.identity import identify
 
 COLOURS = ("#1f6fb4", "#1b7837", "#e0c48c", "#d7301f", "#542788")
 

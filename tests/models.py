@@ -7,12 +7,12 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
-from fcn_batch.pipeline.networks import FcnNetwork
-from fcn_batch.pipeline.torchvision_fcn import DilatedFcn
-from fcn_batch.pipeline.weights import save_model
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.torchvision_fcn import DilatedFcn
+from fcn_batch.pipeline.network.weights import save_model
 
 
 def tiny_architecture(**changes: Any) -> Architecture:

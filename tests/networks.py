@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.stream import Program, RowStream
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.stream import Program, RowStream
 
 BANDS = 3
 T = TypeVar("T")

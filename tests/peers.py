@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fcn_batch.pipeline.distributed import ALONE, Peers, joined
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.recipe import Schedule
-from fcn_batch.pipeline.training import Batch, Trainer
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.recipe import Schedule
+from fcn_batch.pipeline.network.distributed import ALONE, Peers, joined
+from fcn_batch.pipeline.network.training import Batch, Trainer
 from tests.models import tiny_architecture, tiny_network
 
 

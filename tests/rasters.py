@@ -7,7 +7,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 
 
 def write_raster(path: Path, values: NDArray[Any], **profile: Any) -> Path:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.model_card import InputSpec
-from fcn_batch.pipeline.recipe import Recipe
-from fcn_batch.workflows.labelled import LabelledImage, band_statistics, open_images
+from fcn_batch.pipeline.core.model_card import InputSpec
+from fcn_batch.pipeline.core.recipe import Recipe
+from fcn_batch.workflows.learning.labelled import LabelledImage, band_statistics, open_images
 from tests.models import tiny_architecture
 from tests.rasters import write_raster
 

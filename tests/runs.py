@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from fcn_batch.cli import main
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.store.classstore import ClassStore
 from tests.rasters import noise, write_raster
 
 BLOCK = 128
@@ -24,7 +24,7 @@ BLOCK = 128
 DEGREES = Affine(1 / 16, 0, -20, 0, -1 / 16, 40)
 """Pixels of 7 km, as the tiny model was made for: no note about the resolution."""
 _DRIVER = """
-import fcn_batch.workflows.cut as cut
+import fcn_batch.workflows.blocks.cut as cut
 import fcn_batch.workflows.plan as plan
 from fcn_batch.cli import main
 
@@ -37,15 +37,15 @@ if __name__ == "__main__":
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch, chunk: int = BLOCK) -> None:
     """Blocks of one chunk of `chunk` pixels, small strips, one thread, in this process and in the workers it starts."""
-    monkeypatch.setattr("fcn_batch.workflows.cut.CHUNK", chunk)
-    monkeypatch.setattr("fcn_batch.workflows.cut._LANE", chunk)
-    monkeypatch.setattr("fcn_batch.workflows.cut._STRIP_PIXELS", {"cpu": 2**13})
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut.CHUNK", chunk)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._LANE", chunk)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._STRIP_PIXELS", {"cpu": 2**13})
     monkeypatch.setattr("fcn_batch.workflows.plan.available_cpus", lambda: 1)  # more only wait for each other here
 
 
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of hardly more than a halo, where there are several processes to keep busy."""
-    monkeypatch.setattr("fcn_batch.workflows.cut._HALOS_PER_SEGMENT", 1)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._HALOS_PER_SEGMENT", 1)
 
 
 def small_block_program(folder: Path, chunk: int = BLOCK, halos: int = 16) -> list[str]:

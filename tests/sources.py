@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.model_card import Band as BandSpec
-from fcn_batch.pipeline.model_card import InputSpec
-from fcn_batch.pipeline.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.predictor import Scaling
-from fcn_batch.pipeline.source import Pixels, RasterInfo
-from fcn_batch.workflows.passes import Band, Effort, Pass
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.model_card import Band as BandSpec
+from fcn_batch.pipeline.core.model_card import InputSpec
+from fcn_batch.pipeline.core.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.core.source import Pixels, RasterInfo
+from fcn_batch.pipeline.network.predictor import Scaling
+from fcn_batch.workflows.blocks.passes import Band, Effort, Pass
 from tests.rasters import noise
 
 SPEC = InputSpec(bands=tuple(BandSpec(name=name, mean=0.392, std=0.225) for name in ("r", "g", "b")), gsd_m=1.0)

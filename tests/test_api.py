@@ -12,7 +12,7 @@ import pytest
 import rasterio
 
 import fcn_batch
-from fcn_batch.pipeline.errors import InputError, OptionError
+from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.workflows.plan import Options
 from tests.models import save_tiny_model
 from tests.runs import class_map, scene, segmented, small_blocks

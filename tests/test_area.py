@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rasterio.warp import transform_geom
 
-from fcn_batch.pipeline import area as area_module
-from fcn_batch.pipeline.area import Area
-from fcn_batch.pipeline.clip import inside
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import RasterioSource
+from fcn_batch.pipeline.core import area as area_module
+from fcn_batch.pipeline.core.area import Area
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.raster.clip import inside
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks

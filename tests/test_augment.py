@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.augment import augment, resized
-from fcn_batch.pipeline.recipe import Augment
+from fcn_batch.pipeline.core.recipe import Augment
+from fcn_batch.pipeline.network.augment import augment, resized
 
 SIDE = 6
 PLAIN = Augment(flips=False, turns=False)

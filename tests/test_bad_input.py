@@ -14,11 +14,11 @@ import rasterio
 from click.testing import Result
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.store import ClassStore
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import run as run_module
-from fcn_batch.workflows.stitch import create_store
+from fcn_batch.workflows.outputs.stitch import create_store
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, output_bytes, scene, segmented, small_blocks, tree
@@ -282,7 +282,9 @@ def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pyt
     assert report["timing"]["blocks_done_by_earlier_runs"] == 4  # also the one that was under way
 
 
-@pytest.mark.parametrize("target", ["fcn_batch.workflows.run.create_store", "fcn_batch.pipeline.journal.write_whole"])
+@pytest.mark.parametrize(
+    "target", ["fcn_batch.workflows.run.create_store", "fcn_batch.pipeline.core.journal.write_whole"]
+)
 def test_a_disk_that_is_full_from_the_start(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
@@ -381,7 +383,7 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
 def test_options_that_do_not_fit(
     tmp_path: Path, model: Path, options: list[str], needles: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.crew._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.processes.crew._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     before = tree(tmp_path)
     refused(fcn_batch("segment", path, "-m", model, "-q", *options), 2, *needles)
@@ -389,7 +391,7 @@ def test_options_that_do_not_fit(
 
 
 def test_nobody_listens_at_the_scheduler(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.crew._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("fcn_batch.workflows.processes.crew._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
     address = "tcp://127.0.0.1:9"
     result = fcn_batch("segment", path, "-m", model, "-q", "--scheduler", address)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.blending import Blend, axis_weights
-from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.geometry import Window, round_up
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.plan import Cut
-from fcn_batch.pipeline.predictor import Scaling, Tiles, choose, make_tiles
-from fcn_batch.pipeline.tiling import Axis, BlockGrid, works
-from fcn_batch.workflows.blended import blended
+from fcn_batch.pipeline.core.blending import Blend, axis_weights
+from fcn_batch.pipeline.core.geometry import Window, round_up
+from fcn_batch.pipeline.core.plan import Cut
+from fcn_batch.pipeline.core.tiling import Axis, BlockGrid, works
+from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.predictor import Scaling, Tiles, choose, make_tiles
+from fcn_batch.workflows.blocks.blended import blended
 from tests.sources import SPEC, ArraySource, assert_classes, gathered, make_pass, memory_raster
 
 CLASSES = 4
@@ -180,7 +180,7 @@ def test_the_same_bits_before_the_best_is_chosen(start: int, monkeypatch: pytest
         seen.append(scores[0].numpy().copy())
         return choose(scores, confidence=confidence)
 
-    monkeypatch.setattr("fcn_batch.pipeline.predictor.choose", keep)
+    monkeypatch.setattr("fcn_batch.pipeline.network.predictor.choose", keep)
     cut = Cut(way="blend", chunk=16, lane=64, segment=160, tile=48, overlap=16, stride=STRIDE, blend="gaussian")
     source = memory_raster(140, 60)
     maps = []

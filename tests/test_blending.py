@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.blending import BLENDS, Blend, axis_weights, ramp
-from fcn_batch.pipeline.tiling import Axis
+from fcn_batch.pipeline.core.blending import BLENDS, Blend, axis_weights, ramp
+from fcn_batch.pipeline.core.tiling import Axis
 
 KINDS = st.sampled_from(BLENDS)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.boundary import Boundary, BoundarySweep, boundary, default_distance
-from fcn_batch.pipeline.geometry import Size, Window
+from fcn_batch.pipeline.core.boundary import Boundary, BoundarySweep, boundary, default_distance
+from fcn_batch.pipeline.core.geometry import Size, Window
 
 IDS = [0, 1, 254, 255]
 Ids = NDArray[np.uint8]

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,18 +81,3 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
-
-
-def test_every_module_stands_in_a_contract() -> None:
-    """A module that no contract of import-linter names could import anything."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    named = {module for contract in contracts for module in contract.get("source_modules", [])}
-    doors = ("cluster", "crew", "execute", "jobqueue", "local", "workers", "progress")  # of dask, and the last of rich
-    free = {f"fcn_batch.workflows.{name}" for name in doors}
-    modules = {
-        f"fcn_batch.{path.parent.name}.{path.stem}"
-        for path in FILES
-        if path.parent.name in {"commands", "pipeline", "workflows"} and path.stem != "__init__"
-    }
-    assert modules - named == free
-    assert named <= modules | {"fcn_batch.cli"}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.caffemodel import read_caffemodel
-from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.network.caffemodel import read_caffemodel
 from tests.caffe import Version, blob, caffemodel, field, layer, random_net, varint
 
 NET = {"conv1": [np.arange(24.0).reshape(2, 3, 2, 2), np.array([-1.5, 2.25])], "score": [np.ones((1, 2, 1, 1))]}

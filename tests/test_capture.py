@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.capture import NotStreamableError, capture, graph_of
+from fcn_batch.pipeline.network.capture import NotStreamableError, capture, graph_of
 from tests.models import tiny_network
 from tests.networks import BANDS, image, programmed, stacked, streamed
 

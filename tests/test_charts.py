@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.workflows.charts import confusion_png
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.workflows.learning.charts import confusion_png
 
 
 def legend(*names: str) -> Legend:

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcn_batch.pipeline.checkpoints import read_tensors
-from fcn_batch.pipeline.errors import ModelError
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.network.checkpoints import read_tensors
 from tests.caffe import caffemodel
 
 STATE = OrderedDict({"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float64)})

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.errors import InputError, ModelError
-from fcn_batch.pipeline.raster import inspect
-from fcn_batch.pipeline.source import RasterInfo
-from fcn_batch.pipeline.weights import ModelFile, read_card
-from fcn_batch.workflows import choice
-from fcn_batch.workflows.choice import choose_model, is_near, misfit
+from fcn_batch.pipeline.core.errors import InputError, ModelError
+from fcn_batch.pipeline.core.source import RasterInfo
+from fcn_batch.pipeline.network.weights import ModelFile, read_card
+from fcn_batch.pipeline.raster.rasterfile import inspect
+from fcn_batch.workflows.inputs.resolution import ground_sample_distance, metres
+from fcn_batch.workflows.learning import choice
+from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.plan import Options, prepare
-from fcn_batch.workflows.resolution import ground_sample_distance, metres
 from tests.models import save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
 from tests.runs import scene, segmented

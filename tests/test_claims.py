@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from fcn_batch.pipeline import claims
-from fcn_batch.pipeline.claims import Claim, Claims, only_one
-from fcn_batch.pipeline.errors import OutputError
-from fcn_batch.pipeline.holder import Holder
+from fcn_batch.pipeline.core import claims
+from fcn_batch.pipeline.core.claims import Claim, Claims, only_one
+from fcn_batch.pipeline.core.errors import OutputError
+from fcn_batch.pipeline.core.holder import Holder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from fcn_batch.pipeline import claims
+from fcn_batch.pipeline.core import claims
 
 claims.BEAT_S = float(sys.argv[2])
 here, held = claims.Claims(Path(sys.argv[1])), {}
@@ -41,7 +41,7 @@ for line in sys.stdin:
 RIVAL = """
 import os, random, sys, time
 from pathlib import Path
-from fcn_batch.pipeline.claims import Claims
+from fcn_batch.pipeline.core.claims import Claims
 
 def lives(process):
     try:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
 
 
 def _info(number: int = 0, name: str = "water", colour: str = "#1f78b4") -> ClassInfo:

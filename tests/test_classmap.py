@@ -19,15 +19,15 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, WktVersion
 from rio_cogeo.cogeo import cog_validate
 
-from fcn_batch.pipeline import classmap
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog
-from fcn_batch.pipeline.errors import InputError, OutputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.raster import inspect
-from fcn_batch.pipeline.sidefile import write_side_file
+from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.core.sidefile import write_side_file
+from fcn_batch.pipeline.raster import classmap
+from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import inspect
 
 UTM = CRS.from_epsg(32633).to_wkt()
 NORTH_UP = GeoReference(UTM, (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0))

@@ -15,9 +15,9 @@ from rasterio.transform import Affine
 
 import fcn_batch as package
 from fcn_batch.cli import main
-from fcn_batch.pipeline.errors import FcnBatchError
-from fcn_batch.pipeline.model_card import ModelCard
-from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.core.errors import FcnBatchError
+from fcn_batch.pipeline.core.model_card import ModelCard
+from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
@@ -173,7 +173,7 @@ def test_progress_is_plain_lines_without_a_terminal(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.progress._LINE_EVERY_S", 0)
+    monkeypatch.setattr("fcn_batch.workflows.console.progress._LINE_EVERY_S", 0)
     result = segmented(scene(tmp_path / "a.tif", 300, 330), "-m", model)
     lines = [line for line in result.stderr.splitlines() if line.startswith("a: ")]
     assert lines.pop() == "a: writing the GeoTIFF"
@@ -288,7 +288,7 @@ def test_a_model_that_is_not_there() -> None:
 
 def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.safetensors").write_bytes(model.read_bytes())
-    monkeypatch.setattr("fcn_batch.workflows.models._folder", lambda: tmp_path)
+    monkeypatch.setattr("fcn_batch.workflows.learning.models._folder", lambda: tmp_path)
     result = fcn_batch("model", "list")
     assert result.stdout.split() == ["tiny", "Random", "weights,", "for", "tests"]
     assert fcn_batch("model", "info", "one").stdout.startswith("model")

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.features import rasterize
 
-from fcn_batch.pipeline.clip import Clipped
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.pipeline.maps import ClassMap
-from fcn_batch.workflows.maps import open_map
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.maps import ClassMap
+from fcn_batch.pipeline.raster.clip import Clipped
+from fcn_batch.workflows.finished.maps import open_map
 from tests.classmaps import LEGEND, PLACES, blobs, write_store
 
 IDS = blobs(50, 70)

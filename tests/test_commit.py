@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_batch.pipeline.confidence import PLANES
-from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import MismatchError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.journal import Journal
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.store import ClassStore
-from fcn_batch.workflows.commit import Block, Committer
-from fcn_batch.workflows.stitch import create_confidence, create_store
+from fcn_batch.pipeline.core.errors import MismatchError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.network.confidence import PLANES
+from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.pipeline.store.classstore import ClassStore
+from fcn_batch.workflows.blocks.commit import Block, Committer
+from fcn_batch.workflows.outputs.stitch import create_confidence, create_store
 from tests.memorymaps import legend_of, plan_of
 from tests.runs import scene
 
@@ -81,7 +81,7 @@ def test_no_receipt_before_the_pixels(committer: Committer, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fcn_batch.pipeline.store.sync", full)
+    monkeypatch.setattr("fcn_batch.pipeline.store.classstore.sync", full)
     with pytest.raises(OSError, match="No space"):
         committer.commit(block(committer.plan, 0))
     assert list(committer.journal.receipts()) == []

@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline import confidence as confidence_module
-from fcn_batch.pipeline.blending import axis_weights
-from fcn_batch.pipeline.capture import capture
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.confidence import SCALE, confidence_bytes, confidence_planes
-from fcn_batch.pipeline.device import multiplies_bf16
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.pipeline.plan import Cut, Precision
-from fcn_batch.pipeline.predictor import Decided, Scaling, Strips, choose, make_tiles
-from fcn_batch.pipeline.store import ConfidenceStore
-from fcn_batch.pipeline.stream import RowStream
-from fcn_batch.pipeline.tiling import Axis, Work
-from fcn_batch.pipeline.weights import load_model
+from fcn_batch.pipeline.core.blending import axis_weights
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.journal import Journal, Receipt
+from fcn_batch.pipeline.core.plan import Cut, Precision
+from fcn_batch.pipeline.core.tiling import Axis, Work
+from fcn_batch.pipeline.network import confidence as confidence_module
+from fcn_batch.pipeline.network.capture import capture
+from fcn_batch.pipeline.network.confidence import SCALE, confidence_bytes, confidence_planes
+from fcn_batch.pipeline.network.device import multiplies_bf16
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.predictor import Decided, Scaling, Strips, choose, make_tiles
+from fcn_batch.pipeline.network.stream import RowStream
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.pipeline.store.classstore import ConfidenceStore
 from fcn_batch.workflows import segment as segment_module
-from fcn_batch.workflows.blended import blended
-from fcn_batch.workflows.cut import Network, memory
-from fcn_batch.workflows.execute import execute
-from fcn_batch.workflows.job import JobTicket, open_job
-from fcn_batch.workflows.passes import Band, Pass, stream, tiles
+from fcn_batch.workflows.blocks.blended import blended
+from fcn_batch.workflows.blocks.cut import Network, memory
+from fcn_batch.workflows.blocks.job import JobTicket, open_job
+from fcn_batch.workflows.blocks.passes import Band, Pass, stream, tiles
+from fcn_batch.workflows.outputs.stitch import create_store
 from fcn_batch.workflows.plan import Options, prepare
-from fcn_batch.workflows.stitch import create_store
+from fcn_batch.workflows.processes.execute import execute
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, run_program, scene, segmented, small_block_program, small_blocks
 from tests.sources import SPEC, ArraySource, info_of, make_pass, memory_raster, whole_scores
@@ -420,7 +420,7 @@ def test_lower_strips_are_as_sure(raster: Path, model: Path, tmp_path: Path, mon
         return push(stream, strip, last=last)
 
     monkeypatch.setattr(RowStream, "push", full)
-    monkeypatch.setattr("fcn_batch.workflows.cut._STRIP_PIXELS", {"cpu": 2**14})
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._STRIP_PIXELS", {"cpu": 2**14})
     segmented(raster, "-m", model, "--confidence")
     assert failed
     assert np.abs(_planes(tmp_path).astype(int) - _planes(tmp_path / "undisturbed")).max() <= 1

@@ -6,8 +6,8 @@ import pytest
 import zarr_cm
 from ome_zarr_models.v05.image_label import ImageLabelAttrs
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.conventions import (
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.conventions import (
     Level,
     joined,
     microns_of,
@@ -16,9 +16,9 @@ from fcn_batch.pipeline.conventions import (
     proj_attributes,
     spatial_attributes,
 )
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.pyramid import levels_of
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.pyramid import levels_of
 
 WKT = 'LOCAL_CS["drawing"]'
 PLACE = GeoReference(WKT, (3.0, 4.0, 5.0, 4.0, -3.0, 7.0))

@@ -15,16 +15,16 @@ from torch import nn
 from torch.nn import functional
 from torchvision import models
 
-from fcn_batch.pipeline.checkpoints import read_tensors
-from fcn_batch.pipeline.convert import Facts, convert, convolutionalise, start_from
-from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.foreign import Foreign, recognise
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
-from fcn_batch.pipeline.networks import FcnNetwork, build_network
-from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.scalings import Pixels, input_spec
-from fcn_batch.pipeline.voc import VOC_NAMES, voc_colour
-from fcn_batch.pipeline.weights import load_model, save_model
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
+from fcn_batch.pipeline.core.normalise import normalise
+from fcn_batch.pipeline.core.scalings import Pixels, input_spec
+from fcn_batch.pipeline.core.voc import VOC_NAMES, voc_colour
+from fcn_batch.pipeline.network.checkpoints import read_tensors
+from fcn_batch.pipeline.network.convert import Facts, convert, convolutionalise, start_from
+from fcn_batch.pipeline.network.foreign import Foreign, recognise
+from fcn_batch.pipeline.network.networks import FcnNetwork, build_network
+from fcn_batch.pipeline.network.weights import load_model, save_model
 from fcn_batch.workflows.plan import Options, prepare
 from tests.caffe import MEAN_BGR, Blobs, Variant, Version, bilinear, caffemodel, forward, random_net, state_dict
 from tests.models import save_tiny_model, tiny_card, tiny_network
@@ -725,8 +725,9 @@ def test_converting_takes_less_than_twice_the_file(tmp_path: Path) -> None:
     """Measured in a process of its own; the file's own pages, mapped, are not counted."""
     path = caffemodel(tmp_path / "a.caffemodel", random_net("8s", width=16, fc=2048))
     code = (
-        "import sys; from pathlib import Path; from fcn_batch.workflows.convert import Conversion, convert_file\n"
-        "from fcn_batch.pipeline.checkpoints import read_tensors\n"
+        "import sys; from pathlib import Path\n"
+        "from fcn_batch.workflows.learning.convert import Conversion, convert_file\n"
+        "from fcn_batch.pipeline.network.checkpoints import read_tensors\n"
         "def peak():\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return {l.split(':')[0]: int(l.split()[1]) for l in lines if l.startswith('Rss')}['RssAnon']\n"

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from pyproj import CRS, Geod, Transformer
 
-from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes, row_areas_m2
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster.crs import authority_code, cf_grid_mapping, coordinate_attributes, row_areas_m2
 
 NORTH_UP = (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
 SHIFTED = "+proj=laea +ellps=GRS80 +towgs84=1,2,3"

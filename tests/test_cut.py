@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcn_batch.pipeline.capture import capture
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.model_card import Architecture
-from fcn_batch.pipeline.plan import Cut
-from fcn_batch.pipeline.predictor import Scaling, Strips, make_tiles
-from fcn_batch.workflows.blended import blended
-from fcn_batch.workflows.cut import CHUNK, Network, Room, Wish, choose_cut, forwarded, memory
-from fcn_batch.workflows.passes import stream, tiles
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.model_card import Architecture
+from fcn_batch.pipeline.core.plan import Cut
+from fcn_batch.pipeline.network.capture import capture
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.predictor import Scaling, Strips, make_tiles
+from fcn_batch.workflows.blocks.blended import blended
+from fcn_batch.workflows.blocks.cut import CHUNK, Network, Room, Wish, choose_cut, forwarded, memory
+from fcn_batch.workflows.blocks.passes import stream, tiles
 from tests.models import save_tiny_model, tiny_network
 from tests.runs import scene, segmented, small_blocks
 from tests.sources import SPEC, gathered, info_of, make_pass, memory_raster

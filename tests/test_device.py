@@ -9,8 +9,10 @@ import psutil
 import pytest
 import torch
 
-from fcn_batch.pipeline import device as device_module
-from fcn_batch.pipeline.device import (
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.plan import Precision
+from fcn_batch.pipeline.network import device as device_module
+from fcn_batch.pipeline.network.device import (
     DTYPES,
     check_precision,
     choose_device,
@@ -22,8 +24,6 @@ from fcn_batch.pipeline.device import (
     torch_kind,
     torch_version,
 )
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.plan import Precision
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -170,7 +170,7 @@ def test_free_memory_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 _PAGES = """
 import resource
 import torch
-from fcn_batch.pipeline.device import keep_pages
+from fcn_batch.pipeline.network.device import keep_pages
 
 if {keep}:
     keep_pages()

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.errors import MismatchError
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.workflows.diary import Diary, Look
+from fcn_batch.pipeline.core.errors import MismatchError
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.workflows.learning.diary import Diary, Look
 
 _scores = st.lists(st.integers(0, 5), max_size=8)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcn_batch.pipeline.confidence import PLANES
-from fcn_batch.pipeline.errors import OutputError
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.workflows import disk
-from fcn_batch.workflows.commit import Block, Committer
-from fcn_batch.workflows.disk import check_disk, disk_needed
-from fcn_batch.workflows.finish import Brief, Course, finish
-from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.stitch import create_confidence, create_store
+from fcn_batch.pipeline.core.errors import OutputError
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.network.confidence import PLANES
+from fcn_batch.workflows.blocks.commit import Block, Committer
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.outputs import disk
+from fcn_batch.workflows.outputs.disk import check_disk, disk_needed
+from fcn_batch.workflows.outputs.finish import Brief, Course, finish
+from fcn_batch.workflows.outputs.publishing import Outputs
+from fcn_batch.workflows.outputs.stitch import create_confidence, create_store
 from tests.memorymaps import legend_of, plan_of
 from tests.models import save_tiny_model
 from tests.rasters import write_raster

@@ -13,16 +13,16 @@ import pytest
 import zarr
 from zarr.codecs import BytesCodec, ShardingCodec
 
-from fcn_batch.pipeline.crs import wkt_of
-from fcn_batch.pipeline.errors import DecodingError, InputError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.location import Url
-from fcn_batch.pipeline.opening import most_bytes
-from fcn_batch.pipeline.remotefolder import RemoteFolder
-from fcn_batch.pipeline.source import Pixels, RasterInfo
-from fcn_batch.pipeline.zarrsource import ZarrSource
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.sources import find_source, source_of
+from fcn_batch.pipeline.core.errors import DecodingError, InputError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.location import Url
+from fcn_batch.pipeline.core.source import Pixels, RasterInfo
+from fcn_batch.pipeline.raster.crs import wkt_of
+from fcn_batch.pipeline.raster.remotefolder import RemoteFolder
+from fcn_batch.pipeline.store.opening import most_bytes
+from fcn_batch.pipeline.store.zarrsource import ZarrSource
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import find_source, source_of
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import Served, http_server, s3_server
@@ -229,7 +229,7 @@ def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.tolerant.time.sleep", lambda _: None)
+    monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
     path = by_xarray(scene(tmp_path / "a.tif"), served.folder / "a.zarr", 3)
     options = ("-m", model, "--bands", "1,2,3")
     segmented(path, *options, "-o", tmp_path / "local")

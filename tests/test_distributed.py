@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.distributed import ALONE, Peers, joined, local_device
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.recipe import Schedule
-from fcn_batch.pipeline.training import Batch
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.recipe import Schedule
+from fcn_batch.pipeline.network.distributed import ALONE, Peers, joined, local_device
+from fcn_batch.pipeline.network.training import Batch
 from tests.peers import trained, trained_together
 
 SGD = Schedule(steps=3, batch=4, learning_rate=0.1, optimiser="sgd", momentum=0.9, bias_rate=2.0)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from affine import Affine
 
-from fcn_batch.pipeline.recipe import Polygons, Recipe
-from fcn_batch.pipeline.splits import BlockSplit
-from fcn_batch.pipeline.weights import ModelFile
+from fcn_batch.pipeline.core.recipe import Polygons, Recipe
+from fcn_batch.pipeline.core.splits import BlockSplit
+from fcn_batch.pipeline.network.weights import ModelFile
 from fcn_batch.workflows.doctor import EXTRAS
-from fcn_batch.workflows.models import embedded
+from fcn_batch.workflows.learning.models import embedded
 from tests.rasters import noise, write_raster
 from tests.slides import cells, pyramid
 

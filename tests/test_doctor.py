@@ -15,12 +15,12 @@ import rasterio
 import torch
 
 import fcn_batch as package
-from fcn_batch.pipeline.device import choose_device
-from fcn_batch.pipeline.errors import OutputError
-from fcn_batch.pipeline.gdal import driver_names
+from fcn_batch.pipeline.core.errors import OutputError
+from fcn_batch.pipeline.network.device import choose_device
+from fcn_batch.pipeline.raster.gdal import driver_names
 from fcn_batch.workflows import doctor
 from fcn_batch.workflows.doctor import EXTRAS, Findings, Folder, examine
-from fcn_batch.workflows.models import embedded
+from fcn_batch.workflows.learning.models import embedded
 from tests.runs import fcn_batch
 
 

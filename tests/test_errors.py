@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fcn_batch.pipeline.errors import FcnBatchError
+from fcn_batch.pipeline.core.errors import FcnBatchError
 
 TABLE = Path(__file__).parents[1] / "docs" / "exit-codes.md"
 # codes without an exception: done, done with masked blocks, stopped and resumable

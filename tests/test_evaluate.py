@@ -14,16 +14,16 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.boundary import default_distance
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog
-from fcn_batch.pipeline.crs import cf_grid_mapping, coordinate_attributes
-from fcn_batch.pipeline.finished import FinishedMap
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.pipeline.mapfile import MapFile
-from fcn_batch.pipeline.store import ClassStore, Layout
-from fcn_batch.workflows.maps import chunk_windows
+from fcn_batch.pipeline.core.boundary import default_distance
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+from fcn_batch.pipeline.raster.crs import cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.raster.mapfile import MapFile
+from fcn_batch.pipeline.store.classstore import ClassStore, Layout
+from fcn_batch.pipeline.store.finished import FinishedMap
+from fcn_batch.workflows.finished.maps import chunk_windows
 from tests.rasters import write_raster
 from tests.runs import fcn_batch
 
@@ -163,7 +163,7 @@ def read_as_meant(folder: Path) -> tuple[Ids, Ids]:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_all_numbers_are_those_of_the_whole_arrays(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.maps._SIDE", 64)
+    monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
     found = evaluated(folder / name, folder / "truth.tif", *MEANING, "--boundary", 3)
     assert_same(found, brute_force(*read_as_meant(folder), 3))
     assert found["pixels"] + found["pixels_without_label"] == 150 * 170
@@ -239,7 +239,7 @@ def test_labels_that_are_polygons(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_every_pixel_is_read_once_in_small_parts(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.maps._SIDE", 64)
+    monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
     times, largest = np.zeros((150, 170), int), 0
     kind: Any = FinishedMap if name.endswith("zarr") else MapFile
     read = kind.read

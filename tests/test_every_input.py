@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.shutil import copy as copy_raster
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import http_server, s3_server

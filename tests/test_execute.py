@@ -19,18 +19,18 @@ import pytest
 from distributed import LocalCluster
 from rich.console import Console
 
-from fcn_batch.pipeline.errors import OptionError, OutputError, StoppedError
-from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.pipeline.tiling import Work, works
-from fcn_batch.workflows import cluster as cluster_module
-from fcn_batch.workflows.crew import connected
-from fcn_batch.workflows.execute import execute
-from fcn_batch.workflows.job import JobTicket
+from fcn_batch.pipeline.core.errors import OptionError, OutputError, StoppedError
+from fcn_batch.pipeline.core.journal import Journal, Receipt
+from fcn_batch.pipeline.core.tiling import Work, works
+from fcn_batch.workflows.blocks.job import JobTicket
+from fcn_batch.workflows.console.progress import Bar
+from fcn_batch.workflows.console.signals import Stop
+from fcn_batch.workflows.outputs.stitch import create_store
 from fcn_batch.workflows.plan import Options, prepare
-from fcn_batch.workflows.progress import Bar
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.stitch import create_store
-from fcn_batch.workflows.workers import Tls, Workers
+from fcn_batch.workflows.processes import cluster as cluster_module
+from fcn_batch.workflows.processes.crew import connected
+from fcn_batch.workflows.processes.execute import execute
+from fcn_batch.workflows.processes.workers import Tls, Workers
 from tests.models import save_tiny_model
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 NOT_INSTALLED = "import sys; sys.modules['fcn_batch'] = None"
 """As good as not installed, for the process that runs this."""
 
-READY = "import fcn_batch.workflows.cluster"
+READY = "import fcn_batch.workflows.processes.cluster"
 """What blocks need: workers import it much more slowly than a fresh process, as they look at each other meanwhile."""
 
 
@@ -355,7 +355,7 @@ def _endless_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
         from distributed import get_worker
 
-        from fcn_batch.workflows.cluster import _stop_of
+        from fcn_batch.workflows.processes.cluster import _stop_of
 
         rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
         rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01, "by": "", "finished": "2026-01-01T00:00:00Z"}

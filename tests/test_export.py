@@ -15,17 +15,17 @@ from rasterio.control import GroundControlPoint
 from fcn_batch.commands.base import Group
 from fcn_batch.commands.export import TARGETS
 from fcn_batch.commands.export import export as command
-from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import InputError, OptionError, OutputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.majority import Majority
-from fcn_batch.pipeline.maps import Ids
-from fcn_batch.workflows.export import ENDINGS, VECTORS, Order, export
-from fcn_batch.workflows.found import find_map
-from fcn_batch.workflows.maps import open_map
-from fcn_batch.workflows.progress import Quiet
+from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.majority import Majority
+from fcn_batch.pipeline.core.maps import Ids
+from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.export import ENDINGS, VECTORS, Order, export
+from fcn_batch.workflows.finished.found import find_map
+from fcn_batch.workflows.finished.maps import open_map
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm, whole, write_map
 from tests.rasters import write_raster
 

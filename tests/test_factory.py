@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from torch import nn
 
 from fcn_batch.cli import main
-from fcn_batch.pipeline import factory
-from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.imports import locate
-from fcn_batch.pipeline.model_card import Factory
-from fcn_batch.pipeline.weights import load_model, read_card
-from fcn_batch.workflows.models import find_model
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.core.imports import locate
+from fcn_batch.pipeline.core.model_card import Factory
+from fcn_batch.pipeline.network import factory
+from fcn_batch.pipeline.network.weights import load_model, read_card
+from fcn_batch.workflows.learning.models import find_model
 from tests.models import UNET, save_factory_model, write_description
 
 
@@ -146,7 +146,7 @@ def test_by_the_name_of_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModelError, match=r"nets:make_other: .*nets.toml is of the factory pkg.inner.nets:make_unet"):
         find_model("pkg.inner.nets:make_other")
     # a worker elsewhere opens the same file
-    code = f"from fcn_batch.pipeline.weights import *; print(load_model(Path({str(toml)!r}))[0].sha256)"
+    code = f"from fcn_batch.pipeline.network.weights import *; print(load_model(Path({str(toml)!r}))[0].sha256)"
     run = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
     assert run.stdout.strip() == model.sha256, run.stderr
     toml.unlink()

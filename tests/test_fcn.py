@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
-from fcn_batch.pipeline.predictor import Scaling, make_tiles
-from fcn_batch.pipeline.stream import Program, RowStream
-from fcn_batch.pipeline.tiling import exact_tiles
-from fcn_batch.pipeline.vgg import VggTrunk
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec
+from fcn_batch.pipeline.core.tiling import exact_tiles
+from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.predictor import Scaling, make_tiles
+from fcn_batch.pipeline.network.stream import Program, RowStream
+from fcn_batch.pipeline.network.vgg import VggTrunk
 from tests.models import tiny_architecture, tiny_network
 
 Array = NDArray[np.floating]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
 
 SMALL = st.integers(1, 6)
 WINDOWS = st.builds(Window, row=st.integers(-5, 8), col=st.integers(-5, 8), height=SMALL, width=SMALL)

@@ -20,20 +20,20 @@ import torch
 import zarr
 from click.testing import Result
 
-from fcn_batch.pipeline.errors import InputError, ModelError
-from fcn_batch.pipeline.finished import FinishedMap
-from fcn_batch.pipeline.gdal import accept_pixel_space, local_only
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.labels import Grid, open_labels
-from fcn_batch.pipeline.limits import MAX_SIDE, read_bounded
-from fcn_batch.pipeline.mapfile import MapFile
-from fcn_batch.pipeline.raster import RasterioSource, inspect
-from fcn_batch.pipeline.store import ClassStore
-from fcn_batch.pipeline.text import printable
-from fcn_batch.pipeline.weights import load_model, read_card
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.thumbnail import thumbnail
+from fcn_batch.pipeline.core.errors import InputError, ModelError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.limits import MAX_SIDE, read_bounded
+from fcn_batch.pipeline.core.text import printable
+from fcn_batch.pipeline.network.weights import load_model, read_card
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only
+from fcn_batch.pipeline.raster.labels import Grid, open_labels
+from fcn_batch.pipeline.raster.mapfile import MapFile
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
+from fcn_batch.pipeline.store.classstore import ClassStore
+from fcn_batch.pipeline.store.finished import FinishedMap
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.thumbnail import thumbnail
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
@@ -134,7 +134,7 @@ def ids_of(path: Path) -> Any:
 
 
 def labels_of(path: Path) -> Any:
-    from fcn_batch.pipeline.geometry import Size
+    from fcn_batch.pipeline.core.geometry import Size
 
     labels = open_labels(path, Grid(Size(32, 32), GeoReference(None, IDENTITY)))
     return labels.read(Window(0, 0, 32, 32))
@@ -521,7 +521,7 @@ def test_a_model_file_of_a_hundred_gigabytes_is_not_read(tmp_path: Path, model: 
 
 
 def test_a_model_file_larger_than_memory_is_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.pipeline.weights.free_memory", lambda _: 1000)
+    monkeypatch.setattr("fcn_batch.pipeline.network.weights.free_memory", lambda _: 1000)
     with pytest.raises(ModelError, match=r"bytes of weights do not fit the 1000 bytes of free memory"):
         read_card(model)
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from fcn_batch.pipeline.errors import InputError, MismatchError
-from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.core.errors import InputError, MismatchError
+from fcn_batch.pipeline.raster.rasterfile import inspect
 from fcn_batch.workflows import run as run_module
-from fcn_batch.workflows.inputs import check_sums, identify
+from fcn_batch.workflows.inputs.identity import check_sums, identify
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, scene, segmented, small_blocks
 

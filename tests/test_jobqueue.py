@@ -16,18 +16,18 @@ import dask
 import psutil
 import pytest
 
-from fcn_batch.pipeline.errors import OptionError, OutputError
-from fcn_batch.workflows import jobqueue
-from fcn_batch.workflows.clusters import ClusterFile, read_cluster
-from fcn_batch.workflows.crew import connected, kept
-from fcn_batch.workflows.cut import Room, choose_cut
-from fcn_batch.workflows.jobqueue import check_installed, job_cluster
+from fcn_batch.pipeline.core.errors import OptionError, OutputError
+from fcn_batch.workflows.blocks.cut import Room, choose_cut
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.plan import Options, prepare
-from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.processes import jobqueue
+from fcn_batch.workflows.processes.clusters import ClusterFile, read_cluster
+from fcn_batch.workflows.processes.crew import connected, kept
+from fcn_batch.workflows.processes.jobqueue import check_installed, job_cluster
+from fcn_batch.workflows.processes.waiting import Waiting
+from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.waiting import Waiting
-from fcn_batch.workflows.workers import Workers
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, scene, small_blocks, small_segments
 

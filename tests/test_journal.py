@@ -8,12 +8,12 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from fcn_batch.pipeline.durable import write_whole
-from fcn_batch.pipeline.errors import MismatchError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.pipeline.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.source import SourceFile
+from fcn_batch.pipeline.core.durable import write_whole
+from fcn_batch.pipeline.core.errors import MismatchError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.journal import Journal, Receipt
+from fcn_batch.pipeline.core.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.core.source import SourceFile
 
 PLAN = Plan(
     input=InputIdentity(
@@ -343,7 +343,7 @@ def test_a_folder_is_discarded_at_once_or_not_at_all(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fcn_batch.pipeline.journal.shutil.rmtree", killed)
+        patch.setattr("fcn_batch.pipeline.core.journal.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             journal.discard()
     assert not folder.exists()
@@ -367,7 +367,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(_paths: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fcn_batch.pipeline.durable.sync", full)
+    monkeypatch.setattr("fcn_batch.pipeline.core.durable.sync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(path, "new")
     assert path.read_text() == "old"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fcn_batch.cli import main
-from fcn_batch.workflows.models import embedded
+from fcn_batch.workflows.learning.models import embedded
 from tests.models import save_tiny_model
 from tests.rasters import write_raster
 from tests.runs import DEGREES, fcn_batch, scene, segmented

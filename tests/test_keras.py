@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fcn_batch.pipeline.checkpoints import read_tensors
-from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.foreign import recognise
-from fcn_batch.pipeline.start import start_from
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.network.checkpoints import read_tensors
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.foreign import recognise
+from fcn_batch.pipeline.network.start import start_from
 from tests.models import tiny_architecture
 
 BLOCKS = (2, 2, 3, 3, 3)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.errors import FcnBatchError, TrainingError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.labels import NO_LABEL
-from fcn_batch.pipeline.recipe import Recipe
-from fcn_batch.workflows import labelled
-from fcn_batch.workflows.labelled import Channels, band_statistics, open_images
+from fcn_batch.pipeline.core.errors import FcnBatchError, TrainingError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.recipe import Recipe
+from fcn_batch.pipeline.raster.labels import NO_LABEL
+from fcn_batch.workflows.learning import labelled
+from fcn_batch.workflows.learning.labelled import Channels, band_statistics, open_images
 from tests.rasters import noise, write_raster
 from tests.recipes import COLS, FILES, GRID, ROWS, STRIP, TRAINED, opened, tiny_recipe, two_colours, write_pair
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject
 
-from fcn_batch.pipeline import labels as module
-from fcn_batch.pipeline.alignment import Alignment
-from fcn_batch.pipeline.crs import wkt_of
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, TrainingError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.pipeline.labels import NO_LABEL, Burn, Grid, Labels, open_labels
-from fcn_batch.pipeline.raster import RasterioSource
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, TrainingError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.raster import labels as module
+from fcn_batch.pipeline.raster.alignment import Alignment
+from fcn_batch.pipeline.raster.crs import wkt_of
+from fcn_batch.pipeline.raster.labels import NO_LABEL, Burn, Grid, Labels, open_labels
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from tests.rasters import noise, write_raster
 
 UTM, LONLAT = "EPSG:32633", "EPSG:4326"

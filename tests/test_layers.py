@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from fcn_batch.pipeline.capture import capture
-from fcn_batch.pipeline.functions import Plain
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.layers import Interpolate, Layer, Pad, Pointwise, Sliding, Transposed
-from fcn_batch.pipeline.reach import Reach
-from fcn_batch.pipeline.stream import RowStream
+from fcn_batch.pipeline.core.reach import Reach
+from fcn_batch.pipeline.network.capture import capture
+from fcn_batch.pipeline.network.functions import Plain
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.layers import Interpolate, Layer, Pad, Pointwise, Sliding, Transposed
+from fcn_batch.pipeline.network.stream import RowStream
 from tests.models import tiny_architecture, tiny_network
 from tests.networks import BANDS, Steps, image, networks, on_grid, programmed, streamed
 from tests.processors import needs_bf16

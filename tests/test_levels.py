@@ -10,9 +10,9 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.source import RasterSource
-from fcn_batch.workflows.sources import at_resolution, find_source
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.source import RasterSource
+from fcn_batch.workflows.inputs.sources import at_resolution, find_source
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, segmented, small_blocks

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.workflows.crew import silent
-from fcn_batch.workflows.logs import LOG, heard, level_of_dask
+from fcn_batch.workflows.console.logs import LOG, heard, level_of_dask
+from fcn_batch.workflows.processes.crew import silent
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, small_blocks
 

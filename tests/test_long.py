@@ -13,15 +13,15 @@ from affine import Affine
 from rasterio.windows import Window as RasterioWindow
 
 from bench.world import installed_file, write_world
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec, ModelCard
-from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.recipe import read_recipe
-from fcn_batch.pipeline.weights import load_model, save_model
-from fcn_batch.workflows.labelled import open_images
-from fcn_batch.workflows.models import find_model
-from fcn_batch.workflows.scoring import evaluate
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard
+from fcn_batch.pipeline.core.normalise import normalise
+from fcn_batch.pipeline.core.recipe import read_recipe
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.weights import load_model, save_model
+from fcn_batch.workflows.learning.labelled import open_images
+from fcn_batch.workflows.learning.models import find_model
+from fcn_batch.workflows.learning.scoring import evaluate
 from tests.labelled_data import labelled_data
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]

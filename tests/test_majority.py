@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.majority import Majority
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.majority import Majority
 from tests.memorymaps import ArrayMap, legend_of, utm, whole
 
 
@@ -46,7 +46,7 @@ def test_no_window_makes_a_seam(ids: NDArray[np.uint8], side: int, height: int, 
     source = Majority(ArrayMap(ids), side)
     expected = whole(source)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("fcn_batch.pipeline.majority._PATCH", patch)
+        patched.setattr("fcn_batch.pipeline.core.majority._PATCH", patch)
         for row in range(0, source.size.height, height):
             for col in range(0, source.size.width, width):
                 window = Window(row, col, height, width).clipped(source.size)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fcn_batch.pipeline.errors import InputError, OptionError
-from fcn_batch.workflows.many import inputs_of
+from fcn_batch.pipeline.core.errors import InputError, OptionError
+from fcn_batch.workflows.inputs.many import inputs_of
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, scene, segmented
 from tests.twolanes import command, undisturbed

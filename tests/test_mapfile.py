@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import rasterio
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.mapfile import GREY, MapFile, read_legend
-from fcn_batch.pipeline.sidefile import write_side_file
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.sidefile import write_side_file
+from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.mapfile import GREY, MapFile, read_legend
 from tests.rasters import write_raster
 
 LEGEND = Legend(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.metrics import Confusion
+from fcn_batch.pipeline.core.metrics import Confusion
 
 N = 4
 Labels = NDArray[np.uint8]

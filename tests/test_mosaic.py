@@ -15,14 +15,14 @@ from rasterio import Affine
 from rasterio.enums import Resampling as Kernel
 from rasterio.warp import reproject
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.location import Mosaic
-from fcn_batch.pipeline.plan import InputIdentity
-from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.pipeline.source import Pixels, RasterSource
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.sources import find_source, in_colours, resampled, source_of
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.location import Mosaic
+from fcn_batch.pipeline.core.plan import InputIdentity
+from fcn_batch.pipeline.core.source import Pixels, RasterSource
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import find_source, in_colours, resampled, source_of
 from tests.rasters import noise, write_raster
 
 LEFT, TOP = 5e5, 5e6
@@ -144,9 +144,9 @@ def test_few_pieces_are_read_for_a_window(tmp_path: Path, monkeypatch: pytest.Mo
 READ_AGAIN = """
 import sys
 import numpy as np
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.plan import InputIdentity
-from fcn_batch.workflows.sources import source_of
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.plan import InputIdentity
+from fcn_batch.workflows.inputs.sources import source_of
 source = source_of(InputIdentity.model_validate_json(open(sys.argv[1]).read()))
 size = source.info.size
 pixels = source.read(Window(0, 0, size.height, size.width), (1, 2, 3))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.model_card import Band, InputSpec
-from fcn_batch.pipeline.normalise import normalise
+from fcn_batch.pipeline.core.model_card import Band, InputSpec
+from fcn_batch.pipeline.core.normalise import normalise
 
 BANDS = (Band(name="red", mean=0.3, std=0.2), Band(name="nir", mean=-0.5, std=3.0))
 INVALID = {"uint8": 255, "uint16": 65535, "int16": -32768, "float32": np.nan}

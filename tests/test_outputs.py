@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.finished import FinishedMap
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.journal import Journal
-from fcn_batch.pipeline.store import ClassStore, ConfidenceStore
-from fcn_batch.workflows.checksums import checksums, file_sha256
-from fcn_batch.workflows.outputs import Outputs, find_outputs, find_run
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.store.classstore import ClassStore, ConfidenceStore
+from fcn_batch.pipeline.store.finished import FinishedMap
+from fcn_batch.workflows.inputs.identity import file_sha256
+from fcn_batch.workflows.outputs.checksums import checksums
+from fcn_batch.workflows.outputs.publishing import Outputs, find_outputs, find_run
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, output_bytes, scene, segmented, small_blocks, tree
@@ -227,7 +228,7 @@ def test_killed_while_a_pyramid_is_added_the_next_run_adds_it(
 ) -> None:
     options = [made / "a.tif", "-m", model, "-o", tmp_path, "--confidence"]
     segmented(*options)
-    import fcn_batch.workflows.finish as module
+    import fcn_batch.workflows.outputs.finish as module
 
     real = getattr(module, where)
 

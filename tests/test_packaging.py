@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fcn_batch
-from fcn_batch.workflows.models import embedded
+from fcn_batch.workflows.learning.models import embedded
 from tests.lowest import pins
 from tests.rasters import noise, write_raster
 
@@ -121,7 +121,7 @@ def test_the_wheel_says_its_licence(wheel: Path) -> None:
 
 def test_the_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
-    code = "import fcn_batch.pipeline.geometry as g, fcn_batch.cli; print(g.__file__)"
+    code = "import fcn_batch.pipeline.core.geometry as g, fcn_batch.cli; print(g.__file__)"
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
         capture_output=True, text=True, check=False, cwd=tmp_path,

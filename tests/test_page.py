@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.pipeline.source import Pixels
-from fcn_batch.workflows.ground import ground_of
-from fcn_batch.workflows.page import About, make_page, stretched
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.survey import Survey, survey
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.source import Pixels
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.page import About, make_page, stretched
+from fcn_batch.workflows.finished.survey import Survey, survey
+from fcn_batch.workflows.outputs.ground import ground_of
 from tests.browser import HEIGHT, READY, WIDTH, Tab, opened
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm
 from tests.rasters import write_raster

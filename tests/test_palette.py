@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.palette import PaletteSource
-from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.workflows.sources import find_source, in_colours
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.palette import PaletteSource
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.workflows.inputs.sources import find_source, in_colours
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, segmented

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.tiling import BlockGrid, works
-from fcn_batch.workflows.part import Part, share
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.tiling import BlockGrid, works
+from fcn_batch.workflows.blocks.part import Part, share
 from fcn_batch.workflows.run import End
 from tests.test_run import BLOCKS, Job
 

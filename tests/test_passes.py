@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fcn_batch.pipeline.capture import capture
-from fcn_batch.pipeline.geometry import Size, Window, round_up
-from fcn_batch.pipeline.graph import Graph
-from fcn_batch.pipeline.plan import Cut
-from fcn_batch.pipeline.predictor import Scaling, Strips, make_tiles
-from fcn_batch.pipeline.tiling import BlockGrid, Descent, works
-from fcn_batch.workflows.passes import Band, Effort, Pass, stream, tiles
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.plan import Cut
+from fcn_batch.pipeline.core.tiling import BlockGrid, Descent, works
+from fcn_batch.pipeline.network.capture import capture
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.network.predictor import Scaling, Strips, make_tiles
+from fcn_batch.workflows.blocks.passes import Band, Effort, Pass, stream, tiles
 from tests.sources import SPEC, ArraySource, assert_classes, gathered, make_pass, memory_raster, whole_scores
 
 CLASSES = 4

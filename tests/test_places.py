@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.places import expand, resolve
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.places import expand, resolve
 
 
 @pytest.fixture

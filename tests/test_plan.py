@@ -9,19 +9,20 @@ import pytest
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.blending import Blend
-from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.model_card import Architecture, Band, InputSpec
-from fcn_batch.pipeline.plan import FileIdentity, Precision
-from fcn_batch.pipeline.source import RasterInfo
-from fcn_batch.pipeline.weights import read_card
-from fcn_batch.workflows.bands import band_notes, choose_bands, choose_full_scale
-from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, memory
+from fcn_batch.pipeline.core.blending import Blend
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec
+from fcn_batch.pipeline.core.plan import FileIdentity, Precision
+from fcn_batch.pipeline.core.source import RasterInfo
+from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.weights import read_card
+from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, memory
 from fcn_batch.workflows.description import describe
+from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, choose_full_scale
+from fcn_batch.workflows.inputs.resolution import ground_sample_distance
 from fcn_batch.workflows.plan import (
     Options,
     Prepared,
@@ -29,7 +30,6 @@ from fcn_batch.workflows.plan import (
     choose_threads,
     prepare,
 )
-from fcn_batch.workflows.resolution import ground_sample_distance
 from tests.models import save_tiny_model
 from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
@@ -441,7 +441,7 @@ def test_the_stated_cost_is_that_of_counting(
     processes: int,
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.cut._HALOS_PER_SEGMENT", 1)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._HALOS_PER_SEGMENT", 1)
     path = write_raster(tmp_path / "a.tif", noise(3, *size), photometric="RGB")
     options = Options(model=str(model), tile=tile, overlap=overlap, blend=blend)
     prepared = prepare(path, options, processes=processes)

@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from rasterio.features import shapes as shapes_of
 
-from fcn_batch.pipeline import polygonise as module
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.outlines import Regions, Strip
-from fcn_batch.pipeline.polygonise import polygonise
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.raster import polygonise as module
+from fcn_batch.pipeline.raster.outlines import Regions, Strip
+from fcn_batch.pipeline.raster.polygonise import polygonise
 
 Ids = NDArray[np.uint8]
 IDS = st.sampled_from([0, 0, 0, 1, 1, 7, NODATA])

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.device import choose_device, fast_precision, set_threads
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.model_card import Band, InputSpec
-from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.plan import Precision
-from fcn_batch.pipeline.predictor import Scaling, Strips, Tiles, Upsampler, choose, make_tiles
+from fcn_batch.pipeline.core.model_card import Band, InputSpec
+from fcn_batch.pipeline.core.normalise import normalise
+from fcn_batch.pipeline.core.plan import Precision
+from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.device import choose_device, fast_precision, set_threads
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.predictor import Scaling, Strips, Tiles, Upsampler, choose, make_tiles
 from tests.models import tiny_architecture, tiny_network
 from tests.rasters import noise
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.probe import Grid, probe
-from fcn_batch.pipeline.reach import Reach
-from fcn_batch.pipeline.trial import compare_window, forward, try_out
-from fcn_batch.pipeline.upsample import Upsample
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.core.reach import Reach
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.probe import Grid, probe
+from fcn_batch.pipeline.network.trial import compare_window, forward, try_out
+from fcn_batch.pipeline.network.upsample import Upsample
 from tests.models import tiny_architecture, tiny_network
 
 Convolution = tuple[int, int, int]  # kernel, stride, padding

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.workflows.progress import Quiet, Sturdy
+from fcn_batch.workflows.console.progress import Quiet, Sturdy
 
 TELLING = """
 import sys
-from fcn_batch.workflows.progress import Bar, Lines, progress_for
+from fcn_batch.workflows.console.progress import Bar, Lines, progress_for
 
 progress = progress_for(quiet=False)
 assert isinstance(progress._told, {kind})

@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05.image_label import ImageLabel
 from pyproj import CRS
 
-from fcn_batch.pipeline import pyramid as halving
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.conventions import microns_of
-from fcn_batch.pipeline.errors import InputError, OutputError
-from fcn_batch.pipeline.finished import FinishedMap
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.pyramid import halve, halved, levels_of
-from fcn_batch.pipeline.store import ClassStore
-from fcn_batch.workflows import pyramid
-from fcn_batch.workflows.maps import open_map
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.pyramid import write_ome_zarr, write_pyramid
+from fcn_batch.pipeline.core import pyramid as halving
+from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.core.conventions import microns_of
+from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.pyramid import halve, halved, levels_of
+from fcn_batch.pipeline.store.classstore import ClassStore
+from fcn_batch.pipeline.store.finished import FinishedMap
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.maps import open_map
+from fcn_batch.workflows.outputs import pyramid
+from fcn_batch.workflows.outputs.pyramid import write_ome_zarr, write_pyramid
 from tests.test_store import LEGEND, NORTH_UP, NOWHERE, ROTATED, SOUTH_UP, THIRDS, layout, made
 
 Ids = NDArray[np.uint8]
@@ -113,7 +113,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def of_slide(path: Path, microns: float) -> None:
     """Give a finished map the scale of a slide."""
-    from fcn_batch.pipeline.conventions import ome_image
+    from fcn_batch.pipeline.core.conventions import ome_image
 
     zarr.open_group(str(path), mode="r+").update_attributes(ome_image("classes", [("classes", 1)], microns, LEGEND))
 

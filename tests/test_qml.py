@@ -3,8 +3,8 @@
 from xml.dom import minidom
 from xml.etree import ElementTree as ET
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.qml import qgis_style
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.qml import qgis_style
 
 LEGEND = Legend(
     classes=(

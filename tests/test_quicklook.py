@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.io import MemoryFile
 
-from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.maps import Ids
-from fcn_batch.workflows.ground import Ground, ground_of
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.quicklook import NODATA_COLOUR, quicklook_png
-from fcn_batch.workflows.survey import most_frequent, survey
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.maps import Ids
+from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.quicklook import NODATA_COLOUR, quicklook_png
+from fcn_batch.workflows.finished.survey import most_frequent, survey
+from fcn_batch.workflows.outputs.ground import Ground, ground_of
 from tests.memorymaps import ArrayMap, legend_of, patches, utm, wkt
 
 METRE = Ground(1.0, (-1.0, 0.0), same=True)
@@ -60,8 +60,8 @@ def test_reduction_takes_the_most_frequent_class(height: int, width: int, step: 
 
 @pytest.mark.parametrize("side", [5, 20, 1000])
 def test_a_survey_does_not_depend_on_its_windows(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.survey._WINDOW_PIXELS", 500)
-    monkeypatch.setattr("fcn_batch.workflows.survey._SIDE", 16)
+    monkeypatch.setattr("fcn_batch.workflows.finished.survey._WINDOW_PIXELS", 500)
+    monkeypatch.setattr("fcn_batch.workflows.finished.survey._SIDE", 16)
     ids = patches(61, 83, 3, side=4)
     ids[5:9, 60:70] = 255
     ref = GeoReference(wkt("EPSG:4326"), (2.0, 0.0, -80.0, 0.0, -2.0, 80.0))

@@ -12,13 +12,13 @@ from rasterio.control import GroundControlPoint
 from rasterio.env import get_gdal_config
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline import raster
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space, gdal_cache
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY
-from fcn_batch.pipeline.raster import RasterioSource, inspect
-from fcn_batch.pipeline.source import Pixels, RasterSource, cache_needed
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY
+from fcn_batch.pipeline.core.source import Pixels, RasterSource, cache_needed
+from fcn_batch.pipeline.raster import rasterfile as raster
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space, gdal_cache
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from tests.rasters import noise, write_raster
 from tests.remote_servers import http_server
 

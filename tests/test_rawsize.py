@@ -11,10 +11,10 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioIOError
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import RasterioSource, inspect
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from tests.rasters import noise, write_raster
 
 PIXELS = noise(3, 70, 90)

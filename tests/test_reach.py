@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.reach import Reach
+from fcn_batch.pipeline.core.reach import Reach
+from fcn_batch.pipeline.network.fcn import Fcn
 from tests.models import tiny_architecture
 
 Layer = tuple[

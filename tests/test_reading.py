@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window as RasterioWindow
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.pipeline.source import RasterSource
-from fcn_batch.workflows.reading import RowReader, slab_rows
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.source import RasterSource
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.workflows.blocks.reading import RowReader, slab_rows
 from tests.rasters import noise, write_raster
 from tests.sources import ArraySource, info_of, memory_raster
 

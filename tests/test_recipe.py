@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.model_card import Architecture, TorchvisionFcn
-from fcn_batch.pipeline.recipe import read_recipe
-from fcn_batch.pipeline.splits import USES, FileSplit, StripSplit
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.model_card import Architecture, TorchvisionFcn
+from fcn_batch.pipeline.core.recipe import read_recipe
+from fcn_batch.pipeline.core.splits import USES, FileSplit, StripSplit
 from tests.recipes import recipe_values, tiny_recipe, write_toml
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs" / "models").glob("*.toml"))

@@ -15,12 +15,12 @@ import zarr
 from rasterio.shutil import copy as copy_raster
 from zarr.storage import ObjectStore
 
-from fcn_batch.pipeline.bucket import Bucket
-from fcn_batch.pipeline.errors import InputError, OutputError
-from fcn_batch.pipeline.gdal import reaching
-from fcn_batch.pipeline.location import Url, input_of
-from fcn_batch.pipeline.raster import inspect
-from fcn_batch.pipeline.remote import store_of
+from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.location import Url, input_of
+from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.pipeline.raster.gdal import reaching
+from fcn_batch.pipeline.raster.rasterfile import inspect
+from fcn_batch.pipeline.raster.remote import store_of
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import Served, http_server, s3_server
@@ -172,7 +172,7 @@ def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.tolerant.time.sleep", lambda _: None)
+    monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
     path = cog(served.folder / "a.tif", 600, 600)
     segmented(path, "-m", model, "-o", tmp_path / "local")
     segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "once")  # the head of the file is known from here on

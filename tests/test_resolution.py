@@ -8,9 +8,9 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.workflows.sources import resampled
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.workflows.inputs.sources import resampled
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, segmented, small_blocks

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, MismatchError, OutputError, StoppedError
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.holder import Holder
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.tiling import Work
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, MismatchError, OutputError, StoppedError
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.holder import Holder
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.workflows import run as module
-from fcn_batch.workflows.commit import Block, Committer
-from fcn_batch.workflows.finish import Brief
-from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.blocks.commit import Block, Committer
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.console.signals import Stop
+from fcn_batch.workflows.outputs.finish import Brief
+from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.run import End, OnReceipt, run
-from fcn_batch.workflows.signals import Stop
 from tests.memorymaps import legend_of, plan_of
 from tests.runs import class_map, output_bytes, scene
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.distributed import Peers
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.recipe import Recipe
-from fcn_batch.pipeline.training import Batch
-from fcn_batch.workflows import sampling
-from fcn_batch.workflows.sampling import Sampler
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.recipe import Recipe
+from fcn_batch.pipeline.network.distributed import Peers
+from fcn_batch.pipeline.network.training import Batch
+from fcn_batch.workflows.learning import sampling
+from fcn_batch.workflows.learning.sampling import Sampler
 from tests.rasters import noise, write_raster
 from tests.recipes import (
     COLS,

@@ -9,18 +9,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline import predictor
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.model_card import Architecture, InputSpec
-from fcn_batch.pipeline.networks import FcnNetwork
-from fcn_batch.pipeline.predictor import Scaling
-from fcn_batch.pipeline.recipe import Recipe
-from fcn_batch.pipeline.source import Pixels
-from fcn_batch.workflows import scoring
-from fcn_batch.workflows.labelled import LabelledImage
-from fcn_batch.workflows.scoring import bf16_disagreement, evaluate
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.pipeline.core.model_card import Architecture, InputSpec
+from fcn_batch.pipeline.core.recipe import Recipe
+from fcn_batch.pipeline.core.source import Pixels
+from fcn_batch.pipeline.network import predictor
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.predictor import Scaling
+from fcn_batch.workflows.learning import scoring
+from fcn_batch.workflows.learning.labelled import LabelledImage
+from fcn_batch.workflows.learning.scoring import bf16_disagreement, evaluate
 from tests.models import tiny_network
 from tests.recipes import COLS, ROWS, STRIP, TESTED, VALIDATED, opened, tiny_recipe, two_colours, write_pair
 

@@ -27,22 +27,22 @@ from rasterio.shutil import copy
 from rasterio.transform import Affine
 from torch.nn import functional
 
-from fcn_batch.pipeline.claims import only_one
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.journal import Journal
-from fcn_batch.pipeline.store import ClassStore
-from fcn_batch.pipeline.stream import RowStream
-from fcn_batch.pipeline.tiling import Work
-from fcn_batch.pipeline.upsample import Upsample
-from fcn_batch.pipeline.weights import load_model
+from fcn_batch.pipeline.core.claims import only_one
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.stream import RowStream
+from fcn_batch.pipeline.network.upsample import Upsample
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import segment as segment_module
-from fcn_batch.workflows.execute import execute
-from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.workflows.blocks.steps import run_work
+from fcn_batch.workflows.console.progress import Lines
+from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.plan import Options, Prepared, prepare
-from fcn_batch.workflows.progress import Lines
-from fcn_batch.workflows.steps import run_work
-from fcn_batch.workflows.workers import Workers
+from fcn_batch.workflows.processes.execute import execute
+from fcn_batch.workflows.processes.workers import Workers
 from tests.models import save_tiny_model
 from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
@@ -463,7 +463,7 @@ def test_segments_are_begun_from_top_to_bottom(tmp_path: Path, model: Path, monk
         run_work(ticket, work, on_receipt, stop)
 
     with_the_plan_of(4, monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.execute.run_work", noted)
+    monkeypatch.setattr("fcn_batch.workflows.processes.execute.run_work", noted)
     segmented(scene(tmp_path / "a.tif", 500, 500), "-m", model)
     assert report_of(tmp_path)["plan"]["cut"]["segment"] == 256
     assert begun == [(0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15)]
@@ -561,8 +561,8 @@ def test_float32_is_the_default_of_a_model_that_was_not_measured(reference: Path
 def test_less_memory_means_narrower_lanes_and_the_same_map(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.cut._LANE", 2**18)
-    monkeypatch.setattr("fcn_batch.workflows.cut._LOADING", 0)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._LANE", 2**18)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._LOADING", 0)
     values = mosaic("uint8", 300, 900)
     path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
     segmented(path, "-m", model, "-o", tmp_path / "wide")
@@ -600,7 +600,7 @@ def short_of_memory(patch: pytest.MonkeyPatch, most: int, *, after: int = 0) -> 
 def test_when_memory_runs_out_strips_are_halved(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int
 ) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.cut._STRIP_PIXELS", {"cpu": 2**16})
+    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._STRIP_PIXELS", {"cpu": 2**16})
     values = mosaic("uint8", 1000, 330)
     path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
     seen = short_of_memory(monkeypatch, most, after=after)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import InputError, StoppedError
-from fcn_batch.workflows.alone import run_alone
-from fcn_batch.workflows.job import JobTicket
-from fcn_batch.workflows.signals import Stop, stopping, unheard
+from fcn_batch.pipeline.core.errors import InputError, StoppedError
+from fcn_batch.workflows.blocks.alone import run_alone
+from fcn_batch.workflows.blocks.job import JobTicket
+from fcn_batch.workflows.console.signals import Stop, stopping, unheard
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -208,7 +208,7 @@ def test_a_block_tried_alone_is_not_ended_by_a_signal_to_all(child: Path, number
 
 
 def test_a_block_tried_alone_is_dropped_when_there_is_no_time(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.alone._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("fcn_batch.workflows.blocks.alone._LOOK_EVERY_S", 0.05)
     stop, numbers = Stop(), list[int]()
 
     def end() -> None:
@@ -226,7 +226,7 @@ def test_a_block_tried_alone_is_dropped_when_there_is_no_time(child: Path, monke
 
 HANGING = """
 import sys, threading
-from fcn_batch.workflows import signals
+from fcn_batch.workflows.console import signals
 
 signals._PATIENCE_S = 0.2
 with signals.stopping(0.1, print) as stop:
@@ -272,7 +272,7 @@ def test_it_is_ended_also_when_nobody_reads_what_it_tells() -> None:
 
 def test_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[Callable[[], None]] = []
-    monkeypatch.setattr("fcn_batch.workflows.signals._PATIENCE_S", 0.0)
+    monkeypatch.setattr("fcn_batch.workflows.console.signals._PATIENCE_S", 0.0)
     monkeypatch.setattr(os, "_exit", ended.append)
     with stopping(0.05, print):
         send(signal.SIGTERM)

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline import slides as module
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.slides import SlideSource
-from fcn_batch.pipeline.source import Pixels, RasterSource
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.sources import at_microns, find_source, source_of
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.source import Pixels, RasterSource
+from fcn_batch.pipeline.raster import slides as module
+from fcn_batch.pipeline.raster.slides import SlideSource
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import at_microns, find_source, source_of
 from tests.rasters import noise
 from tests.slides import HEIGHT, WIDTH, aperio, cells, leica, levels_of, ome, philips, pyramid, real_slide
 

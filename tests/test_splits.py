@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from fcn_batch.pipeline.crs import wkt_of
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.labels import Grid
-from fcn_batch.pipeline.splits import (
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.splits import (
     USES,
     BlockSplit,
     FileSplit,
@@ -29,7 +27,9 @@ from fcn_batch.pipeline.splits import (
     joined,
     read_list,
 )
-from fcn_batch.workflows.splits import regions
+from fcn_batch.pipeline.raster.crs import wkt_of
+from fcn_batch.pipeline.raster.labels import Grid
+from fcn_batch.workflows.learning.splits import regions
 
 NOWHERE = Path("/nowhere")
 

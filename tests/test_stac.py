@@ -17,12 +17,12 @@ from rasterio.warp import transform as to_degrees
 from shapely import MultiPolygon, Point, Polygon, box
 from shapely.geometry import shape
 
-from fcn_batch.pipeline.classes import ClassInfo, Legend
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.workflows.footprint import Footprint, footprint
-from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.stac import make_item
+from fcn_batch.pipeline.core.classes import ClassInfo, Legend
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.workflows.outputs.footprint import Footprint, footprint
+from fcn_batch.workflows.outputs.publishing import Outputs
+from fcn_batch.workflows.outputs.stac import make_item
 from tests.memorymaps import legend_of, plan_of, utm, wkt
 from tests.rasters import write_raster
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fcn_batch.pipeline import claims
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.holder import Holder
-from fcn_batch.pipeline.journal import Receipt, claim_of
-from fcn_batch.workflows.part import Part
+from fcn_batch.pipeline.core import claims
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.holder import Holder
+from fcn_batch.pipeline.core.journal import Receipt, claim_of
+from fcn_batch.workflows.blocks.part import Part
 from fcn_batch.workflows.status import following, speed, status
 from tests.runs import fcn_batch
 from tests.test_claims import died

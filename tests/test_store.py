@@ -15,14 +15,14 @@ import xarray
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from fcn_batch.pipeline import store as store_module
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
-from fcn_batch.pipeline.errors import InputError, OutputError
-from fcn_batch.pipeline.finished import FinishedConfidence, FinishedMap
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.store import ClassStore, ConfidenceStore, Layout
+from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.store import classstore as store_module
+from fcn_batch.pipeline.store.classstore import ClassStore, ConfidenceStore, Layout
+from fcn_batch.pipeline.store.finished import FinishedConfidence, FinishedMap
 
 UTM = CRS.from_epsg(32633).to_wkt()
 LAEA = CRS.from_proj4("+proj=laea +lat_0=12 +lon_0=34 +ellps=GRS80 +units=m").to_wkt()

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.segmentation import fcn_resnet50
 
-from fcn_batch.pipeline.capture import capture
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.stream import Program, RowStream
-from fcn_batch.pipeline.tiling import Descent
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.tiling import Descent
+from fcn_batch.pipeline.network.capture import capture
+from fcn_batch.pipeline.network.stream import Program, RowStream
 from tests.models import UNET, tiny_architecture, tiny_network
 from tests.networks import BANDS, Steps, image, networks, on_grid, programmed, stacked, streamed
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.model_card import Band, InputSpec
-from fcn_batch.pipeline.normalise import normalise
-from fcn_batch.pipeline.raster import RasterioSource, inspect
-from fcn_batch.pipeline.stretch import Histogram, Stretch
-from fcn_batch.workflows import stretching
-from fcn_batch.workflows.stretching import choose_stretch
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.model_card import Band, InputSpec
+from fcn_batch.pipeline.core.normalise import normalise
+from fcn_batch.pipeline.core.stretch import Histogram, Stretch
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
+from fcn_batch.workflows.inputs import stretching
+from fcn_batch.workflows.inputs.stretching import choose_stretch
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.surgery import grow, widen
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.surgery import grow, widen
 from tests.models import tiny_architecture, tiny_network
 
 

@@ -8,11 +8,11 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.raster import inspect
-from fcn_batch.pipeline.source import Pixels
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.thumbnail import thumbnail
+from fcn_batch.pipeline.core.source import Pixels
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import inspect
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.thumbnail import thumbnail
 from tests.rasters import noise, write_raster
 
 WIDTH, HEIGHT = 96, 64

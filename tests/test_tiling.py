@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.tiling import Axis, BlockGrid, Descent, exact_tiles, lane_columns, works
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.tiling import Axis, BlockGrid, Descent, exact_tiles, lane_columns, works
 
 SIDES = st.integers(1, 40)
 SIZES = st.builds(Size, height=SIDES, width=SIDES)

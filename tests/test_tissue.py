@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.clip import inside, outlined, touched, within
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.plan import InputIdentity, Plan
-from fcn_batch.workflows import tissue as module
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.lanes import lane_for
-from fcn_batch.workflows.sources import find_source
-from fcn_batch.workflows.tissue import find_tissue
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.plan import InputIdentity, Plan
+from fcn_batch.pipeline.raster.clip import inside, outlined, touched, within
+from fcn_batch.workflows.blocks.lanes import lane_for
+from fcn_batch.workflows.inputs import tissue as module
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import find_source
+from fcn_batch.workflows.inputs.tissue import find_tissue
 from tests.models import save_tiny_model
 from tests.rasters import noise
 from tests.runs import class_map, class_map_of_cog, fcn_batch, segmented, small_blocks

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.tolerance import MAX_RETRIES, OnError, StorageGrid, halves
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.tolerance import MAX_RETRIES, OnError, StorageGrid, halves
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.workflows import topology
-from fcn_batch.workflows.topology import Cpu, Layout, Machine, available_cpus, count_of, layout, machine
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.workflows.processes import topology
+from fcn_batch.workflows.processes.topology import Cpu, Layout, Machine, available_cpus, count_of, layout, machine
 
 LAPTOP = Machine(tuple(Cpu(number, number % 4) for number in range(8)))
 SERVER = Machine(tuple(Cpu(number, number % 64, number % 64 // 32) for number in range(128)))
@@ -136,7 +136,7 @@ def test_a_system_that_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_this_machine() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from fcn_batch.workflows.topology import available_cpus; print(available_cpus())"
+    code += "from fcn_batch.workflows.processes.topology import available_cpus; print(available_cpus())"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "1\n"
     assert 1 <= available_cpus() <= (psutil.cpu_count() or 1)
@@ -144,7 +144,7 @@ def test_this_machine() -> None:
 
 _PINNED = """
 import os, threading, time
-from fcn_batch.workflows.topology import pin, unpin
+from fcn_batch.workflows.processes.topology import pin, unpin
 early = threading.Thread(target=time.sleep, args=(1,))
 early.start()
 everything = os.sched_getaffinity(0)

@@ -18,17 +18,17 @@ import rasterio
 import torch
 from click.testing import Result
 
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.metrics import Confusion
-from fcn_batch.pipeline.networks import FcnNetwork
-from fcn_batch.pipeline.recipe import Recipe
-from fcn_batch.pipeline.training import Trainer, from_bytes
-from fcn_batch.pipeline.weights import load_model
-from fcn_batch.workflows import train as training
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.scoring import evaluate
-from fcn_batch.workflows.train import Order, train
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.metrics import Confusion
+from fcn_batch.pipeline.core.recipe import Recipe
+from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.training import Trainer, from_bytes
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.learning import train as training
+from fcn_batch.workflows.learning.scoring import evaluate
+from fcn_batch.workflows.learning.train import Order, train
 from tests.recipes import (
     COLS,
     STRIP,
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parents[1]
 _DRIVER = """
 import torch
 from fcn_batch.cli import main
-from fcn_batch.workflows import train
+from fcn_batch.workflows.learning import train
 
 torch.set_num_threads(1)
 train._LEAST_SECONDS, train._SHARE_OF_TIME = 0.0, 1e9

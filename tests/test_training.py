@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.errors import TrainingError
-from fcn_batch.pipeline.recipe import Schedule
-from fcn_batch.pipeline.training import (
+from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.recipe import Schedule
+from fcn_batch.pipeline.network.training import (
     Batch,
     Trainer,
     class_weights,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcn_batch.pipeline.reach import Reach
-from fcn_batch.pipeline.upsample import LearnedUpsample, Upsample, bilinear_kernel
+from fcn_batch.pipeline.core.reach import Reach
+from fcn_batch.pipeline.network.upsample import LearnedUpsample, Upsample, bilinear_kernel
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])

@@ -16,13 +16,13 @@ import zarr
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.finished import FinishedMap
-from fcn_batch.pipeline.geometry import Window
-from fcn_batch.pipeline.store import ClassStore, consolidate
-from fcn_batch.workflows.outputs import find_run
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.validate import validate
-from fcn_batch.workflows.validation import Check, Validation
+from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.store.classstore import ClassStore, consolidate
+from fcn_batch.pipeline.store.finished import FinishedMap
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.validate import validate
+from fcn_batch.workflows.finished.validation import Check, Validation
+from fcn_batch.workflows.outputs.publishing import find_run
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import fcn_batch, scene, segmented, small_blocks

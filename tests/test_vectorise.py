@@ -18,17 +18,17 @@ from pyproj import CRS, Geod
 from rasterio import Affine
 from rasterio.features import rasterize
 
-from fcn_batch.pipeline import vectorfile
-from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, OptionError, OutputError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.maps import ClassMap
-from fcn_batch.pipeline.vectorfile import VectorKind
-from fcn_batch.workflows import vectorise
-from fcn_batch.workflows.maps import open_map
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.vectorise import VectorChoice, strips_of, write_vectors
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.maps import ClassMap
+from fcn_batch.pipeline.raster import vectorfile
+from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.pipeline.raster.vectorfile import VectorKind
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished import vectorise
+from fcn_batch.workflows.finished.maps import open_map
+from fcn_batch.workflows.finished.vectorise import VectorChoice, strips_of, write_vectors
 from tests.classmaps import LEGEND, PLACES, blobs, write_store, write_tif
 
 pytest.importorskip("pyarrow")

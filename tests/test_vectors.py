@@ -19,15 +19,15 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline import vectors
-from fcn_batch.pipeline.burn import NO_LABEL
-from fcn_batch.pipeline.crs import wkt_of
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, TrainingError
-from fcn_batch.pipeline.features import Features
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.labels import Burn, Grid, Labels, open_labels
-from fcn_batch.pipeline.vectors import Polygons, VectorLabels
+from fcn_batch.pipeline.core.burn import NO_LABEL
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, TrainingError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster import vectors
+from fcn_batch.pipeline.raster.crs import wkt_of
+from fcn_batch.pipeline.raster.features import Features
+from fcn_batch.pipeline.raster.labels import Burn, Grid, Labels, open_labels
+from fcn_batch.pipeline.raster.vectors import Polygons, VectorLabels
 
 UTM, LONLAT = "EPSG:32633", "EPSG:4326"
 NORTH_UP = Affine(10, 0, 500000, 0, -10, 5000000)
@@ -323,10 +323,10 @@ def test_without_the_extra(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path / "a.geojson", SHAPES, LONLAT)
     code = f"""import sys; sys.modules[{missing!r}] = None
 from pathlib import Path
-from fcn_batch.pipeline.errors import OptionError
-from fcn_batch.pipeline.labels import Burn, Grid, open_labels
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.raster.labels import Burn, Grid, open_labels
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 try:
     open_labels(Path({str(path)!r}), Grid(Size(9, 9), GeoReference(None, IDENTITY)), burn=Burn())
 except OptionError as error:

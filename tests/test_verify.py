@@ -14,18 +14,18 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.device import multiplies_bf16
-from fcn_batch.pipeline.errors import InputError, IntegrityError, ModelError, OptionError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.predictor import Strips
-from fcn_batch.pipeline.raster import RasterioSource
-from fcn_batch.pipeline.weights import load_model
-from fcn_batch.workflows import verify as verify_module
-from fcn_batch.workflows.outputs import find_run
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.verification import Sample, Verification
-from fcn_batch.workflows.verify import verify
+from fcn_batch.pipeline.core.errors import InputError, IntegrityError, ModelError, OptionError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.network.device import multiplies_bf16
+from fcn_batch.pipeline.network.predictor import Strips
+from fcn_batch.pipeline.network.weights import load_model
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished import verify as verify_module
+from fcn_batch.workflows.finished.verification import Sample, Verification
+from fcn_batch.workflows.finished.verify import verify
+from fcn_batch.workflows.outputs.publishing import find_run
 from tests.models import save_tiny_model
 from tests.processors import BF16
 from tests.rasters import noise, write_raster
@@ -340,7 +340,7 @@ def test_out_of_memory_is_told(maps: dict[str, Path], monkeypatch: pytest.Monkey
     def full(*_: Any) -> None:
         raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr("fcn_batch.pipeline.predictor._ModuleTiles._run", full)
+    monkeypatch.setattr("fcn_batch.pipeline.network.predictor._ModuleTiles._run", full)
     with pytest.raises(OptionError, match=r"out of memory with a window of \d+ x \d+ px"):
         _verified(maps["stream"], 1)
 
@@ -373,7 +373,7 @@ def test_what_streams_and_cuts_is_not_used_in_float32(maps: dict[str, Path], mon
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("fcn_batch.pipeline.stream.RowStream.push", refuse)
+    monkeypatch.setattr("fcn_batch.pipeline.network.stream.RowStream.push", refuse)
     monkeypatch.setattr(Strips, "__init__", refuse)
     assert _verified(maps["stream"], 2).ok
 

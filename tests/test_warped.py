@@ -16,13 +16,13 @@ from rasterio.enums import Resampling as Kernel
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
-from fcn_batch.pipeline.alignment import Grid
-from fcn_batch.pipeline.errors import DecodingError, InputError
-from fcn_batch.pipeline.gdal import accept_pixel_space
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.source import Pixels, RasterInfo, RasterSource, Resampling
-from fcn_batch.pipeline.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
+from fcn_batch.pipeline.core.errors import DecodingError, InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource, Resampling
+from fcn_batch.pipeline.raster.alignment import Grid
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
 from tests.rasters import noise
 from tests.sources import ArraySource
 

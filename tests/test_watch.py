@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.workflows import watch
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.watch import arrivals
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.workflows.console.signals import Stop
+from fcn_batch.workflows.inputs import watch
+from fcn_batch.workflows.inputs.watch import arrivals
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, scene, segmented
 

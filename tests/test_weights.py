@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from fcn_batch.pipeline.errors import ModelError
-from fcn_batch.pipeline.fcn import Fcn
-from fcn_batch.pipeline.networks import FcnNetwork
-from fcn_batch.pipeline.weights import load_model, read_card, save_model, structure
+from fcn_batch.pipeline.core.errors import ModelError
+from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.weights import load_model, read_card, save_model, structure
 from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_dilated, tiny_network
 
 KEY = "fcn_batch.model_card"

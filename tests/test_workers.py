@@ -18,18 +18,18 @@ import psutil
 import pytest
 import torch
 
-from fcn_batch.pipeline.errors import MismatchError, OptionError, OutputError
-from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.pipeline.tiling import Work
-from fcn_batch.workflows import topology
-from fcn_batch.workflows.cluster import _Run
-from fcn_batch.workflows.crew import connected, kept
-from fcn_batch.workflows.execute import execute
+from fcn_batch.pipeline.core.errors import MismatchError, OptionError, OutputError
+from fcn_batch.pipeline.core.journal import Receipt
+from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.plan import Options
-from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.processes import topology
+from fcn_batch.workflows.processes.cluster import _Run
+from fcn_batch.workflows.processes.crew import connected, kept
+from fcn_batch.workflows.processes.execute import execute
+from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.workers import Workers
 from tests.models import save_tiny_model
 from tests.runs import class_map, scene, small_blocks, small_segments
 from tests.test_execute import begun

@@ -11,7 +11,7 @@ import rasterio
 import xarray as xr
 
 from bench.world import installed_file, write_world
-from fcn_batch.pipeline.mapfile import read_legend
+from fcn_batch.pipeline.raster.mapfile import read_legend
 from tests.runs import fcn_batch, segmented
 
 PLACES = {"barren": (23.0, 13.0), "water": (0.0, -140.0), "forest": (-5.0, -62.0)}

@@ -10,14 +10,14 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
-from fcn_batch.pipeline.crs import row_areas_m2
-from fcn_batch.pipeline.errors import InputError, OutputError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.workflows import maps
-from fcn_batch.workflows.maps import open_map
-from fcn_batch.workflows.progress import PIXELS, Quiet, Unit
-from fcn_batch.workflows.zones import write_zones
+from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.workflows.console.progress import PIXELS, Quiet, Unit
+from fcn_batch.workflows.finished import maps
+from fcn_batch.workflows.finished.maps import open_map
+from fcn_batch.workflows.finished.zones import write_zones
 from tests.classmaps import LEGEND, PLACES, blobs, write_store, write_tif
 from tests.test_clip import SHAPES, write
 

@@ -14,9 +14,9 @@ import zarr
 from numpy.typing import NDArray
 from rasterio.shutil import copy as copy_raster
 
-from fcn_batch.pipeline.conventions import joined, proj_attributes, spatial_attributes
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import GeoReference
+from fcn_batch.pipeline.core.conventions import joined, proj_attributes, spatial_attributes
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import GeoReference
 
 Format = Literal[2, 3]
 

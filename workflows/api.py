@@ -1,7 +1,7 @@
 """The command line for Python: what `fcn_batch.segment` and the other names of the package do.
 
 Each function does what the command of its name does, with the same words: `--on-error retry:5` is
-`on_error="retry:5"`, a folder is a path, bands are a list. Errors are those of `fcn_batch.pipeline.errors`.
+`on_error="retry:5"`, a folder is a path, bands are a list. Errors are those of `fcn_batch.pipeline.core.errors`.
 """
 
 import json
@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fcn_batch.pipeline.errors import InputError, OptionError
-from fcn_batch.workflows.progress import progress_for
+from fcn_batch.pipeline.core.errors import InputError, OptionError
+from fcn_batch.workflows.console.progress import progress_for
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from fcn_batch.pipeline.model_card import ModelCard
-    from fcn_batch.pipeline.plan import Plan
-    from fcn_batch.workflows.evaluation import Evaluation
+    from fcn_batch.pipeline.core.model_card import ModelCard
+    from fcn_batch.pipeline.core.plan import Plan
+    from fcn_batch.workflows.finished.validation import Validation
+    from fcn_batch.workflows.finished.verification import Verification
+    from fcn_batch.workflows.learning.evaluation import Evaluation
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.status import Status
-    from fcn_batch.workflows.validation import Validation
-    from fcn_batch.workflows.verification import Verification
 
 PathLike = str | Path
 _REPORT = ".run.json"
@@ -108,7 +108,7 @@ def plan(given: PathLike, **options: Any) -> "Plan":
     `options`: the fields of `fcn_batch.workflows.plan.Options`, which are those of the command line: model, bands,
     stretch, aoi, bbox, mpp, level, resample, tissue, tile, overlap, blend, device, threads, precision, memory, …
     """
-    from fcn_batch.pipeline.location import input_of
+    from fcn_batch.pipeline.core.location import input_of
     from fcn_batch.workflows.plan import prepare
 
     return prepare(input_of(str(given)), _options(options)).plan
@@ -148,14 +148,14 @@ def report(source: "PathLike | Maps") -> dict[str, Any]:
 
 def validate(output: PathLike) -> "Validation":
     """Read the outputs of a run again and compare them with its report; `ok` tells whether all is as it was made."""
-    from fcn_batch.workflows.validate import validate as run
+    from fcn_batch.workflows.finished.validate import validate as run
 
     return run(Path(output), progress_for(quiet=True))
 
 
 def verify(output: PathLike, samples: int = 10, seed: int = 0) -> "Verification":
     """Compute windows of a map again, from its input; `ok` tells whether the classes are the same."""
-    from fcn_batch.workflows.verify import verify as run
+    from fcn_batch.workflows.finished.verify import verify as run
 
     return run(Path(output), samples, seed, progress_for(quiet=True))
 
@@ -165,8 +165,8 @@ def export(source: PathLike, to: str, output: PathLike | None = None, **options:
 
     `options`: majority, clip, min_area, simplify, zones, field, layer, grid, overwrite, as on the command line.
     """
-    from fcn_batch.workflows.export import Order
-    from fcn_batch.workflows.export import export as run
+    from fcn_batch.workflows.finished.export import Order
+    from fcn_batch.workflows.finished.export import export as run
 
     _check_names(options, [field.name for field in fields(Order)][3:])
     paths = {name: Path(options[name]) for name in ("clip", "zones") if options.get(name) is not None}
@@ -180,8 +180,8 @@ def evaluate(prediction: PathLike, labels: PathLike, **options: Any) -> "Evaluat
     `options`: those of `fcn-batch evaluate`: ignore (ids), map ({label: class}), boundary, output, overwrite; of
     polygons field, value ({"forest": 1}), burn, background, layer.
     """
-    from fcn_batch.workflows.evaluate import evaluate as run
-    from fcn_batch.workflows.evaluate import request_for
+    from fcn_batch.workflows.learning.evaluate import evaluate as run
+    from fcn_batch.workflows.learning.evaluate import request_for
 
     _check_names(options, list(_OF_LABELS))
     chosen = {**_OF_LABELS, **options}
@@ -207,7 +207,7 @@ def status(folder: PathLike) -> "list[Status]":
 
 def models() -> "list[ModelCard]":
     """The cards of the models that come with the package: name, classes, bands, resolution, scores."""
-    from fcn_batch.workflows.models import embedded
+    from fcn_batch.workflows.learning.models import embedded
 
     return [file.card for file in embedded()]
 
@@ -215,13 +215,13 @@ def models() -> "list[ModelCard]":
 def _request(
     inputs: PathLike | Sequence[PathLike], output: PathLike | None, workers: int | str, options: Any
 ) -> "Request":
-    from fcn_batch.pipeline.tolerance import OnError
-    from fcn_batch.workflows.many import inputs_of
-    from fcn_batch.workflows.part import Part
+    from fcn_batch.pipeline.core.tolerance import OnError
+    from fcn_batch.workflows.blocks.part import Part
+    from fcn_batch.workflows.inputs.many import inputs_of
+    from fcn_batch.workflows.outputs.upload import destination
+    from fcn_batch.workflows.processes.topology import count_of
+    from fcn_batch.workflows.processes.workers import Workers
     from fcn_batch.workflows.segment import Request
-    from fcn_batch.workflows.topology import count_of
-    from fcn_batch.workflows.upload import destination
-    from fcn_batch.workflows.workers import Workers
 
     named = [inputs] if isinstance(inputs, str | Path) else inputs
     folder, bucket = destination(None if output is None else str(output), None, local_only=False)
@@ -241,7 +241,7 @@ def _request(
 
 
 def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
-    from fcn_batch.pipeline.model_card import first_problem
+    from fcn_batch.pipeline.core.model_card import first_problem
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.words import bands_of, bytes_of
 

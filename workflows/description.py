@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from fcn_batch.pipeline.plan import Cut, Plan
-from fcn_batch.workflows.disk import describe_disk, disk_needed, free_room
+from fcn_batch.pipeline.core.plan import Cut, Plan
+from fcn_batch.workflows.outputs.disk import describe_disk, disk_needed, free_room
 from fcn_batch.workflows.plan import Prepared
-from fcn_batch.workflows.topology import describe_processes
+from fcn_batch.workflows.processes.topology import describe_processes
 
 
 def describe(

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fcn_batch
-from fcn_batch.pipeline.device import (
+from fcn_batch.pipeline.core.errors import FcnBatchError, OutputError
+from fcn_batch.pipeline.network.device import (
     choose_device,
     cuda_devices,
     describe_device,
@@ -21,12 +22,11 @@ from fcn_batch.pipeline.device import (
     thread_count,
     torch_version,
 )
-from fcn_batch.pipeline.errors import FcnBatchError, OutputError
-from fcn_batch.pipeline.gdal import driver_names, gdal_version, skipped_drivers
-from fcn_batch.workflows.disk import free_room, size_text
-from fcn_batch.workflows.models import embedded
+from fcn_batch.pipeline.raster.gdal import driver_names, gdal_version, skipped_drivers
+from fcn_batch.workflows.learning.models import embedded
+from fcn_batch.workflows.outputs.disk import free_room, size_text
 from fcn_batch.workflows.plan import choose_precision, choose_threads, memory_budget
-from fcn_batch.workflows.topology import machine
+from fcn_batch.workflows.processes.topology import machine
 
 DRIVERS = ("GTiff", "COG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "VRT", "PNG")
 _OF_OUTPUTS = ("GTiff", "COG")

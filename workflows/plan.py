@@ -6,38 +6,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fcn_batch.pipeline.area import Area
-from fcn_batch.pipeline.blending import Blend
-from fcn_batch.pipeline.capture import graph_of
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.device import (
+from fcn_batch.pipeline.core.area import Area
+from fcn_batch.pipeline.core.blending import Blend
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.errors import ModelError, OptionError
+from fcn_batch.pipeline.core.geometry import round_up
+from fcn_batch.pipeline.core.location import Input
+from fcn_batch.pipeline.core.model_card import ModelCard
+from fcn_batch.pipeline.core.plan import InputIdentity, ModelIdentity, Plan, Precision
+from fcn_batch.pipeline.core.source import RasterInfo, RasterSource
+from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.device import (
     check_precision,
     choose_device,
     fast_precision,
     free_memory,
     torch_kind,
 )
-from fcn_batch.pipeline.errors import ModelError, OptionError
-from fcn_batch.pipeline.geometry import round_up
-from fcn_batch.pipeline.location import Input
-from fcn_batch.pipeline.model_card import ModelCard
-from fcn_batch.pipeline.plan import InputIdentity, ModelIdentity, Plan, Precision
-from fcn_batch.pipeline.source import RasterInfo, RasterSource
-from fcn_batch.pipeline.weights import ModelFile, structure
-from fcn_batch.workflows.areas import Box, choose_area
-from fcn_batch.workflows.bands import band_notes, choose_bands, numbered
-from fcn_batch.workflows.choice import choose_model, is_near, misfit
-from fcn_batch.workflows.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
-from fcn_batch.workflows.inputs import check_sums, identify
-from fcn_batch.workflows.kernel import kernel_here
-from fcn_batch.workflows.lanes import lane_for
-from fcn_batch.workflows.logs import LOG
-from fcn_batch.workflows.models import find_model
-from fcn_batch.workflows.resolution import ground_sample_distance, resolution_note
-from fcn_batch.workflows.sources import at_microns, at_resolution, find_source, in_colours
-from fcn_batch.workflows.stretching import choose_scaling
-from fcn_batch.workflows.tissue import find_tissue
-from fcn_batch.workflows.topology import Each, available_cpus
+from fcn_batch.pipeline.network.weights import ModelFile, structure
+from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
+from fcn_batch.workflows.blocks.kernel import kernel_here
+from fcn_batch.workflows.blocks.lanes import lane_for
+from fcn_batch.workflows.console.logs import LOG
+from fcn_batch.workflows.inputs.areas import Box, choose_area
+from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, numbered
+from fcn_batch.workflows.inputs.identity import check_sums, identify
+from fcn_batch.workflows.inputs.resolution import ground_sample_distance, resolution_note
+from fcn_batch.workflows.inputs.sources import at_microns, at_resolution, find_source, in_colours
+from fcn_batch.workflows.inputs.stretching import choose_scaling
+from fcn_batch.workflows.inputs.tissue import find_tissue
+from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
+from fcn_batch.workflows.learning.models import find_model
+from fcn_batch.workflows.processes.topology import Each, available_cpus
 
 _THREADS_PER_CPU = 4
 _SHARE_OF_FREE_MEMORY = 0.5

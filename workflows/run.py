@@ -17,26 +17,26 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
-from fcn_batch.pipeline.claims import only_one
-from fcn_batch.pipeline.classes import NODATA
-from fcn_batch.pipeline.durable import sync
-from fcn_batch.pipeline.errors import FcnBatchError, InputError, OutputError
-from fcn_batch.pipeline.holder import Holder
-from fcn_batch.pipeline.journal import Receipt, block_of
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.tiling import BlockGrid, Work, works
-from fcn_batch.workflows.commit import Committer
-from fcn_batch.workflows.finish import Brief, Course, finish
-from fcn_batch.workflows.inputs import identify
-from fcn_batch.workflows.logs import LOG
-from fcn_batch.workflows.mend import mended
-from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.part import share
-from fcn_batch.workflows.progress import RunProgress
-from fcn_batch.workflows.report import summary
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.sources import source_of
-from fcn_batch.workflows.stitch import create_confidence, create_store
+from fcn_batch.pipeline.core.claims import only_one
+from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.durable import sync
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OutputError
+from fcn_batch.pipeline.core.holder import Holder
+from fcn_batch.pipeline.core.journal import Receipt, block_of
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.tiling import BlockGrid, Work, works
+from fcn_batch.workflows.blocks.commit import Committer
+from fcn_batch.workflows.blocks.mend import mended
+from fcn_batch.workflows.blocks.part import share
+from fcn_batch.workflows.console.logs import LOG
+from fcn_batch.workflows.console.progress import RunProgress
+from fcn_batch.workflows.console.signals import Stop
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import source_of
+from fcn_batch.workflows.outputs.finish import Brief, Course, finish
+from fcn_batch.workflows.outputs.publishing import Outputs
+from fcn_batch.workflows.outputs.report import summary
+from fcn_batch.workflows.outputs.stitch import create_confidence, create_store
 
 OnReceipt = Callable[[Receipt], None]
 Compute = Callable[[Sequence[Work], OnReceipt], None]

@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fcn_batch.pipeline.bucket import Bucket
-from fcn_batch.pipeline.claims import only_one
-from fcn_batch.pipeline.errors import (
+from fcn_batch.pipeline.core.claims import only_one
+from fcn_batch.pipeline.core.errors import (
     FcnBatchError,
     MismatchError,
     OptionError,
@@ -18,25 +17,26 @@ from fcn_batch.pipeline.errors import (
     StoppedError,
     UnreadableError,
 )
-from fcn_batch.pipeline.location import Input, Url
-from fcn_batch.pipeline.plan import Free
-from fcn_batch.pipeline.tiling import Work
-from fcn_batch.pipeline.tolerance import OnError
-from fcn_batch.workflows.crew import kept
-from fcn_batch.workflows.disk import check_disk
-from fcn_batch.workflows.execute import execute
-from fcn_batch.workflows.finish import Brief, add_pyramid
-from fcn_batch.workflows.job import JobTicket
-from fcn_batch.workflows.many import Tally, ends_all
-from fcn_batch.workflows.outputs import Outputs, Places, outputs_of
-from fcn_batch.workflows.part import Part
+from fcn_batch.pipeline.core.location import Input, Url
+from fcn_batch.pipeline.core.plan import Free
+from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.workflows.blocks.job import JobTicket
+from fcn_batch.workflows.blocks.part import Part
+from fcn_batch.workflows.console.progress import RunProgress
+from fcn_batch.workflows.console.signals import Stop, stopping
+from fcn_batch.workflows.inputs.many import Tally, ends_all
+from fcn_batch.workflows.inputs.watch import arrivals
+from fcn_batch.workflows.outputs.disk import check_disk
+from fcn_batch.workflows.outputs.finish import Brief, add_pyramid
+from fcn_batch.workflows.outputs.publishing import Outputs, Places, outputs_of
+from fcn_batch.workflows.outputs.upload import plan_there, upload
 from fcn_batch.workflows.plan import Options, Prepared, prepare
-from fcn_batch.workflows.progress import RunProgress
+from fcn_batch.workflows.processes.crew import kept
+from fcn_batch.workflows.processes.execute import execute
+from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.run import End, OnReceipt, run
-from fcn_batch.workflows.signals import Stop, stopping
-from fcn_batch.workflows.upload import plan_there, upload
-from fcn_batch.workflows.watch import arrivals
-from fcn_batch.workflows.workers import Workers
 
 GRACE_S = 25.0
 """Seconds that a batch system leaves at least between asking a job to end and ending it: SLURM 30, PBS 10 to 60."""

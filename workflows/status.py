@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from fcn_batch.pipeline.errors import InputError, MismatchError
-from fcn_batch.pipeline.journal import Receipt, block_of
-from fcn_batch.workflows.outputs import Outputs, find_outputs
+from fcn_batch.pipeline.core.errors import InputError, MismatchError
+from fcn_batch.pipeline.core.journal import Receipt, block_of
+from fcn_batch.workflows.outputs.publishing import Outputs, find_outputs
 
 _STAGING = ".partial"
 _REPORT = ".run.json"

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from fcn_batch.pipeline.errors import OptionError, OutputError
-from fcn_batch.pipeline.location import Url
-from fcn_batch.workflows.outputs import outputs_of
+from fcn_batch.pipeline.core.errors import OptionError, OutputError
+from fcn_batch.pipeline.core.location import Url
+from fcn_batch.workflows.outputs.publishing import outputs_of
 from fcn_batch.workflows.plan import Options, prepare
-from fcn_batch.workflows.topology import count_of
+from fcn_batch.workflows.processes.topology import count_of
 
 PROGRAM = (sys.executable, "-P", "-m", "fcn_batch.cli")
 """This Python and this program, whatever lies in the folder of a job or on its PATH."""

@@ -3,7 +3,7 @@
 import math
 import re
 
-from fcn_batch.pipeline.errors import OptionError
+from fcn_batch.pipeline.core.errors import OptionError
 
 
 def bands_of(text: str) -> tuple[int | str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fcn_batch.pipeline.errors import MismatchError
+from fcn_batch.pipeline.core.errors import MismatchError
 from tests.faults import order
 from tests.faults.bench import Bench
 from tests.faults.job import BLOCKS, Task

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fcn_batch.pipeline import claims, holder
+from fcn_batch.pipeline.core import claims, holder
 
 STALE_S = 0.5
 """After so long an impatient run takes others for dead."""

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 from fcn_batch.cli import main as program
-from fcn_batch.pipeline import errors
-from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.workflows import cut, plan
+from fcn_batch.pipeline.core import errors
+from fcn_batch.pipeline.core.journal import Journal, Receipt
+from fcn_batch.workflows import plan
+from fcn_batch.workflows.blocks import cut
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model
 from tests.rasters import noise, write_raster

@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline import claims
-from fcn_batch.pipeline.errors import FcnBatchError
-from fcn_batch.pipeline.plan import Plan
-from fcn_batch.pipeline.store import CONFIDENCE
-from fcn_batch.pipeline.tiling import Work
+from fcn_batch.pipeline.core import claims
+from fcn_batch.pipeline.core.errors import FcnBatchError
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.store.classstore import CONFIDENCE
 from fcn_batch.workflows import run
-from fcn_batch.workflows.commit import Block, Committer
-from fcn_batch.workflows.finish import Brief
-from fcn_batch.workflows.outputs import Outputs
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.signals import Stop
+from fcn_batch.workflows.blocks.commit import Block, Committer
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.console.signals import Stop
+from fcn_batch.workflows.outputs.finish import Brief
+from fcn_batch.workflows.outputs.publishing import Outputs
 from tests.memorymaps import legend_of, plan_of
 from tests.rasters import noise, write_raster
 

@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from fcn_batch.pipeline import claims, classmap, durable, journal, plan, store
-from fcn_batch.pipeline.journal import Journal, Receipt
-from fcn_batch.workflows import finish, outputs, run
-from fcn_batch.workflows.commit import Block, Committer
-from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.pipeline.core import claims, durable, journal, plan
+from fcn_batch.pipeline.core.journal import Journal, Receipt
+from fcn_batch.pipeline.raster import classmap
+from fcn_batch.pipeline.store import classstore as store
+from fcn_batch.workflows import run
+from fcn_batch.workflows.blocks.commit import Block, Committer
+from fcn_batch.workflows.outputs import finish
+from fcn_batch.workflows.outputs import publishing as outputs
+from fcn_batch.workflows.outputs.publishing import Outputs
 
 MUTANTS: dict[str, Callable[[], None]] = {}
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import zarr
 from zarr.core.sync import sync as in_the_loop
 
-from fcn_batch.pipeline.raster import inspect
+from fcn_batch.pipeline.raster.rasterfile import inspect
 from tests.faults.job import Outcome, Task, perform
 from tests.faults.mutants import MUTANTS
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.pipeline.plan import Plan
+from fcn_batch.pipeline.core.journal import Receipt
+from fcn_batch.pipeline.core.plan import Plan
 from tests.faults.job import STEM, Task
 
 Tree = dict[str, bytes]

@@ -10,19 +10,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from fcn_batch.pipeline import plan as plan_module
-from fcn_batch.pipeline.area import Area
-from fcn_batch.pipeline.errors import MismatchError
-from fcn_batch.pipeline.georeference import GroundControl
-from fcn_batch.pipeline.journal import Journal
-from fcn_batch.pipeline.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.source import SourceFile
-from fcn_batch.pipeline.stretch import Stretch
-from fcn_batch.pipeline.tiling import Work
+from fcn_batch.pipeline.core import plan as plan_module
+from fcn_batch.pipeline.core.area import Area
+from fcn_batch.pipeline.core.errors import MismatchError
+from fcn_batch.pipeline.core.georeference import GroundControl
+from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.core.plan import Cut, FileIdentity, InputIdentity, Kernel, ModelIdentity, Plan
+from fcn_batch.pipeline.core.source import SourceFile
+from fcn_batch.pipeline.core.stretch import Stretch
+from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.workflows import segment as segment_module
-from fcn_batch.workflows.execute import execute
-from fcn_batch.workflows.job import close_job
-from fcn_batch.workflows.kernel import kernel_here
+from fcn_batch.workflows.blocks.job import close_job
+from fcn_batch.workflows.blocks.kernel import kernel_here
+from fcn_batch.workflows.processes.execute import execute
 from tests.models import save_tiny_model
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks
 
@@ -193,7 +193,7 @@ def begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
     with monkeypatch.context() as patch:
         patch.setattr(segment_module, "execute", some)
         patch.setattr("fcn_batch.workflows.plan.kernel_here", kernel_there)
-        patch.setattr("fcn_batch.workflows.job.kernel_here", kernel_there)
+        patch.setattr("fcn_batch.workflows.blocks.job.kernel_here", kernel_there)
         with pytest.raises(Killed):
             fcn_batch("segment", path, "-m", model)
     close_job()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.geometry import Size
-from fcn_batch.pipeline.georeference import GeoReference
-from fcn_batch.workflows.footprint import footprint
-from fcn_batch.workflows.mend import mended
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.workflows.blocks.mend import mended
+from fcn_batch.workflows.outputs.footprint import footprint
 from tests.faults import mutate
 from tests.faults.fuzz import CODES, MOST_BYTES, Result, judge
 from tests.rasters import noise, write_raster

@@ -10,10 +10,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.workflows.checksums import signed
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.validate import validate
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.finished.validate import validate
+from fcn_batch.workflows.outputs.checksums import signed
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import DEGREES, segmented, small_blocks

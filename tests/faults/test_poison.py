@@ -8,7 +8,7 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.core.journal import Journal
 from tests.models import UNET, save_factory_model
 from tests.runs import BLOCK, class_map, run_program, scene, small_block_program
 

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fcn_batch.pipeline.journal import Journal
+from fcn_batch.pipeline.core.journal import Journal
 from tests.runs import output_bytes, run_program
 from tests.twolanes import command, undisturbed
 

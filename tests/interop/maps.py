@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from fcn_batch.pipeline.classes import NODATA, ClassInfo, Legend
-from fcn_batch.pipeline.classmap import MapHead, write_cog
-from fcn_batch.pipeline.conventions import ome_image
-from fcn_batch.pipeline.crs import authority_code, cf_grid_mapping, coordinate_attributes
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.store import ClassStore, Layout
-from fcn_batch.pipeline.tiling import BlockGrid
-from fcn_batch.workflows.progress import Quiet
-from fcn_batch.workflows.pyramid import write_pyramid
+from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
+from fcn_batch.pipeline.core.conventions import ome_image
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.core.tiling import BlockGrid
+from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+from fcn_batch.pipeline.raster.crs import authority_code, cf_grid_mapping, coordinate_attributes
+from fcn_batch.pipeline.store.classstore import ClassStore, Layout
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.outputs.pyramid import write_pyramid
 
 SIZE = Size(530, 402)
 CHUNK = 128

@@ -17,7 +17,7 @@ import rasterio
 import zarr
 from affine import Affine
 
-from fcn_batch.pipeline.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from tests.interop.maps import Made
 
 MORE_GDALS = "INTEROP_GDAL"

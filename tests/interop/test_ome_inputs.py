@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from fcn_batch.pipeline.crs import wkt_of
-from fcn_batch.pipeline.errors import InputError
-from fcn_batch.pipeline.geometry import Size, Window
-from fcn_batch.pipeline.georeference import IDENTITY
-from fcn_batch.pipeline.source import Pixels, RasterSource, SourceFile
-from fcn_batch.pipeline.zarrsource import ZarrSource
+from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY
+from fcn_batch.pipeline.core.source import Pixels, RasterSource, SourceFile
+from fcn_batch.pipeline.raster.crs import wkt_of
+from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from tests.rasters import noise
 from tests.zarrs import Format, by_ome
 

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from fcn_batch.pipeline.journal import Receipt
-from fcn_batch.workflows.commit import Block, Committer
+from fcn_batch.pipeline.core.journal import Receipt
+from fcn_batch.workflows.blocks.commit import Block, Committer
 
 SLOW = "TEST_SECONDS_PER_BLOCK"
 HUNGRY = "TEST_BLOCKS_BEFORE_HUNGER"

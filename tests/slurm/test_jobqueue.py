@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import OptionError, OutputError
-from fcn_batch.workflows import waiting
-from fcn_batch.workflows.clusters import read_cluster
-from fcn_batch.workflows.crew import connected
+from fcn_batch.pipeline.core.errors import OptionError, OutputError
+from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.plan import Options
-from fcn_batch.workflows.progress import Quiet
+from fcn_batch.workflows.processes import waiting
+from fcn_batch.workflows.processes.clusters import read_cluster
+from fcn_batch.workflows.processes.crew import connected
+from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
-from fcn_batch.workflows.signals import Stop
-from fcn_batch.workflows.workers import Workers
 from tests.models import save_tiny_model
 from tests.runs import class_map, scene, small_blocks, small_segments
 from tests.slurm.machine import Slurm, until
@@ -160,9 +160,9 @@ def test_a_driver_that_is_killed_leaves_no_jobs_for_long(tmp_path: Path, slurm: 
     code = (
         "from pathlib import Path\n"
         "import os, signal\n"
-        "from fcn_batch.workflows.clusters import read_cluster\n"
-        "from fcn_batch.workflows.crew import connected\n"
-        "from fcn_batch.workflows.workers import Workers\n"
+        "from fcn_batch.workflows.processes.clusters import read_cluster\n"
+        "from fcn_batch.workflows.processes.crew import connected\n"
+        "from fcn_batch.workflows.processes.workers import Workers\n"
         "with connected(Workers(cluster=read_cluster('my.toml')), folder=Path()):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

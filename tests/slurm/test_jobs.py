@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.errors import StoppedError
-from fcn_batch.workflows.outputs import Outputs
+from fcn_batch.pipeline.core.errors import StoppedError
+from fcn_batch.workflows.outputs.publishing import Outputs
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, output_bytes, run_program, scene, small_block_program
 from tests.slurm import program

@@ -1,0 +1,1 @@
+"""The network side: torch. It knows no raster and no store."""

@@ -1,0 +1,286 @@
+"""How each kind of call that torch.export records becomes a layer. `READERS` names all that can be streamed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from fcn_batch.pipeline.network.functions import Convolution, Plain, Scale, TransposedConvolution
+from fcn_batch.pipeline.network.layers import Interpolate, Pad, Pointwise, Sliding, Transposed
+from fcn_batch.pipeline.network.recorder import Obstacle, Recorder
+
+
+def _arguments(call: fx.Node) -> Iterator[Any]:
+    """Positional and keyword arguments in the order of the operator's schema, its defaults filled in."""
+    target: Any = call.target
+    for index, argument in enumerate(target._schema.arguments):  # noqa: SLF001 - the only place that has them
+        if index < len(call.args):
+            yield call.args[index]
+        else:
+            yield call.kwargs.get(argument.name, argument.default_value)
+
+
+def _pair(value: Any, default: int) -> tuple[int, int]:
+    """A number for rows and one for columns."""
+    if not value:
+        return default, default
+    if isinstance(value, int):
+        return value, value
+    return int(value[0]), int(value[-1])
+
+
+def _convolution(recorder: Recorder, call: fx.Node) -> None:
+    x, weight, bias, stride, padding, dilation, groups = _arguments(call)
+    kernel = recorder.constant(weight)
+    if kernel.ndim != 4:
+        raise Obstacle("not in two dimensions")
+    strides, dilations = _pair(stride, 1), _pair(dilation, 1)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel.shape[2:], strict=True)]
+    if isinstance(padding, str):
+        if padding == "same" and any(span % 2 == 0 for span in spans):
+            raise Obstacle("padding 'same' with an even kernel")
+        pads = (spans[0] // 2, spans[1] // 2) if padding == "same" else (0, 0)
+    else:
+        pads = _pair(padding, 0)
+    offset = kernel.new_zeros(kernel.shape[0]) if bias is None else recorder.constant(bias)
+    function = Convolution(kernel, offset, strides, pads[1], dilations, groups)
+    layer = Sliding(spans[0], strides[0], pads[0], ceil=False, fill=0.0, function=function)
+    value = recorder.value(x)
+    columns = recorder.columns(value) / strides[1]
+    recorder.add(call, layer, (value,), channels=kernel.shape[0], columns=columns)
+
+
+def _transposed(recorder: Recorder, call: fx.Node) -> None:
+    x, weight, bias, stride, padding, extra, groups, dilation = _arguments(call)
+    kernel, strides, pads = recorder.constant(weight), _pair(stride, 1), _pair(padding, 0)
+    extras, dilations = _pair(extra, 0), _pair(dilation, 1)
+    if kernel.ndim != 4:
+        raise Obstacle("not in two dimensions")
+    span = dilations[0] * (kernel.shape[2] - 1) + 1
+    if span < strides[0]:
+        raise Obstacle(f"its kernel of {span} is smaller than its stride of {strides[0]}")
+    offset = None if bias is None else recorder.constant(bias)
+    function = TransposedConvolution(kernel, offset, strides, pads[1], extras[1], dilations, groups)
+    layer = Transposed(span, strides[0], pads[0], extras[0], function)
+    value = recorder.value(x)
+    columns = recorder.columns(value) * strides[1]
+    recorder.add(call, layer, (value,), channels=kernel.shape[1] * groups, columns=columns)
+
+
+def _batch_norm(recorder: Recorder, call: fx.Node) -> None:
+    x, weight, bias, mean, variance, training, _, epsilon, _ = _arguments(call)
+    if training or mean is None:
+        raise Obstacle("it normalises by the image itself")
+    factor = torch.rsqrt(recorder.constant(variance).to(torch.float64) + epsilon)
+    if weight is not None:
+        factor = factor * recorder.constant(weight)
+    summand = -recorder.constant(mean) * factor
+    if bias is not None:
+        summand = summand + recorder.constant(bias)
+    scale = Scale(factor[None, :, None, None], summand[None, :, None, None])
+    before = recorder.last_convolution(x)
+    if before is not None:
+        recorder.replace_last(call, before.normalised(scale))
+    else:
+        kind = recorder.constant(mean)
+        scale = Scale(scale.factor.to(kind.dtype), scale.summand.to(kind.dtype))
+        recorder.add(call, Pointwise(scale), (recorder.value(x),))
+
+
+def _relu(recorder: Recorder, call: fx.Node) -> None:
+    before = recorder.last_convolution(call.args[0])  # type: ignore[arg-type]
+    if before is None:
+        recorder.add(call, Pointwise(Plain(functional.relu)), (recorder.value(call.args[0]),))
+        return
+    function = Convolution(
+        before.weight, before.bias, before.stride, before.padding, before.dilation, before.groups, relu=True
+    )
+    recorder.replace_last(call, function)
+
+
+def _pool(recorder: Recorder, call: fx.Node, function: Plain, fill: float) -> None:
+    x, kernel, stride, padding = list(_arguments(call))[:4]
+    dilation = list(_arguments(call))[4] if fill else 1
+    ceil = bool(list(_arguments(call))[5 if fill else 4])
+    kernels, pads = _pair(kernel, 1), _pair(padding, 0)
+    strides, dilations = _pair(stride, 0), _pair(dilation, 1)
+    strides = strides if strides[0] else kernels
+    span = dilations[0] * (kernels[0] - 1) + 1
+    value = recorder.value(x)
+    layer = Sliding(span, strides[0], pads[0], ceil, fill, function)
+    recorder.add(call, layer, (value,), columns=recorder.columns(value) / strides[1])
+
+
+def _max_pool(recorder: Recorder, call: fx.Node) -> None:
+    _, kernel, stride, padding, dilation, ceil = _arguments(call)
+
+    def pool(rows: torch.Tensor) -> torch.Tensor:
+        return functional.max_pool2d(rows, kernel, stride or None, (0, _pair(padding, 0)[1]), dilation, ceil_mode=ceil)
+
+    _pool(recorder, call, Plain(pool), -torch.inf)
+
+
+def _average_pool(recorder: Recorder, call: fx.Node) -> None:
+    _, kernel, stride, padding, ceil, count_padding, divisor = _arguments(call)
+    pads = _pair(padding, 0)
+    if ceil or (any(pads) and not count_padding):
+        raise Obstacle("windows that end outside of the image count less")
+
+    def pool(rows: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(rows, kernel, stride or None, (0, pads[1]), divisor_override=divisor)
+
+    _pool(recorder, call, Plain(pool), 0.0)
+
+
+def _interpolate(recorder: Recorder, call: fx.Node) -> None:
+    x, *_ = _arguments(call)
+    bilinear = "bilinear" in str(call.target)
+    if bilinear and list(_arguments(call))[2]:
+        raise Obstacle("aligned at the corners, so the whole image's size enters")
+    value = recorder.value(x)
+    before, after = x.meta["val"].shape, call.meta["val"].shape
+    factors = [Fraction(int(b), int(a)) for a, b in zip(before[2:], after[2:], strict=True)]
+    given = list(_arguments(call))[-1] or factors  # 2.0002 gives the size of 2, but lies between the pixels elsewhere
+    if any(f.denominator != 1 for f in factors) or list(given) != factors:
+        raise Obstacle(f"by {factors[0]} x {factors[1]}, no whole factors")
+    rows, columns = int(factors[0]), int(factors[1])
+    layer = Interpolate(rows, columns, "bilinear" if bilinear else "nearest")
+    recorder.add(call, layer, (value,), columns=recorder.columns(value) * columns)
+
+
+def _pad(recorder: Recorder, call: fx.Node) -> None:
+    x, pads, mode, fill = _arguments(call)
+    left, right, top, bottom = (*pads, 0, 0)[:4]
+    cuts = min(pads) < 0 and mode != "constant"
+    if mode not in ("constant", "replicate") or len(pads) > 4 or cuts:
+        raise Obstacle(f"padding {mode} {list(pads)}")
+    layer = Pad(top, bottom, left, right, (fill or 0.0) if mode == "constant" else None)
+    recorder.add(call, layer, (recorder.value(x),))
+
+
+def _slice(recorder: Recorder, call: fx.Node) -> None:
+    """Rows or columns cut off, as many at each edge whatever the image's size."""
+    x, dim, start, stop, step = _arguments(call)
+    size, first, last = int(x.meta["val"].shape[dim]), start or 0, sys.maxsize if stop is None else stop
+    if step == 1 and first == 0 and last >= size:
+        recorder.values[call] = recorder.value(x)
+        return
+    if dim % 4 not in (2, 3) or step != 1 or first < 0 or 0 <= last < size:
+        raise Obstacle(f"[{first}:{last}:{step}] of dimension {dim}, not a number of rows or columns at an edge")
+    before, after = -first, min(last, 0)
+    layer = Pad(before, after, 0, 0, 0.0) if dim % 4 == 2 else Pad(0, 0, before, after, 0.0)
+    recorder.add(call, layer, (recorder.value(x),))
+
+
+def _cat(recorder: Recorder, call: fx.Node) -> None:
+    tensors, dim = _arguments(call)
+    if dim not in (1, -3):
+        raise Obstacle(f"along dimension {dim}")
+    values = tuple(recorder.value(t) for t in tensors)
+    channels = sum(map(recorder.channels, values))
+    recorder.add(call, Pointwise(Plain(lambda *rows: torch.cat(rows, dim=1))), values, channels=channels)
+
+
+def _identity(recorder: Recorder, call: fx.Node) -> None:
+    if "dropout" in str(call.target) and list(_arguments(call))[2]:
+        raise Obstacle("at random, in evaluation too")
+    recorder.values[call] = recorder.value(call.args[0])
+
+
+def _binary(function: Callable[..., torch.Tensor]) -> "_Reader":
+    """A sum, product, … of two maps, or of a map and a constant for each channel."""
+
+    def read(recorder: Recorder, call: fx.Node) -> None:
+        left, right = call.args[:2]
+        options = dict(call.kwargs)
+        if isinstance(left, fx.Node) and isinstance(right, fx.Node) and {left, right} <= recorder.values.keys():
+            values = (recorder.value(left), recorder.value(right))
+            if recorder.channels(values[0]) != recorder.channels(values[1]):
+                raise Obstacle("of maps with different numbers of channels")
+            recorder.add(call, Pointwise(Plain(lambda a, b: function(a, b, **options))), values)
+            return
+        constants = [_per_channel(recorder, a) for a in (left, right)]
+        value = recorder.value(left if constants[0] is None else right)
+        shape = call.meta["val"].shape
+        if len(shape) != 4 or shape[0] != 1:
+            raise Obstacle("a constant of more dimensions than the map")
+
+        def with_constant(rows: torch.Tensor) -> torch.Tensor:
+            a, b = (rows if c is None else c.to(rows) if isinstance(c, torch.Tensor) else c for c in constants)
+            return function(a, b, **options)
+
+        recorder.add(call, Pointwise(Plain(with_constant)), (value,), channels=int(shape[1]))
+
+    return read
+
+
+def _per_channel(recorder: Recorder, argument: Any) -> torch.Tensor | float | None:
+    """A constant operand; None for a map."""
+    if isinstance(argument, int | float):
+        return argument
+    if argument in recorder.values:
+        return None
+    constant = recorder.constant(argument)
+    if constant.ndim > 1 and constant.shape[-2:] != (1, 1):
+        raise Obstacle("a constant with a value for each pixel")
+    if constant.ndim == 1 and constant.numel() > 1:
+        raise Obstacle("a constant with a value for each column")
+    return constant
+
+
+def _elementwise(recorder: Recorder, call: fx.Node) -> None:
+    """A function of each number, or (softmax) of the channels of each pixel."""
+    if "softmax" in str(call.target) and call.args[1] not in (1, -3):
+        raise Obstacle(f"along dimension {call.args[1]}")
+    target: Any = call.target
+    rest, options = call.args[1:], dict(call.kwargs)
+    if any(isinstance(a, fx.Node) and a not in recorder.constants for a in rest):
+        raise Obstacle("of two maps")
+    others = [recorder.constants[a] if isinstance(a, fx.Node) else a for a in rest]
+
+    def function(rows: torch.Tensor) -> torch.Tensor:
+        moved = [o.to(rows) if isinstance(o, torch.Tensor) else o for o in others]
+        result: torch.Tensor = out_of_place(rows, *moved, **options)
+        return result
+
+    name = str(target).removeprefix("aten.").split(".")[0].rstrip("_")
+    out_of_place = getattr(getattr(torch.ops.aten, name), target._overloadname)  # noqa: SLF001 - rows are still needed
+    recorder.add(call, Pointwise(Plain(function)), (recorder.value(call.args[0]),))
+
+
+_Reader = Callable[[Recorder, fx.Node], None]
+READERS: dict[str, _Reader] = {
+    "conv2d": _convolution,
+    "conv_transpose2d": _transposed,
+    "batch_norm": _batch_norm,
+    "relu": _relu,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _average_pool,
+    "upsample_bilinear2d": _interpolate,
+    "upsample_nearest2d": _interpolate,
+    "pad": _pad,
+    "slice": _slice,
+    "cat": _cat,
+    "add": _binary(torch.add),
+    "sub": _binary(torch.sub),
+    "mul": _binary(torch.mul),
+    "div": _binary(torch.div),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach"), _identity),
+    **dict.fromkeys(
+        (
+            *("leaky_relu", "hardtanh", "elu", "selu", "celu", "silu", "gelu", "mish", "softplus", "prelu", "relu6"),
+            *("sigmoid", "tanh", "hardsigmoid", "hardswish", "clamp", "clamp_min", "softmax", "log_softmax"),
+        ),
+        _elementwise,
+    ),
+}
+WHOLE = {
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax"), "pools the whole image"),
+    **dict.fromkeys(("instance_norm", "group_norm", "layer_norm"), "normalises by the whole image"),
+    "scaled_dot_product_attention": "every pixel looks at every other",
+    "linear": "its place in the image enters",
+}

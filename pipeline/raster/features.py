@@ -1,0 +1,124 @@
+"""Polygons as a file has them: geometries, one field, and where they lie.
+
+Files are opened only by what they begin with: GDAL would otherwise pass a text that names other files or URLs to a
+driver that follows them. pyogrio and shapely come with `pip install 'fcn-batch[vectors]'`.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fcn_batch.pipeline.core.burn import VECTOR_SUFFIXES, Burn
+from fcn_batch.pipeline.core.errors import InputError, OptionError, TrainingError
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.raster.crs import system_name, wkt_of
+from fcn_batch.pipeline.raster.rasterfile import local_path
+
+_MAGIC = {
+    ".gpkg": b"SQLite format 3",
+    ".shp": b"\x00\x00\x27\x0a",
+    ".fgb": b"fgb",
+    ".geojson": b"{",
+    ".json": b"{",
+    ".geojsonl": b"{",
+}
+_POLYGONS = ("Polygon", "MultiPolygon")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Polygons as a file has them."""
+
+    shapes: NDArray[Any]
+    """Geometries, in the file's coordinates."""
+    values: list[str]
+    """What the field says of each, as text; empty without a field."""
+    georeference: GeoReference
+    """The system of the coordinates; the transform takes them to its plane."""
+
+    def __str__(self) -> str:
+        if not len(self.shapes):
+            return "0 polygons"
+        x0, y0, x1, y1 = libraries().shapely.total_bounds(self.shapes)
+        extent = f"x {x0:.10g} to {x1:.10g}, y {y0:.10g} to {y1:.10g} ({system_name(self.georeference)})"
+        return f"{len(self.shapes)} polygons, {extent},"
+
+
+def libraries() -> SimpleNamespace:
+    """Imported shapely and pyogrio; OptionError when they are not installed."""
+    try:
+        import pyogrio
+        import shapely
+    except ImportError as error:
+        raise OptionError(
+            f"polygons are read and written with {error.name}, which is not installed: pip install 'fcn-batch[vectors]'"
+        ) from error
+    return SimpleNamespace(pyogrio=pyogrio, shapely=shapely)
+
+
+def read_features(path: Path, burn: Burn, given: GeoReference | None, image: GeoReference) -> Features:
+    """The polygons of a file, with the errors of VectorLabels.open."""
+    local = local_path(path)
+    _check_kind(local)
+    pyogrio, shapely = libraries().pyogrio, libraries().shapely
+    try:
+        layer = _layer(local, [str(name) for name in pyogrio.list_layers(local)[:, 0]], burn.layer)
+        fields = [str(name) for name in pyogrio.read_info(local, layer=layer)["fields"]]
+        if burn.field is not None and burn.field not in fields:
+            raise TrainingError(f"{local} has no field {burn.field!r}; its fields are {', '.join(fields) or 'none'}")
+        columns = [burn.field] if burn.field is not None else []
+        meta, _, shapes, data = pyogrio.raw.read(local, layer=layer, columns=columns, force_2d=True)
+        shapes = shapely.from_wkb(shapes if shapes is not None else [])
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.ShapelyError) as error:
+        raise InputError(f"{local} cannot be read as polygons: {error}; get an undamaged copy") from error
+    there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    kinds = {shape.geom_type for shape in shapes[there]}
+    if others := sorted(kinds - {*_POLYGONS}):
+        raise TrainingError(f"{local} holds {', '.join(others)}; labels need polygons: leave the others out")
+    values = [_text(value) for value in data[0][there]] if columns else []
+    return Features(shapes[there], values, _where(local, meta["crs"], given, image))
+
+
+def _check_kind(path: Path) -> None:
+    """InputError unless the file begins as its name promises: no driver that follows links gets to see it."""
+    if not path.is_file():
+        raise InputError(f"{path} {'is a folder; give the file in it' if path.exists() else 'does not exist'}")
+    magic = _MAGIC[path.suffix.lower()]
+    with path.open("rb") as file:
+        start = file.read(1024).removeprefix(b"\xef\xbb\xbf")
+    if not (start.lstrip() if magic == b"{" else start).startswith(magic):
+        raise InputError(f"{path} is not what its ending says; one of {', '.join(VECTOR_SUFFIXES)} is supported")
+
+
+def _layer(path: Path, names: list[str], wanted: str | None) -> str:
+    """The layer to read; TrainingError when it is not clear which one."""
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        problem = "has several layers" if wanted is None else f"has no layer {wanted!r}"
+        raise TrainingError(f"{path} {problem}; choose one with `layer`: {', '.join(names) or 'there is none'}")
+    return wanted
+
+
+def _text(value: Any) -> str:
+    """A field's value as it stands in a recipe: 3 for 3.0, "null" for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # numpy's float64 is a float
+        return "null"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _where(path: Path, crs: str | None, given: GeoReference | None, image: GeoReference) -> GeoReference:
+    """The polygons' system: as given, else as the file says; TrainingError when only one of both sides has one."""
+    if given is not None:
+        return given
+    if (crs is None) != (image.crs_wkt is None):
+        which = "polygons have" if crs is None else "image has"
+        raise TrainingError(
+            f"{path}: the {which} no reference system, the other has; say with `georeference` where the polygons lie, "
+            "or with `ogr2ogr -a_srs` in a copy (GeoJSON counts as longitude and latitude, also where it holds pixels)"
+        )
+    return GeoReference(None if crs is None else wkt_of(crs), IDENTITY)

@@ -1,0 +1,261 @@
+"""Reading rasters: what a file holds, and the pixels and mask of a window of it.
+
+Only the modules of the raster side import rasterio. Three facts shape this one:
+
+* GDAL looks into a file to choose its driver, and would open a VRT (a text that names other files or
+  URLs) called `x.tif` too. So few drivers are tried, VRT only for names ending in `.vrt`; such a file is
+  trusted with the local paths its author wrote, but http and cloud storage are closed to it.
+* GDAL datasets shared between threads give wrong pixels or crash. So each thread opens its own.
+* The block cache decides the speed of striped files: when one block row of the whole width does not fit,
+  each strip is decoded again for each window, seven times slower. See `cache_needed`.
+"""
+
+import re
+import secrets
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, WktVersion
+from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+
+from fcn_batch.pipeline.core.errors import DecodingError, FormatError, InputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
+from fcn_batch.pipeline.core.location import Url, input_of, size_in_archive
+from fcn_batch.pipeline.core.microns import microns_of
+from fcn_batch.pipeline.core.perthread import PerThread
+from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only, reaching
+from fcn_batch.pipeline.raster.guard import check_raster, check_remote
+from fcn_batch.pipeline.raster.remote import look_at
+
+DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
+"""GDAL drivers that may open an input."""
+BROKEN = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
+"""What rasterio raises for damaged files."""
+
+
+class RasterioSource:
+    """A raster file, opened when first needed, once in each thread that reads it.
+
+    `level` is of the file's own pyramid, 0 the finest. Pickles as its path and info, without open files. Call `close`
+    only when no other thread is reading.
+    """
+
+    def __init__(self, path: str | Path | Url, info: RasterInfo | None = None, level: int = 0) -> None:
+        self._path, self._level = place_of(path), level
+        self._info = info
+        self._open = PerThread(partial(open_dataset, self._path, level))
+
+    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[Path | Url, RasterInfo | None, int]]:
+        return RasterioSource, (self._path, self._info, self._level)
+
+    @property
+    def info(self) -> RasterInfo:
+        """As `inspect` gives it, and with the same errors."""
+        if self._info is None:
+            self._info = inspect(self._path, level=self._level)
+        return self._info
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
+        """Values and mask of `window`; `bands` counts from 1, in the order wanted.
+
+        A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band with
+        data is enough, as in rasterio's `dataset_mask`) and all `bands` are below NO_MEASUREMENT. ValueError when
+        the window leaves the raster or a band does not exist; InputError when the file cannot be opened, and
+        DecodingError when it can, but some of these pixels cannot be read.
+        """
+        info = self.info
+        check_read(info, window, bands)
+        area = RasterioWindow(window.col, window.row, window.width, window.height)
+        try:
+            with allowed(self._path):
+                dataset = self._open.get()
+                values: NDArray[Any] = dataset.read(list(bands), window=area)
+                valid = np.ones(values.shape[1:], np.bool_)
+                if info.has_mask:
+                    valid = dataset.dataset_mask(window=area) > 0
+        except BROKEN as error:
+            where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
+            message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
+            self._open.forget()  # after an error, GDAL's JPEG driver gives grey if it is not opened anew
+            raise DecodingError(f"{message}; get an undamaged copy") from error
+        if values.dtype.kind == "f":
+            valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
+        return Pixels(values, valid)
+
+    def close(self) -> None:
+        """Close the file in all threads; a later read opens it again."""
+        self._open.close()
+
+
+def allowed(place: Path | Url) -> Any:
+    """GDAL settings under which nothing but `place` itself, and files beside it, can be reached."""
+    return reaching(place.gdal) if isinstance(place, Url) and place.remote else local_only()
+
+
+def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int = 0) -> RasterInfo:
+    """Open a raster, check that it can be used, and say what it holds, at a level of its own pyramid.
+
+    InputError when it has no such level, is not a local file of an allowed format, is damaged or cut off, has no bands
+    or pixels of a type not in `dtypes`, or is not safe to read (see guard.py).
+    """
+    local = place_of(path)
+    try:
+        with allowed(local), open_dataset(local) as dataset:
+            _check_bands(dataset, local, dtypes)
+            if isinstance(local, Url):
+                check_remote(local, dataset, look_at(local).bytes if local.remote else size_in_archive(local))
+            else:
+                check_raster(local, dataset)
+            info = replace(_info(local, dataset), levels=tuple(size for _, size in _levels(local, dataset)))
+            return info if level == 0 else _at_level(info, level)
+    except BROKEN as error:
+        raise InputError(f"{local} cannot be read: {error.__cause__ or error}; get an undamaged copy") from error
+
+
+def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
+    transform = tuple(dataset.transform)[:6]
+    ground = _ground_control(dataset) if transform == IDENTITY else None
+    wkt = _wkt(dataset.crs) if ground is None else None
+    try:
+        georeference = GeoReference(wkt, transform)
+    except ValueError as error:
+        raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
+    return RasterInfo(
+        path=str(local),
+        files=_files(local, dataset),
+        size=Size(dataset.height, dataset.width),
+        bands=dataset.count,
+        dtype=dataset.dtypes[0],
+        georeference=georeference,
+        descriptions=tuple(dataset.descriptions),
+        colour_roles=tuple(role.name for role in dataset.colorinterp),
+        storage_block=tuple(dataset.block_shapes[0]),
+        has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
+        ground=ground,
+        microns=microns_of(dataset.tags(), slide=dataset.crs is None),
+        scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
+        palette=_palette(dataset),
+    )
+
+
+def _files(local: Path | Url, dataset: DatasetReader) -> tuple[str, ...]:
+    if isinstance(local, Path):
+        return tuple(dataset.files)
+    return (local.text,) if local.remote else (str(local.archive[0]),)
+
+
+def _at_level(info: RasterInfo, level: int) -> RasterInfo:
+    """What is known of a coarser level. Its transform is not asked for: it may be stray numbers where there is none."""
+    with open_dataset(place_of(info.path), level) as dataset:
+        size, block = Size(dataset.height, dataset.width), tuple(dataset.block_shapes[0])
+    rows, cols = info.size.height / size.height, info.size.width / size.width
+    return replace(
+        info,
+        size=size,
+        storage_block=block,
+        georeference=info.georeference.coarser(rows, cols),
+        ground=info.ground and info.ground.coarser(rows, cols),
+        microns=info.microns and info.microns * cols,
+        sources=(SourceFile(path=info.path, level=level),),
+    )
+
+
+def _levels(place: Path | Url, dataset: DatasetReader) -> list[tuple[str, Size]]:
+    """GDAL's word for each level of a pyramid, and its size, the finest first; NONE is the dataset itself.
+
+    In slides, pictures of the label and of the whole glass count as overviews too: their shape is another one.
+    """
+    found = [("NONE", Size(dataset.height, dataset.width))]
+    for number in range(len(dataset.overviews(1))):
+        with open_dataset(place, f"{number}only") as coarse:
+            finer = found[-1][1]
+            like = abs(coarse.height * dataset.width - coarse.width * dataset.height) <= max(dataset.shape)
+            if like and coarse.height < finer.height and coarse.width < finer.width:
+                found.append((f"{number}only", Size(coarse.height, coarse.width)))
+    return found
+
+
+def _wkt(crs: CRS | None) -> str | None:
+    return crs.to_wkt(version=WktVersion.WKT2_2019) if crs else None
+
+
+def _ground_control(dataset: DatasetReader) -> GroundControl | None:
+    points, crs = dataset.gcps
+    return GroundControl(_wkt(crs), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)) if points else None
+
+
+def _palette(dataset: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:
+    others = [role for role in dataset.colorinterp if role not in (ColorInterp.palette, ColorInterp.alpha)]
+    if others or dataset.colorinterp[0] != ColorInterp.palette:
+        return ()
+    colours = dataset.colormap(1)
+    empty = (0, 0, 0, 0)
+    return tuple(colours.get(value, empty) for value in range(max(colours, default=-1) + 1))
+
+
+def local_path(path: str | Path) -> Path:
+    """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
+    text = str(path)
+    if text != text.encode(errors="replace").decode():
+        raise InputError(f"{text!a}: the name is not UTF-8, so no report could name it; rename the file")
+    if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise InputError(f"{text}: not a file on this machine, and one is needed here; copy it to a file")
+    return Path(path).absolute()
+
+
+def place_of(path: str | Path | Url) -> Path | Url:
+    """Where a raster is, absolute, a URL with a visit of its own; InputError for names that nothing can open."""
+    found = input_of(path) if isinstance(path, str) else path
+    if not isinstance(found, Url):
+        return local_path(found)
+    return found if found.visit else replace(found, visit=secrets.token_hex(4))
+
+
+def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
+    """Open with an allowed driver, at a level of the file's pyramid; InputError when that fails.
+
+    A level is its number, or GDAL's word for it.
+    """
+    if isinstance(level, int) and level > 0:
+        with open_dataset(path) as whole:
+            words = [word for word, _ in _levels(path, whole)]
+        if level >= len(words):
+            raise InputError(f"{path} has no level {level}: its pyramid goes from 0 to {len(words) - 1}")
+        level = words[level]
+    if isinstance(path, Url) and not path.remote:
+        _ = path.archive  # says if there is none
+    if isinstance(path, Path) and not path.is_file():
+        problem = "is a folder; give the file in it" if path.is_dir() else "does not exist; check the name"
+        raise InputError(f"{path} {problem}")
+    drivers = ["VRT"] if isinstance(path, Path) and path.suffix.lower() == ".vrt" else list(DRIVERS)
+    name = path.gdal if isinstance(path, Url) else str(path)
+    try:
+        with accept_pixel_space():
+            options = {"OVERVIEW_LEVEL": level} if isinstance(level, str) else {}
+            return DatasetReader(name, driver=drivers, **options)
+    except RasterioIOError as error:
+        reason = str(error).replace(name, str(path))
+        raise FormatError(
+            f"{path} cannot be opened as a raster: {reason}; give an undamaged, readable {', '.join(DRIVERS)} "
+            "file (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
+        ) from error
+
+
+def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...] = DTYPES) -> None:
+    """InputError without bands or with pixel types that are mixed or not in `dtypes`."""
+    if dataset.count == 0:
+        raise InputError(f"{path} has no bands; give one of the rasters it refers to")
+    types = " and ".join(sorted(set(dataset.dtypes)))
+    if types not in dtypes:
+        message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
+        raise InputError(f"{message}; convert it with gdal_translate -ot")

@@ -1,0 +1,1 @@
+"""The store side: zarr. It knows no network and no raster."""

@@ -1,0 +1,292 @@
+"""How a raster is cut for a network on a machine: which way, lanes, segments, strips or tiles; and what that costs."""
+
+from dataclasses import dataclass
+
+from fcn_batch.pipeline.core.blending import Blend
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+from fcn_batch.pipeline.core.plan import Cut
+from fcn_batch.pipeline.core.source import RasterInfo
+from fcn_batch.pipeline.core.tiling import Axis, Descent, exact_tiles, lane_columns
+from fcn_batch.pipeline.network.confidence import PLANES, confidence_bytes
+from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.workflows.blocks.reading import slab_rows
+
+CHUNK = 2048
+_LANE = 2**18
+"""Columns of the widest lane."""
+_STRIP_PIXELS = {"cpu": 2**19, "mps": 2**20, "cuda": 2**23}
+"""Pixels of a strip: on a CPU enough for all threads, few enough to stay near the cache; on a GPU enough to fill it."""
+_HALOS_PER_SEGMENT = 16
+"""A segment is at least this many halos high: what its pass sees beyond it costs a sixteenth at most, twice."""
+_SEGMENTS_PER_PROCESS = 2
+_TILE = 1024
+_COPIES_OF_WEIGHTS = 2
+_KEPT_PAGES = 2
+"""Bytes in use for one that is alive at once: the C library keeps what is freed, in pieces (measured: 1.3 to 2.1)."""
+_LOADING = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the cut wants to know of a network."""
+
+    bands: int
+    classes: int
+    stride: int
+    halo: int | None
+    """None: it looks at the whole image."""
+    graph: Graph | None
+    """None: it cannot be streamed."""
+    obstacles: tuple[str, ...]
+    """Why not."""
+    weights: int
+    """Bytes of its weights as loaded."""
+    itemsize: int
+    """Bytes of a number in the precision it will run in."""
+    confidence: bool = False
+    """True when it also says how sure it is."""
+
+    def bytes_of(self, rows: int, cols: int) -> int:
+        """Bytes that it takes to look at so many pixels at once."""
+        if self.graph is not None:
+            return self.graph.bytes_of_strip(rows, cols, self.itemsize)
+        # not known: about that of a full VGG16 or ResNet50 at their widest
+        return rows * cols * (512 + 4 * self.classes + 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is to work with."""
+
+    bytes: int
+    """Memory for each process."""
+    processes: int
+    kind: str
+    """cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user said about the cut; None: choose."""
+
+    tile: int | None = None
+    overlap: int | None = None
+    blend: Blend | None = None
+    shard: int | None = None
+    columns: int | None = None
+    """No lane needs to be wider than these of the raster's."""
+
+
+def chunk_of(stride: int) -> int:
+    """Side of a chunk of the store, for a network of this stride.
+
+    >>> chunk_of(32), chunk_of(48)
+    (2048, 2064)
+    """
+    return round_up(CHUNK, stride)
+
+
+def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes: list[str]) -> Cut:
+    """The cut that suits; what was rounded, or is only approximate, is said in `notes`. OptionError with the reason."""
+    tile, side = _on_grid("--tile", wish.tile, network.stride, notes), _written(wish.shard, network.stride)
+    if wish.overlap is not None or network.halo is None:
+        cut = _blended(network, info, wish, (side, tile), room, notes)
+    elif wish.blend is not None:
+        raise OptionError(f"--blend {wish.blend}: the exact result has nothing to blend; give --overlap PIXELS")
+    elif tile is None and network.graph is not None:
+        cut = _streamed(network, info, (side, wish.columns), room)
+    else:
+        if network.graph is None:
+            notes.append(f"in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
+        cut = _tiled(network, info, (side, tile), room)
+    needed = memory(network, info, cut)
+    if needed > room.bytes:
+        raise OptionError(
+            f"--memory: {_mb(room.bytes)} is not enough for each process, {_mb(needed)} would be, with {cut.way} of "
+            f"{cut.tile} px in lanes of {min(cut.lane, info.size.width)} px; give more memory, or fewer --workers"
+            + (f", or less than --shard {wish.shard}" if wish.shard else "")
+        )
+    return cut
+
+
+def _written(shard: int | None, stride: int) -> int:
+    """Side of what is written at once; OptionError for a shard that is not whole chunks."""
+    chunk = chunk_of(stride)
+    if shard is None:
+        return chunk
+    if shard < 1 or shard % chunk:
+        fits = round_up(max(shard, chunk), chunk)
+        raise OptionError(f"--shard {shard}: give a multiple of the chunk of {chunk} pixels, such as {fits}")
+    return shard
+
+
+def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None], room: Room) -> Cut:
+    """Lanes as wide as memory allows, the raster's width if it can be; strips of the size the device likes best.
+
+    `widths`: of what is written at once, and what is enough for a lane.
+    """
+    size, stride, halo = info.size, network.stride, network.halo or 0
+    chunk, enough = widths
+    widest = min(round_up(_LANE, stride), round_up(enough or size.width, chunk))
+    lanes, most, lane = -(-size.width // widest), -(-size.width // chunk), widest
+    if enough is None:
+        lane = round_up(-(-size.width // lanes), chunk)  # of one width
+    while True:
+        columns = min(lane + 2 * halo, round_up(size.width, stride))
+        strip = max(_STRIP_PIXELS[room.kind] // columns // stride * stride, stride)
+        strip = min(strip, round_up(size.height, stride))
+        cut = Cut(
+            way="stream",
+            chunk=chunk,
+            lane=lane,
+            segment=_segment(size, chunk, halo, lanes, room),
+            tile=strip,
+            overlap=halo,
+            stride=stride,
+            blend=None,
+        )
+        while memory(network, info, cut) > room.bytes and cut.tile >= 2 * stride:
+            cut = cut.model_copy(update={"tile": cut.tile // 2 // stride * stride})
+        if memory(network, info, cut) <= room.bytes or lanes == most:
+            return cut
+        lanes += 1
+        lane = round_up(-(-size.width // lanes), chunk)
+
+
+def _segment(size: Size, chunk: int, halo: int, lanes: int, room: Room) -> int:
+    """Rows of a segment: the whole height for one process, else as many segments as keep all of them busy."""
+    wanted = 1 if room.processes == 1 else -(-_SEGMENTS_PER_PROCESS * room.processes // lanes)
+    least = max(chunk, _HALOS_PER_SEGMENT * halo)
+    return round_up(max(-(-size.height // wanted), min(least, size.height)), chunk)
+
+
+def _tiled(network: Network, info: RasterInfo, sides: tuple[int, int | None], room: Room) -> Cut:
+    """`sides`: of what is written at once, and of a tile if the user said it."""
+    size, stride, halo = info.size, network.stride, network.halo or 0
+    chunk, tile = sides
+    cut = Cut(
+        way="tiles",
+        chunk=chunk,
+        lane=round_up(min(size.width, _LANE), chunk),
+        segment=_segment(size, chunk, halo, 1, room),
+        tile=tile or chunk_of(stride),
+        overlap=halo,
+        stride=stride,
+        blend=None,
+    )
+    while tile is None and cut.tile % (2 * stride) == 0 and memory(network, info, cut) > room.bytes:
+        cut = cut.model_copy(update={"tile": cut.tile // 2})
+    return cut
+
+
+def _blended(
+    network: Network, info: RasterInfo, wish: Wish, sides: tuple[int, int | None], room: Room, notes: list[str]
+) -> Cut:
+    """`sides`: of what is written at once, and of a tile if the user said it."""
+    stride, (chunk, tile) = network.stride, sides
+    side, blend = tile or round_up(_TILE, stride), wish.blend or "hann"
+    overlap = _on_grid("--overlap", wish.overlap, stride, notes)
+    if overlap is None:
+        overlap = side // 4 // stride * stride
+    if 2 * overlap > side:
+        given = f"--overlap {wish.overlap}" + (f" (rounded up to {overlap})" if overlap != wish.overlap else "")
+        raise OptionError(f"{given}: at most half of the tile of {side}; give a larger --tile")
+    why = "--overlap auto is exact"
+    if network.halo is None:
+        why = f"no tile is enough, because of {_told(network.obstacles)}"
+    notes.append(f"approximate: tiles of {side} overlap by {overlap} and are blended ({blend}); {why}")
+    return Cut(
+        way="blend",
+        chunk=chunk,
+        lane=round_up(min(info.size.width, _LANE), chunk),
+        segment=_segment(info.size, chunk, overlap, 1, room),
+        tile=side,
+        overlap=overlap,
+        stride=stride,
+        blend=blend,
+    )
+
+
+def _told(obstacles: tuple[str, ...]) -> str:
+    """The first of them, and how many more."""
+    if not obstacles:
+        return "what it looks at"
+    return obstacles[0] + (f" and {len(obstacles) - 1} more" if len(obstacles) > 1 else "")
+
+
+def _on_grid(option: str, value: int | None, stride: int, notes: list[str]) -> int | None:
+    if value is None:
+        return None
+    if value < 0 or (option == "--tile" and value < 1):
+        least = "a positive number of" if option == "--tile" else "0 or more"
+        raise OptionError(f"{option} {value}: give {least} pixels")
+    rounded = round_up(value, stride)
+    if rounded != value:
+        notes.append(f"{option} {value} was rounded up to {rounded}, a multiple of the model's stride {stride}")
+    return rounded
+
+
+def _mb(count: int) -> str:
+    return f"{-(-count // 10**6):,} MB"
+
+
+def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
+    """Bytes that one process needs beside the libraries: weights, what the network looks at, rows read and written."""
+    size = info.size
+    lane = min(cut.lane, size.width)
+    beyond = cut.overlap if cut.exact else cut.tile
+    cols = min(lane + 2 * beyond, round_up(size.width, cut.stride))
+    values = {"uint8": 1, "float32": 4}.get(info.dtype, 2) * network.bands + 1
+    if cut.way == "stream":
+        seen = network.bytes_of(cut.tile, cols)
+        held = cut.tile + (network.graph.lag(cut.tile) if network.graph else 0)
+        scaled = 2 * 4 * network.bands * cut.tile * cols
+    else:
+        side = cut.tile + (2 * cut.overlap if cut.exact else 0)
+        seen, held, scaled = network.bytes_of(side, side), side + cut.tile, 2 * 4 * network.bands * side**2
+    rows = (held + 3 * slab_rows(info)) * cols * values
+    sums = 0 if cut.exact else 4 * 4 * network.classes * (cut.tile + cut.overlap) * cols
+    blocks = 3 * min(cut.chunk, size.height) * lane
+    if network.confidence:
+        blocks *= 1 + PLANES
+        seen += confidence_bytes(network.classes, cut.tile * (cut.tile if cut.way == "tiles" else cols))
+    return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled + rows) + sums + blocks + _LOADING
+
+
+def forwarded(network: Network, size: Size, cut: Cut) -> int:
+    """Pixels that the network sees in a whole run without interruptions and without rows it may leave out."""
+    lanes = [Window(0, col, 1, cut.lane).clipped(size) for col in range(0, size.width, cut.lane)]
+    segments = [Window(row, 0, cut.segment, 1).clipped(size) for row in range(0, size.height, cut.segment)]
+    if cut.way == "stream":
+        rows = sum(_streamed_rows(network, size, cut, segment) for segment in segments)
+        return rows * sum(right - left for left, right in (_lane(lane, cut, size) for lane in lanes))
+    count = _exact_length if cut.way == "tiles" else _blended_length
+    return sum(count(size.height, s.row, s.stop_row, cut) for s in segments) * sum(
+        count(size.width, lane.col, lane.stop_col, cut) for lane in lanes
+    )
+
+
+def _lane(lane: Window, cut: Cut, size: Size) -> tuple[int, int]:
+    return lane_columns(lane, cut.overlap, size.width, cut.stride)
+
+
+def _streamed_rows(network: Network, size: Size, cut: Cut, segment: Window) -> int:
+    """Rows of the strips that go in until the last row of a segment has come out."""
+    assert network.graph is not None, "only a graph is streamed"
+    bottom, lag = round_up(size.height, cut.stride), network.graph.lag(cut.tile)
+    top = Descent.of(segment, bottom, cut.tile, cut.overlap, warm_up=0).top
+    return min(round_up(segment.stop_row - top + lag, cut.tile), bottom - top)
+
+
+def _exact_length(length: int, start: int, stop: int, cut: Cut) -> int:
+    """Pixels along an axis that tiles see which touch ``[start, stop)``: cores with their halos, on the grid."""
+    rows = exact_tiles(Size(length, 1), Window(start, 0, stop - start, 1), cut.tile, cut.overlap)
+    return sum(round_up(row[0].read.height, cut.stride) for row in rows)
+
+
+def _blended_length(length: int, start: int, stop: int, cut: Cut) -> int:
+    """Pixels along an axis that blended tiles see which touch ``[start, stop)``, or a cell beyond to upsample from."""
+    axis = Axis(length, cut.tile, cut.overlap)
+    spans = (axis.span(tile) for tile in axis.touching(max(start - 1, 0), min(stop + 1, length)))
+    return sum(round_up(stop - start, cut.stride) for start, stop in spans)

@@ -1,0 +1,290 @@
+"""`fcn-batch export`: a class map in another form, cleaned up on the way if wanted.
+
+    map -> majority filter -> clip -> writer
+
+The filter comes first, so that the clip's edge decides nothing but what is left out. Every target is made under
+another name beside its place and renamed when it is whole.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from fcn_batch.pipeline.core.classes import Legend
+from fcn_batch.pipeline.core.durable import write_whole
+from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
+from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.location import input_of
+from fcn_batch.pipeline.core.majority import Majority
+from fcn_batch.pipeline.core.maps import ClassMap, Ids
+from fcn_batch.workflows.console.progress import RunProgress
+from fcn_batch.workflows.finished.found import Found, find_map, on_grid_of_input
+from fcn_batch.workflows.finished.survey import Survey, survey
+from fcn_batch.workflows.outputs.publishing import find_run
+
+if TYPE_CHECKING:
+    from fcn_batch.pipeline.raster.vectorfile import VectorKind
+
+ENDINGS = {
+    "cog": (".cog.tif", ".tif", ".tiff"),
+    "png": (".png",),
+    "html": (".html", ".htm"),
+    "ome-zarr": (".ome.zarr", ".zarr"),
+    "gpkg": (".gpkg",),
+    "geojson": (".geojson", ".json"),
+    "geoparquet": (".parquet", ".geoparquet"),
+    "flatgeobuf": (".fgb",),
+    "csv": (".csv",),
+}
+"""What there is to export to, and the endings of its names; the first is the default."""
+VECTORS = ("gpkg", "geojson", "geoparquet", "flatgeobuf")
+_SIDE = 1000
+"""Rows and columns of a picture that nobody looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user asked for. OptionError when options do not fit the target."""
+
+    source: Path
+    target: str
+    output: Path | None = None
+    majority: int | None = None
+    clip: Path | None = None
+    min_area: float | None = None
+    """Square metres."""
+    simplify: float | None = None
+    """Pixels."""
+    zones: Path | None = None
+    field: str | None = None
+    """Attribute that names a zone."""
+    layer: str | None = None
+    """Of the file of `clip` or `zones`."""
+    grid: Literal["map", "input"] = "map"
+    """Whose pixels to write: the map's own, or those of what it was made from."""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for option, value, targets in (
+            ("--min-area", self.min_area, VECTORS),
+            ("--simplify", self.simplify, VECTORS),
+            ("--zones", self.zones, ("csv",)),
+        ):
+            if value is not None and self.target not in targets:
+                raise OptionError(f"{option} does not go with --to {self.target}; it is for {', '.join(targets)}")
+        if self.grid == "input" and self.target != "cog":
+            raise OptionError(f"--grid input does not go with --to {self.target}; it is for cog")
+        if self.field is not None and self.zones is None:
+            raise OptionError("--field does not go without --zones, whose attribute it names")
+        if self.layer is not None and self.zones is None and self.clip is None:
+            raise OptionError("--layer does not go without --zones or --clip, of whose file it is")
+        if self.layer is not None and self.zones is not None and self.clip is not None:
+            raise OptionError("--layer does not go with both --zones and --clip: give files of one layer")
+        if self.output is not None and not self.output.name.lower().endswith(ENDINGS[self.target]):
+            raise OptionError(
+                f"-o {self.output} does not go with --to {self.target}; give a name that ends in "
+                f"{' or '.join(ENDINGS[self.target])}"
+            )
+
+
+class Named:
+    """A class map with a name and a colour for every id it holds."""
+
+    def __init__(self, source: ClassMap, legend: Legend) -> None:
+        self._source = source
+        self.legend = legend
+        self.size: Size = source.size
+        self.georeference: GeoReference = source.georeference
+        self.block: tuple[int, int] = source.block
+
+    def read(self, window: Window) -> Ids:
+        """Class ids of a window: (rows, cols), uint8, 255 where there is none."""
+        return self._source.read(window)
+
+
+def export(order: Order, progress: RunProgress) -> Path:
+    """Write what `order` asks for and return its path.
+
+    InputError for a map that is none, OutputError when something exists already or cannot be written, OptionError
+    when a target would replace what it is made from.
+    """
+    found = find_map(order.source)
+    target = _target(order, found)
+    try:
+        _writer(order)(_cleaned(order, found), target, progress)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}); make room, or give another file with -o"
+        ) from error
+    return target
+
+
+def _cleaned(order: Order, found: Found) -> Found:
+    """The map after the filter and the clip, in this order."""
+    source, cleaned = found.source, []
+    if order.majority is not None:
+        source = Majority(source, order.majority)
+        cleaned.append(f"majority of {order.majority} × {order.majority} pixels")
+    if order.clip is not None:
+        from fcn_batch.pipeline.raster.clip import Clipped
+
+        source = Clipped(source, order.clip, order.layer)
+        cleaned.append(f"clipped by {order.clip.name}")
+    if order.grid == "input":
+        source = on_grid_of_input(found, source)
+        cleaned.append("on the grid of the input")
+    return replace(found, source=source, cleaned=tuple(cleaned))
+
+
+def _target(order: Order, found: Found) -> Path:
+    """Where to write; OptionError when that is read from, OutputError when it exists and may not be replaced."""
+    target = order.output
+    if target is None:
+        stem = found.path.with_name(found.path.name.removesuffix(found.path.suffix))
+        target = Path(f"{stem}{ENDINGS[order.target][0]}")
+        if target.resolve() == found.path.resolve():
+            target = Path(f"{stem}.export{ENDINGS[order.target][0]}")
+    read = [order.source, found.path, order.clip, order.zones]
+    if found.plan is not None:
+        read += [place for place in map(input_of, found.plan.input.places) if isinstance(place, Path)]
+    written = [target, *_beside(order.target, target)]
+    places = [one.resolve() for one in written]
+    for path in read:
+        if path is not None and not {path.resolve(), *path.resolve().parents}.isdisjoint(places):
+            raise OptionError(f"-o {target} would replace {path}, which is read; give another file")
+    for place in places:
+        if place.name in _of_a_run(place):
+            raise OptionError(f"-o {target} would replace {place.name}, an output of a run; give another name")
+    there = [path for path in written if path.exists() or path.is_symlink()]
+    if there and not order.overwrite:
+        raise OutputError(f"{there[0]}: exists already; give --overwrite to replace it, or another file with -o")
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.absolute().parent} does not exist; make it first")
+    return target
+
+
+def _of_a_run(place: Path) -> list[str]:
+    """Names of all outputs of the run that a file with this name would be of; empty when there is no such run."""
+    try:
+        outputs, report = find_run(place)
+    except InputError:
+        return []
+    return [*report.get("outputs", ()), outputs.report]
+
+
+def _beside(kind: str, target: Path) -> list[Path]:
+    """Files that are written beside the target."""
+    return [Path(f"{target}.aux.xml"), target.with_suffix(".qml")] if kind == "cog" else []
+
+
+def _writer(order: Order) -> Callable[[Found, Path, RunProgress], None]:
+    if order.target in VECTORS:
+        return partial(_to_vectors, order)
+    if order.target == "ome-zarr":
+        return partial(_to_ome_zarr, order)
+    if order.zones is not None:
+        return partial(_to_zones, order.zones, order)
+    return {"cog": _to_cog, "png": _to_png, "html": _to_html, "csv": _to_csv}[order.target]
+
+
+def _to_vectors(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.workflows.finished.vectorise import VectorChoice, write_vectors
+
+    choice = VectorChoice(min_area=order.min_area or 0.0, simplify=order.simplify or 0.0)
+    kind = cast("VectorKind", order.target)  # one of VECTORS
+    write_vectors(_named(found.source, progress), target, kind, choice, progress)
+
+
+def _to_zones(zones: Path, order: Order, found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.workflows.finished.zones import write_zones
+
+    source = _named(found.source, progress)
+    write_zones(source, zones, target, progress, name_field=order.field, layer=order.layer)
+
+
+def _to_ome_zarr(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.workflows.outputs.pyramid import write_ome_zarr
+
+    microns = None if found.plan is None else found.plan.input.microns
+    source = _named(found.source, progress)
+    write_ome_zarr(source, source.legend, target, microns, progress, overwrite=order.overwrite)
+
+
+def _to_cog(found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.pipeline.core.qml import qgis_style
+    from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
+    from fcn_batch.workflows.outputs.stitch import provenance
+
+    source = _named(found.source, progress)
+    tags = {} if found.plan is None else provenance(found.plan)
+    ground = None if found.plan is None else found.plan.input.ground
+    head = MapHead(source.georeference, source.size, source.legend, tags, ground)
+    write_cog(target, head, _told(source, progress))
+    write_whole(target.with_suffix(".qml"), qgis_style(source.legend))
+
+
+def _told(source: ClassMap, progress: RunProgress) -> Iterator[tuple[Window, Ids]]:
+    """The map window by window, telling how far it is."""
+    from fcn_batch.workflows.finished.maps import chunk_windows
+
+    progress.start("writing the GeoTIFF", source.size.pixels, 0)
+    try:
+        for window in chunk_windows(source.size, source.block):
+            yield window, source.read(window)
+            progress.advance(window.pixels)
+    finally:
+        progress.stop()
+
+
+def _to_png(found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.workflows.finished.quicklook import SIDE, quicklook_png
+
+    seen = survey(found.source, SIDE, progress)
+    write_whole(target, quicklook_png(seen, found.ground, found.name, _facts(found)))
+
+
+def _to_html(found: Found, target: Path, progress: RunProgress) -> None:
+    from fcn_batch.workflows.finished.page import SIDE, About, make_page
+
+    seen = survey(found.source, SIDE, progress)
+    about = About(found.name, found.ground, found.report or {}, found.plan, found.cleaned)
+    write_whole(target, make_page(seen, about))
+
+
+def _to_csv(found: Found, target: Path, progress: RunProgress) -> None:
+    """The table of the whole map: a row for each class."""
+    write_whole(target, class_table(survey(found.source, _SIDE, progress)))
+
+
+def class_table(seen: Survey) -> str:
+    """CSV with class_id, class, pixels, area_m2 (empty where it cannot be said) and share of the pixels with data."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["class_id", "class", "pixels", "area_m2", "share"])
+    for one in seen.classes:
+        area = "" if one.area_m2 is None else repr(float(f"{one.area_m2:.12g}"))
+        table.writerow([one.info.id, one.info.name, one.pixels, area, repr(float(f"{one.share:.9g}"))])
+    return text.getvalue()
+
+
+def _facts(found: Found) -> str:
+    """One line about a map: model, exactness, system, size."""
+    from fcn_batch.pipeline.raster.crs import system_name
+
+    size = found.source.size
+    parts = [system_name(found.source.georeference), f"{size.width:,} × {size.height:,} px"]
+    if found.plan is not None and found.report is not None:
+        parts = [f"{found.plan.model.name} {found.plan.model.version}", str(found.report.get("exactness", "")), *parts]
+    return " · ".join(part for part in parts if part)
+
+
+def _named(source: ClassMap, progress: RunProgress) -> Named:
+    """The map with its own legend, else with names for the ids that it holds, which are looked for."""
+    if source.legend is not None:
+        return Named(source, source.legend)
+    return Named(source, survey(source, _SIDE, progress, "looking for classes").legend)

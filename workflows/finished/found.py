@@ -1,0 +1,92 @@
+"""A finished class map with what is known about it beside its pixels: the report of the run that made it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_batch.pipeline.core.errors import InputError, OptionError
+from fcn_batch.pipeline.core.maps import ClassMap
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.workflows.finished.maps import open_map
+from fcn_batch.workflows.outputs.ground import Ground, ground_of
+
+_REPORT = ".run.json"
+_MAPS = (".classes.zarr", ".classes.tif")
+_MOST_REPORT_BYTES = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A map and what is known about it beside its pixels."""
+
+    path: Path
+    source: ClassMap
+    report: dict[str, Any] | None = None
+    """Of the run that made it."""
+    plan: Plan | None = None
+    """Of the same run."""
+    cleaned: tuple[str, ...] = ()
+    """What was done to the map on its way here."""
+
+    @property
+    def name(self) -> str:
+        """What to call the map: the file's name without its endings."""
+        return self.path.name.removesuffix(self.path.suffix).removesuffix(".classes")
+
+    @property
+    def ground(self) -> Ground | None:
+        """Scale and direction of north, as far as they are known."""
+        microns = None if self.plan is None else self.plan.input.microns
+        return ground_of(self.source.georeference, self.source.size, microns)
+
+
+def find_map(path: Path) -> Found:
+    """The map at `path` (or that a report at `path` tells of), with the report of the run that made it, if it is there.
+
+    InputError when there is no map.
+    """
+    if path.name.endswith(_REPORT):
+        report, plan = _read_report(path)
+        stem = path.name.removesuffix(_REPORT)
+        maps = [path.with_name(f"{stem}{ending}") for ending in _MAPS]
+        for one in maps:
+            if one.exists():
+                return Found(one, open_map(one), report, plan)
+        raise InputError(f"{path}: neither {maps[0].name} nor {maps[1].name} is beside it; give the map itself")
+    source = open_map(path)
+    for ending in _MAPS:
+        report_path = path.with_name(path.name.removesuffix(ending) + _REPORT)
+        if path.name.endswith(ending) and report_path.is_file():
+            try:
+                report, plan = _read_report(report_path)
+            except InputError:
+                break  # the map speaks for itself
+            if plan.input.size == source.size:
+                return Found(path, source, report, plan)
+    return Found(path, source)
+
+
+def _read_report(path: Path) -> tuple[dict[str, Any], Plan]:
+    """A run's report and its plan; InputError when it cannot be read as one."""
+    try:
+        if path.stat().st_size > _MOST_REPORT_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes are too many for a report")
+        report = json.loads(path.read_bytes())
+        return report, Plan.model_validate(report["plan"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path}: not the report of a run ({why}); give the map itself") from error
+
+
+def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
+    """The map `source` of a run with the pixels of the finest level of its input; OptionError without a run's plan."""
+    from fcn_batch.pipeline.raster.alignment import Grid
+    from fcn_batch.pipeline.raster.regrid import Regridded
+    from fcn_batch.workflows.inputs.sources import level_of
+
+    files = found.plan.input.sources if found.plan is not None else ()
+    if len(files) != 1:
+        raise OptionError(f"--grid input: nothing says which one input {found.path} was made from; leave it out")
+    info = level_of(files[0], 0).info
+    return Regridded(source, Grid(info.size, info.georeference))

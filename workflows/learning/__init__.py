@@ -1,0 +1,1 @@
+"""Models: found, trained, converted; and how well a map agrees with labels."""

@@ -1,0 +1,300 @@
+"""Where the outputs of an input go, and how they appear: all of them whole, the run's report last."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcn_batch.pipeline.core.durable import sync
+from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
+from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.core.location import Input, Mosaic
+from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.zarrnode import holds_zarr
+from fcn_batch.pipeline.store.levels import group_attributes
+
+_LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
+"""File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
+
+_REPORT = ".run.json"
+_ENDINGS = (
+    ".classes.zarr",
+    ".classes.tif",
+    ".classes.tif.aux.xml",
+    ".classes.qml",
+    ".confidence.zarr",
+    ".pyramid.zarr",
+    ".stac.json",
+    _REPORT,
+)
+"""Of the names of a run's outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Names of what a run makes in `folder` for an input called `stem`."""
+
+    folder: Path
+    stem: str
+
+    @property
+    def staging(self) -> Path:
+        """Where everything is made before it is renamed into place."""
+        return self.folder / f"{self.stem}.partial"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes here."""
+        return self.folder / f".{self.stem}.lock"
+
+    @property
+    def journal(self) -> Journal:
+        """Of the run that lies in the staging folder."""
+        return Journal(self.staging)
+
+    @property
+    def store(self) -> str:
+        """The class map for analysis."""
+        return f"{self.stem}.classes.zarr"
+
+    @property
+    def cog(self) -> str:
+        """The class map for GIS."""
+        return f"{self.stem}.classes.tif"
+
+    @property
+    def side_file(self) -> str:
+        """Names and colours beside the COG."""
+        return f"{self.cog}.aux.xml"
+
+    @property
+    def style(self) -> str:
+        """Names and colours for QGIS, beside store and COG."""
+        return f"{self.stem}.classes.qml"
+
+    @property
+    def confidence(self) -> str:
+        """How sure the network was; only when it was asked for."""
+        return f"{self.stem}.confidence.zarr"
+
+    @property
+    def pyramid(self) -> str:
+        """The class map at several resolutions; only when it was asked for."""
+        return f"{self.stem}.pyramid.zarr"
+
+    @property
+    def item(self) -> str:
+        """The STAC item, for catalogues."""
+        return f"{self.stem}.stac.json"
+
+    @property
+    def report(self) -> str:
+        """The run's report; its presence means that all outputs are complete."""
+        return f"{self.stem}.run.json"
+
+    def names(self, *, confidence: bool = True, pyramid: bool = True) -> list[str]:
+        """What a run makes beside its report, in the order it appears; by default with all that is optional."""
+        optional = [self.confidence] * confidence + [self.pyramid] * pyramid
+        return [self.store, self.cog, self.side_file, self.style, *optional, self.item]
+
+    @property
+    def paths(self) -> list[Path]:
+        """What a user is told of a complete run, in the order they appear."""
+        optional = [name for name in (self.confidence, self.pyramid) if (self.folder / name).exists()]
+        return [self.folder / name for name in (self.store, self.cog, *optional, self.report)]
+
+    def reported(self) -> dict[str, Any] | None:
+        """The report of the complete run that lies here, or None when there is none that can be read."""
+        try:
+            return find_run(self.folder / self.report)[1]
+        except InputError:
+            return None
+
+    def reported_plan(self) -> Plan | None:
+        """The plan of the complete run that lies here, or None when there is none that can be read."""
+        try:
+            return Plan.model_validate((self.reported() or {}).get("plan"))
+        except ValueError:
+            return None
+
+    def earlier_plans(self) -> list[Plan]:
+        """The plans of the complete run and of the interrupted one that lie here."""
+        return [plan for plan in (self.reported_plan(), self.journal.earlier_plan()) if plan is not None]
+
+    def is_complete(self, plan: Plan) -> bool:
+        """True when the outputs of this very plan are all here; a pyramid can be added at any time."""
+        made = self.reported_plan()
+        if made is None or made.fingerprint != plan.fingerprint:
+            return False
+        names = self.names(confidence=made.confidence, pyramid=False)
+        return all((self.folder / name).exists() for name in names)
+
+    def staged_report(self) -> dict[str, Any]:
+        """The report of the run that is sealed in the staging folder."""
+        report: dict[str, Any] = json.loads((self.staging / self.report).read_bytes())
+        return report
+
+    @staticmethod
+    def is_ours(store: Path, plan: Plan) -> bool:
+        """True when the store at `store` was made by this very plan."""
+        return store.is_dir() and group_attributes(store).get("fcn:fingerprint") == plan.fingerprint
+
+    def make_folder(self, *, chosen: bool) -> None:
+        """Make the folder and see that it can be written to; OutputError when not."""
+        if self.staging.is_symlink() or (self.staging.exists() and not self.staging.is_dir()):
+            raise OutputError(f"{self.staging}: not a folder, and one is needed here; move it away or give -o DIR")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            remedy = "choose another folder" if chosen else "choose a folder for the outputs"
+            raise OutputError(
+                f"{self.folder}: cannot write outputs here ({error.strerror}); {remedy} with -o DIR"
+            ) from error
+
+    def published(self) -> bool:
+        """True when the staging folder is what a complete run was killed before it could delete."""
+        made, left = self.reported_plan(), self.journal.earlier_plan()
+        return made is not None and left is not None and made.fingerprint == left.fingerprint and not self._staged()
+
+    def leftovers(self) -> bool:
+        """True when a run was killed at its very end, with all outputs complete, before it had tidied up."""
+        return self.published() or self.journal.trash.exists() or self.lock.exists()
+
+    def tidy_up(self) -> None:
+        """Delete what such a run left; the lock goes with whoever holds it."""
+        if self.published():
+            self.journal.discard()
+        self.journal.empty_trash()
+
+    def _staged(self) -> bool:
+        return any((self.staging / name).exists() for name in (*self.names(), self.report))
+
+    def refuse_to_clobber(self) -> None:
+        """OutputError when any output of another run is here."""
+        there = [name for name in (*self.names(), self.report) if (self.folder / name).exists()]
+        if there:
+            raise OutputError(
+                f"{self.folder / there[0]}: exists already and was not made by this very run; give --overwrite to "
+                "replace it, or -o DIR for another folder"
+            )
+
+    def publish(self) -> None:
+        """Rename everything that the run made from the staging folder into place, the report last; may be repeated.
+
+        The old report goes first: between the two, outputs may be of different runs, and no report says
+        that they are complete. What an earlier run made and this one does not would be out of date: it goes too.
+        """
+        made = self.staged_report()["outputs"]
+        (self.folder / self.report).unlink(missing_ok=True)
+        for name in (f"{self.cog}.ovr", f"{self.cog}.msk"):  # others' additions to the old map: GDAL reads them
+            (self.folder / name).unlink(missing_ok=True)
+        for name in self.names():
+            if name in made:
+                self._move(name)
+            else:
+                self._take_away(name)
+        sync([self.folder])
+        self._move(self.report)
+        sync([self.folder])
+        self.journal.discard()
+
+    def _move(self, name: str) -> None:
+        made, place = self.staging / name, self.folder / name
+        if not made.exists():
+            return  # moved before an interruption
+        if made.is_dir() or place.is_dir():  # over which nothing can be renamed
+            self._take_away(name)
+        made.replace(place)
+
+    def _take_away(self, name: str) -> None:
+        """Delete what has this name in the folder; a folder as a whole, when the staging folder goes."""
+        place = self.folder / name
+        if place.is_dir() and not place.is_symlink():
+            old = self.staging / f"{name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+        else:
+            place.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the outputs of one input after the other go: in `folder`, or, if there is none, beside each input."""
+
+    folder: Path | None
+    _inputs: dict[Outputs, Input] = field(default_factory=dict)
+
+    def of(self, path: Input) -> Outputs:
+        """Where those of one input go; in the working folder if it lies on no file system itself.
+
+        OptionError when the outputs of another input have the same names, when a name is too long, or when they would
+        be in a zarr store.
+        """
+        beside = path.absolute().parent if isinstance(path, Path) else Path.cwd()
+        if self.folder is None and holds_zarr(beside):
+            raise OptionError(f"{path}: a part of a zarr store, in which no outputs belong; give a folder with -o DIR")
+        place = Outputs((self.folder or beside).resolve(), path.stem)
+        if len(os.fsencode(place.stem)) > _LONGEST_STEM:
+            raise OptionError(f"{path}: the name is too long for those of its outputs; rename the file")
+        if (first := self._inputs.setdefault(place, path)) != path:
+            raise OptionError(
+                f"{first} and {path} would both be written as {place.stem}.* in {place.folder}; "
+                "run them with different -o folders"
+            )
+        return place
+
+
+def outputs_of(inputs: list[Input], folder: Path | None) -> list[Outputs]:
+    """Outputs of each input; OptionError also when one of them is an input itself."""
+    known = Places(folder)
+    places = [known.of(path) for path in inputs]
+    files = [file for one in inputs for file in (one.parts if isinstance(one, Mosaic) else (one,))]
+    real = {path.resolve(): path for path in files if isinstance(path, Path)}
+    for path, place in zip(inputs, places, strict=True):
+        for name in (*place.names(), place.report, place.staging.name):
+            output = place.folder / name
+            if output.resolve() in real:
+                raise OptionError(
+                    f"{real[output.resolve()]}: an input that the outputs of {path} would replace; "
+                    "give another folder with -o DIR"
+                )
+    return places
+
+
+def find_outputs(path: Path) -> Outputs:
+    """The outputs that `path` belongs to: NAME.run.json, any output of its run, or a folder with one NAME.run.json.
+
+    InputError when it is none of these. Whether the others are there, and what is in them, is not looked at.
+    """
+    if path.is_dir() and path.suffix != ".zarr":
+        reports = sorted(path.glob(f"*{_REPORT}"))
+        if len(reports) != 1:
+            found = f"{len(reports)} reports of runs ({reports[0].name}, …)" if reports else "no report of a run"
+            raise InputError(f"{path}: holds {found}; give the NAME{_REPORT} that is meant")
+        path = reports[0]
+    for ending in sorted(_ENDINGS, key=len, reverse=True):
+        if path.name.endswith(ending) and path.name != ending:
+            if not path.exists() and not path.is_symlink():
+                raise InputError(f"{path}: does not exist; give NAME{_REPORT}, or a folder that holds one")
+            return Outputs(path.absolute().parent.resolve(), path.name.removesuffix(ending))
+    raise InputError(f"{path}: not an output of fcn-batch segment; give NAME{_REPORT}, or a folder that holds one")
+
+
+def find_run(path: Path) -> tuple[Outputs, dict[str, Any]]:
+    """`find_outputs`, and the report of their run; InputError also when that is missing or not readable."""
+    outputs = find_outputs(path)
+    named = outputs.folder / outputs.report
+    try:
+        report = json.loads(named.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{named}: not there, so nothing says what {path.name} is; make the map again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{named}: not readable ({error}); make the map again with --overwrite") from error
+    if not isinstance(report, dict) or report.get("complete") is not True:
+        raise InputError(f"{named}: not the report of a complete run; make the map again with --overwrite")
+    return outputs, report

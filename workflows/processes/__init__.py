@@ -1,0 +1,1 @@
+"""Who computes the blocks: this process, workers on this machine, Dask, jobs of a cluster."""
