@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.recipe import Schedule
 from fcn_batch.pipeline.network.distributed import ALONE, Peers, joined
 from fcn_batch.pipeline.network.training import Batch, Trainer
 from tests.models import tiny_architecture, tiny_network
+from tests.patience import PATIENCE_S
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -59,7 +60,7 @@ def trained_together(folder: Path, world: int, orders: Sequence[tuple[Schedule, 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(100)
+        process.join(PATIENCE_S)
         process.kill()
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]  # noqa: S301 - our own
 

@@ -17,6 +17,7 @@ from fcn_batch.cli import main
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.store.classstore import ClassStore
+from tests.patience import PATIENCE_S
 from tests.rasters import noise, write_raster
 
 BLOCK = 128
@@ -60,7 +61,9 @@ def small_block_program(folder: Path, chunk: int = BLOCK, halos: int = 16) -> li
 
 def run_program(command: Sequence[object]) -> "subprocess.CompletedProcess[str]":
     """Run to the end, with what it printed."""
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
 
 
 def fcn_batch(*arguments: object) -> Result:

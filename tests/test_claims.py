@@ -20,6 +20,7 @@ from fcn_batch.pipeline.core import claims
 from fcn_batch.pipeline.core.claims import Claim, Claims, only_one
 from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.holder import Holder
+from tests.patience import PATIENCE_S
 
 HOLDER = """
 import sys
@@ -71,7 +72,6 @@ while done < rounds or not (folder / "enough").exists():
     claim.release()
     done += 1
 """
-PATIENCE_S = 30.0
 
 
 class Other:

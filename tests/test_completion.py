@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcn_batch.commands.completion import SHELLS
+from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch
 
 PROGRAM = "import sys; from fcn_batch.cli import main; main(prog_name='fcn-batch')"
@@ -24,7 +25,7 @@ def offered(*words: str) -> list[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -62,7 +63,7 @@ def test_completing_loads_nothing_heavy() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert (done.stdout.splitlines()[:2], done.stderr) == (["plain,auto", "plain,aerial"], "False")
 
@@ -96,7 +97,7 @@ def test_bash_completes_with_the_script(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == "segment\n"
 

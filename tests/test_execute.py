@@ -32,6 +32,7 @@ from fcn_batch.workflows.processes.crew import connected
 from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Tls, Workers
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import scene, segmented, small_block_program, small_blocks
 
 BEFORE_THE_HANG_ENDS = 45
@@ -178,7 +179,7 @@ def test_a_scheduler_that_dies_under_the_program(tmp_path: Path, monkeypatch: py
                 assert run.poll() is None
                 time.sleep(0.02)
             cluster.kill()
-            out, err = run.communicate(timeout=100)
+            out, err = run.communicate(timeout=PATIENCE_S)
     assert (run.returncode, out) == (6, "")
     assert len(err.splitlines()) == 1
     assert err.startswith(f"fcn-batch: lost the scheduler {address}; finished blocks are kept")
@@ -359,7 +360,7 @@ def _endless_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
         rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
         rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01, "by": "", "finished": "2026-01-01T00:00:00Z"}
-        stop, deadline = _stop_of(topic), time.monotonic() + 60
+        stop, deadline = _stop_of(topic), time.monotonic() + PATIENCE_S
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)
             get_worker().log_event(topic, json.dumps({"block": work[0], **rest}))

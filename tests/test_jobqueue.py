@@ -29,6 +29,7 @@ from fcn_batch.workflows.processes.waiting import Waiting
 from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, fcn_batch, scene, small_blocks, small_segments
 
 SYSTEMS = ["slurm", "pbs", "lsf", "sge"]
@@ -392,7 +393,7 @@ def test_a_lost_job_is_replaced(tmp_path: Path, jobs: Path) -> None:
 
 
 def until(happens: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.1)

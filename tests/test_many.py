@@ -13,6 +13,7 @@ import pytest
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.workflows.inputs.many import inputs_of
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, fcn_batch, scene, segmented
 from tests.twolanes import command, undisturbed
 
@@ -132,7 +133,7 @@ def test_a_command_that_is_asked_to_end_tells_what_is_done(tmp_path: Path) -> No
     words.insert(words.index("segment") + 1, str(tmp_path / "0.tif"))
     scene(tmp_path / "b.tif", 70, 60)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE_S
         while not list((tmp_path / "out" / "a.partial" / "receipts").glob("*.json")):
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline
@@ -140,7 +141,7 @@ def test_a_command_that_is_asked_to_end_tells_what_is_done(tmp_path: Path) -> No
         told: dict[str, Any] = json.loads(summary.read_text())
         assert (told["done"], told["waiting"]) == (1, 2), "true also if it is killed now"
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 75
     assert [Path(line).name for line in out.splitlines()] == ["0.classes.zarr", "0.classes.tif", "0.run.json"]
     assert "2 more not begun or not finished" in err

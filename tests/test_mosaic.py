@@ -23,6 +23,7 @@ from fcn_batch.pipeline.core.source import Pixels, RasterSource
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import find_source, in_colours, resampled, source_of
+from tests.patience import PATIENCE_S
 from tests.rasters import noise, write_raster
 
 LEFT, TOP = 5e5, 5e6
@@ -163,7 +164,7 @@ def test_another_process_reads_the_same(tmp_path: Path, factor: float) -> None:
     identity = identify(source.info)
     (tmp_path / "identity.json").write_text(identity.model_dump_json())
     command = [sys.executable, "-c", READ_AGAIN, tmp_path / "identity.json", tmp_path / "pixels.npz"]
-    subprocess.run([str(part) for part in command], check=True, timeout=100)
+    subprocess.run([str(part) for part in command], check=True, timeout=PATIENCE_S)
     with np.load(tmp_path / "pixels.npz") as again:
         pixels = whole(source)
         assert pixels.valid.any()

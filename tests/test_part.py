@@ -12,6 +12,7 @@ from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.tiling import BlockGrid, works
 from fcn_batch.workflows.blocks.part import Part, share
 from fcn_batch.workflows.run import End
+from tests.patience import PATIENCE_S
 from tests.test_run import BLOCKS, Job
 
 
@@ -79,7 +80,7 @@ def test_a_part_that_is_over_says_what_is_left(job: Job) -> None:
 def test_parts_at_the_same_time(job: Job) -> None:
     threads = [job.begin(part=Part(index, 3)) for index in (1, 2, 3)]
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert End.COMPLETE in [thread.came for thread in threads]
     assert {thread.came for thread in threads} <= {End.PART, End.COMPLETE}
     assert sorted(job.computed) == list(range(BLOCKS))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fcn_batch.workflows.console.progress import Quiet, Sturdy
+from tests.patience import PATIENCE_S
 
 TELLING = """
 import sys
@@ -85,14 +86,14 @@ def test_a_terminal_that_is_closed_in_the_middle() -> None:
             while b"begun" not in seen:
                 seen += os.read(inside, 1000)
         os.close(inside)
-        out, _ = process.communicate("\n", timeout=100)
+        out, _ = process.communicate("\n", timeout=PATIENCE_S)
     assert b"begun" in seen
     assert (process.returncode, out) == (0, "a.tif\n")
 
 
 def test_a_log_on_a_full_disk() -> None:
     with Path("/dev/full").open("w") as full, told_to(full.fileno(), "Lines") as process:
-        out, _ = process.communicate("\n", timeout=100)
+        out, _ = process.communicate("\n", timeout=PATIENCE_S)
     assert (process.returncode, out) == (0, "a.tif\n")
 
 
@@ -101,7 +102,7 @@ def test_a_log_that_nobody_reads() -> None:
     os.close(reader)
     with told_to(writer, "Lines") as process:
         os.close(writer)
-        out, _ = process.communicate("\n", timeout=100)
+        out, _ = process.communicate("\n", timeout=PATIENCE_S)
     assert (process.returncode, out) == (0, "a.tif\n")
 
 

@@ -28,11 +28,11 @@ from fcn_batch.workflows.outputs.finish import Brief
 from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.run import End, OnReceipt, run
 from tests.memorymaps import legend_of, plan_of
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, output_bytes, scene
 
 LEGEND = legend_of("water", "wood", "sand")
 BLOCKS = 6
-PATIENCE_S = 30.0
 
 
 class Heard(Quiet):

@@ -44,6 +44,7 @@ from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Workers
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
 from tests.runs import (
@@ -870,7 +871,7 @@ def test_kill_9_and_the_same_command_again(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE_S
         while len(list(done.glob("*.json"))) < receipts:
             assert victim.poll() is None
             assert time.monotonic() < deadline
@@ -952,14 +953,14 @@ def test_an_interrupt_stops_the_run_at_once(tmp_path: Path, model: Path) -> None
     command = [*heard, "segment", path, "-m", model, "-o", tmp_path / "out"]
     done = tmp_path / "out" / "a.partial" / "receipts"
     with subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE_S
         while not list(done.glob("*.json")):
             assert run.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         asked = time.monotonic()
-        told = run.communicate(timeout=60)[1]
+        told = run.communicate(timeout=PATIENCE_S)[1]
         assert time.monotonic() - asked < 20
     assert run.returncode == 130
     assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
@@ -1229,7 +1230,7 @@ def test_a_run_waits_while_another_one_begins_or_publishes(
         with only_one(tmp_path / ".a.lock"):
             # flock counts per opened file: another thread is another run
             run = pool.submit(fcn_batch, "segment", path, "-m", model)
-            assert waits.wait(60)
+            assert waits.wait(PATIENCE_S)
             assert not (tmp_path / "a.partial").exists()
         result = run.result()
     assert result.exit_code == 0, result.stderr
@@ -1257,7 +1258,7 @@ def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, ref
     command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model, "-o", tmp_path / "out"]
     words = [str(word) for word in (*command, "--threads", 1)]
     both = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=100)[1] for process in both]
+    told = [process.communicate(timeout=PATIENCE_S)[1] for process in both]
     codes = [process.returncode for process in both]
     assert codes == [0, 0], told
     assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")

@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.errors import InputError, StoppedError
 from fcn_batch.workflows.blocks.alone import run_alone
 from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.console.signals import Stop, stopping, unheard
+from tests.patience import PATIENCE_S
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -248,7 +249,7 @@ def test_a_process_that_does_not_end_in_time_is_ended() -> None:
     """As one that waits for a disk: here, a lock that nobody releases."""
     with hanging("lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75
+        assert process.wait(PATIENCE_S) == 75
         assert process.stderr is not None
         assert process.stderr.read() == (
             "fcn-batch: did not end in time, stopped; finished blocks are kept: run the same command again to go on\n"
@@ -259,7 +260,7 @@ def test_it_is_ended_also_when_nobody_can_be_told() -> None:
     """After SIGHUP the terminal is gone."""
     with hanging("import os; os.close(2); lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
         process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 75
+        assert process.wait(PATIENCE_S) == 75
 
 
 def test_it_is_ended_also_when_nobody_reads_what_it_tells() -> None:
@@ -267,7 +268,7 @@ def test_it_is_ended_also_when_nobody_reads_what_it_tells() -> None:
     full = "import os; os.set_blocking(2, False); [os.write(2, bytes(2**20)) for _ in '1']; os.set_blocking(2, True)"
     with hanging(f"{full}; lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75
+        assert process.wait(PATIENCE_S) == 75
 
 
 def test_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

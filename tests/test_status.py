@@ -17,9 +17,10 @@ from fcn_batch.pipeline.core.holder import Holder
 from fcn_batch.pipeline.core.journal import Receipt, claim_of
 from fcn_batch.workflows.blocks.part import Part
 from fcn_batch.workflows.status import following, speed, status
+from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch
 from tests.test_claims import died
-from tests.test_run import BLOCKS, PATIENCE_S, Job
+from tests.test_run import BLOCKS, Job
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HERE = Holder.here().process

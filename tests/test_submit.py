@@ -20,6 +20,7 @@ import pytest
 from fcn_batch.commands.run import segment
 from fcn_batch.workflows.submit import PROGRAM
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch, output_bytes, run_program, scene, tree
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "workflows" / "slurm").glob("job.*"))
@@ -330,14 +331,14 @@ def test_when_a_job_is_queued_again(
     }
     environment = {**os.environ, **ids, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     with subprocess.Popen(["bash", "script"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as job:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "ready").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         for name in sent.split():
             job.send_signal(getattr(signal, f"SIG{name}"))
             time.sleep(0.05)
-        assert job.wait(60) == code
+        assert job.wait(PATIENCE_S) == code
     asked = tmp_path / "asked"
     assert (asked.read_text() if asked.exists() else "") == ("requeue 5_1\n" if queued_again else "")
 

@@ -29,6 +29,7 @@ from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.learning import train as training
 from fcn_batch.workflows.learning.scoring import evaluate
 from fcn_batch.workflows.learning.train import Order, train
+from tests.patience import PATIENCE_S
 from tests.recipes import (
     COLS,
     STRIP,
@@ -234,7 +235,7 @@ def test_a_killed_program_goes_on_when_started_again(
     command = [sys.executable, "-c", _DRIVER, "train", str(recipe), "-o", str(output), "--device", "cpu"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         table = output.with_suffix(".training") / "loss.csv"
-        until = time.monotonic() + 100
+        until = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < until:
             if table.exists() and "\n2,2," in table.read_text():
                 process.send_signal(signal.SIGKILL)
@@ -455,7 +456,7 @@ def test_two_processes_write_one_model(data: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=150,
+        timeout=PATIENCE_S,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == f"{output}\n"

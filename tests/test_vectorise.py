@@ -30,6 +30,7 @@ from fcn_batch.workflows.finished import vectorise
 from fcn_batch.workflows.finished.maps import open_map
 from fcn_batch.workflows.finished.vectorise import VectorChoice, strips_of, write_vectors
 from tests.classmaps import LEGEND, PLACES, blobs, write_store, write_tif
+from tests.patience import PATIENCE_S
 
 pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -243,7 +244,7 @@ def test_gdal_on_the_command_line_reads_it(tmp_path: Path, driver: VectorKind) -
     count = len(written(Memory(ids), target, driver)["shape"])
     words = ["ogrinfo", "-so", str(target), "m"]
     ours = {name: value for name, value in os.environ.items() if name != "GDAL_SKIP"}  # others' drivers are others
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, env=ours)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S, env=ours)
     assert f"Feature Count: {count}" in done.stdout
     assert "Geometry: Polygon" in done.stdout
     assert ("WGS 84" if driver == "geojson" else "WGS 84 / UTM zone 33N") in done.stdout

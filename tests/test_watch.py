@@ -17,6 +17,7 @@ from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.inputs import watch
 from fcn_batch.workflows.inputs.watch import arrivals
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, fcn_batch, scene, segmented
 
 Looks = Callable[..., list[list[str]]]
@@ -150,7 +151,7 @@ def test_a_watched_folder(tmp_path: Path) -> None:
     )
 
     def until(**wanted: int) -> dict[str, object]:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             told: dict[str, object] = json.loads(summary.read_text()) if summary.exists() else {}
             if {key: told.get(key) for key in wanted} == wanted:
@@ -173,7 +174,7 @@ def test_a_watched_folder(tmp_path: Path) -> None:
         (folder / "a.tif").unlink()
         told = until(inputs=4, done=3, failed=1, waiting=0)
         run.send_signal(signal.SIGTERM)
-        stdout, stderr = run.communicate(timeout=100)
+        stdout, stderr = run.communicate(timeout=PATIENCE_S)
     finally:
         run.kill()
         run.communicate()

@@ -31,6 +31,7 @@ from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
 from tests.models import save_tiny_model
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, scene, small_blocks, small_segments
 from tests.test_execute import begun
 
@@ -39,7 +40,7 @@ OTHER = {"ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 
 def until(happens: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.05)

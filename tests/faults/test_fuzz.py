@@ -16,6 +16,7 @@ from fcn_batch.workflows.blocks.mend import mended
 from fcn_batch.workflows.outputs.footprint import footprint
 from tests.faults import mutate
 from tests.faults.fuzz import CODES, MOST_BYTES, Result, judge
+from tests.patience import PATIENCE_S
 from tests.rasters import noise, write_raster
 from tests.runs import fcn_batch
 
@@ -27,7 +28,7 @@ def fuzzed(target: str, seeds: str) -> list[dict[str, object]]:
     """Results of the fuzzer, in a program of its own: a process that has used torch already cannot be forked safely."""
     command = [sys.executable, "-m", "tests.faults.fuzz", "--json", "--seeds", seeds, "--targets", target]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S, env=environment)
     assert done.stdout, done.stderr
     found: list[dict[str, object]] = json.loads(done.stdout)
     return found
@@ -93,7 +94,7 @@ print([code for code, _, _ in ended], ended[1][2] > 2**30)
 
 def test_runs_apart_are_watched(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WATCHED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.stdout.strip() == "[-9, -9, -6, 99, 7, 0] True", done.stderr
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from fcn_batch.pipeline.core.journal import Journal
+from tests.patience import PATIENCE_S
 from tests.runs import output_bytes, run_program
 from tests.twolanes import command, undisturbed
 
@@ -37,7 +38,7 @@ def running(words: list[str], out: Path, blocks: int = 4) -> "Iterator[subproces
         words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     ) as run:
         try:
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + PATIENCE_S
             while len(list((out / "a.partial" / "receipts").glob("*.json"))) < blocks:
                 assert run.poll() is None, run.stderr and run.stderr.read()
                 assert time.monotonic() < deadline
@@ -65,7 +66,7 @@ def test_a_worker_that_is_killed_is_replaced(base: Path, tmp_path: Path) -> None
         victims = workers_of(run)
         assert len(victims) == 2
         victims[0].kill()
-        told = run.communicate(timeout=100)[1]
+        told = run.communicate(timeout=PATIENCE_S)[1]
     assert run.returncode == 0, told
     assert "Traceback" not in told
     assert same_map(base, tmp_path)

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.runs import class_map, output_bytes, run_program
 from tests.twolanes import command, undisturbed
 
@@ -28,7 +29,7 @@ def begun(words: list[str], out: Path, blocks: int = 5) -> "subprocess.Popen[str
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE_S
     while not (out / "a.partial").exists() or len(list((out / "a.partial" / "receipts").glob("*.json"))) < blocks:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
@@ -69,7 +70,7 @@ def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Sig
     with begun(command(base, tmp_path, "--workers", workers), tmp_path) as process:
         send = os.killpg if who == "all" else os.kill  # to all: as Ctrl-C does, and SLURM at the end of a job's time
         send(process.pid, number)
-        told = process.communicate(timeout=100)[1].splitlines()
+        told = process.communicate(timeout=PATIENCE_S)[1].splitlines()
     assert process.returncode == code, told
     assert any(line.startswith(f"{number.name}: finishing the blocks under way") for line in told), told
     last = (
@@ -90,7 +91,7 @@ def test_ctrl_c_while_workers_start(base: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(0.5)  # in the middle of their imports
         os.killpg(process.pid, signal.SIGINT)
-        told = process.communicate(timeout=100)[1]
+        told = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 130, told
     assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
     assert "Traceback" not in told
@@ -102,7 +103,7 @@ def test_ctrl_c_twice_stops_at_once(base: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=100)[1]
+        told = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 130
     assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
     assert "Traceback" not in told
@@ -112,7 +113,7 @@ def test_ctrl_c_twice_stops_at_once(base: Path, tmp_path: Path) -> None:
 def test_without_grace_what_is_under_way_is_dropped(base: Path, tmp_path: Path) -> None:
     with begun(command(base, tmp_path, "--grace", "0"), tmp_path) as process:
         process.send_signal(signal.SIGTERM)
-        told = process.communicate(timeout=100)[1]
+        told = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 75
     assert "Traceback" not in told
     check_that_it_goes_on(base, tmp_path)
@@ -121,7 +122,9 @@ def test_without_grace_what_is_under_way_is_dropped(base: Path, tmp_path: Path) 
 @pytest.mark.faults
 def test_a_full_log_ends_no_run(base: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command(base, tmp_path), stderr=full, stdout=subprocess.DEVNULL, check=False, timeout=100)
+        done = subprocess.run(
+            command(base, tmp_path), stderr=full, stdout=subprocess.DEVNULL, check=False, timeout=PATIENCE_S
+        )
     assert done.returncode == 0
     assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")
 
@@ -134,7 +137,7 @@ def test_a_terminal_that_is_closed_ends_no_run(base: Path, tmp_path: Path) -> No
     )
     os.close(outside)
     os.close(inside)
-    assert process.wait(100) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")
 
 
@@ -145,7 +148,7 @@ def test_a_reader_that_has_gone_makes_a_quiet_end(base: Path, tmp_path: Path) ->
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
         words = command(base, tmp_path, "-q")
-        done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+        done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert done.stderr == ""
     assert output_bytes(tmp_path, "a") == output_bytes(base / "reference", "a")
