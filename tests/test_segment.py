@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -981,32 +982,30 @@ def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     "where",
     [
-        "workflows.outputs.Outputs.make_folder",
-        "pipeline.journal.write_whole",
-        "pipeline.journal.Journal.begin",
+        "workflows.outputs.publishing.Outputs.make_folder",
+        "pipeline.core.journal.write_whole",
+        "pipeline.core.journal.Journal.begin",
         "workflows.run.create_store",
-        "pipeline.store._write_coordinates",
-        "pipeline.journal.Journal.receipt",
+        "pipeline.store.classstore._write_coordinates",
+        "pipeline.core.journal.Journal.receipt",
         "workflows.segment.execute",
-        "pipeline.store.consolidate",
-        "workflows.stitch.write_cog",
-        "workflows.stitch.write_whole",
-        "workflows.finish.write_whole",
-        "pipeline.sidefile._write",
-        "pipeline.journal.Journal.seal",
-        "pipeline.journal.shutil.rmtree",
+        "pipeline.store.classstore.consolidate",
+        "workflows.outputs.stitch.write_cog",
+        "workflows.outputs.stitch.write_whole",
+        "workflows.outputs.finish.write_whole",
+        "pipeline.core.sidefile._write",
+        "pipeline.core.journal.Journal.seal",
+        "pipeline.core.journal.shutil.rmtree",
     ],
 )
 def test_killed_at_any_step_the_run_is_completed_by_the_next(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, where: str, *, after: bool
 ) -> None:
-    parts = where.split(".")
-    target: Any = __import__(f"fcn_batch.{parts[0]}.{parts[1]}", fromlist=[parts[1]])
-    for name in parts[2:-1]:
-        target = getattr(target, name)
+    owner, _, name = where.rpartition(".")
+    target = resolve_name(f"fcn_batch.{owner}")
     options = [reference / "a.tif", "-m", model, "-o", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(target, parts[-1], dying(getattr(target, parts[-1]), after=after))
+        patch.setattr(target, name, dying(getattr(target, name), after=after))
         with pytest.raises(Killed):
             fcn_batch("segment", *options)
     assert not (tmp_path / "a.run.json").exists() or all((tmp_path / name).exists() for name in NAMES)

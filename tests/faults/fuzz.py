@@ -128,7 +128,12 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         _small_blocks()
-        for name in ("pipeline.opening", "workflows.export", "workflows.segment", "workflows.validate"):
+        for name in (
+            "pipeline.store.opening",
+            "workflows.finished.export",
+            "workflows.segment",
+            "workflows.finished.validate",
+        ):
             import_module(f"fcn_batch.{name}")  # once, before all the forks
         self.root = root
         self.model = str(save_tiny_model(root / "tiny.safetensors", fc_kernel=1))
