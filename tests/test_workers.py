@@ -1,6 +1,7 @@
 """Workers of every kind: a scheduler found by its file, mixed machines, pinned processes, and enough for all to do."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,7 +26,7 @@ from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.plan import Options
-from fcn_batch.workflows.processes import topology
+from fcn_batch.workflows.processes import cluster, topology
 from fcn_batch.workflows.processes.cluster import _Run
 from fcn_batch.workflows.processes.crew import connected, kept
 from fcn_batch.workflows.processes.execute import execute
@@ -167,6 +169,22 @@ def test_mixed_kinds_of_workers(
     by = Counter((receipt.by, bool(receipt.mixed)) for receipt in done.values())
     assert len(by) == 2, "each of the two did some, and only one of them otherwise"
     assert {mixed for _, mixed in by} == {False, True}
+
+
+# --- lost workers --------------------------------------------------------------------------------------------
+
+
+def test_lost_workers_of_a_run_are_waited_for_until_they_had_time_to_start_again() -> None:
+    ours = Workers(2).patience
+    assert ours is not None
+    assert ours > cluster._WITHOUT_WORKERS_S, "who starts them again is this program, not a person"
+    assert Workers(address="tcp://127.0.0.1:8786").patience is None
+    nobody = SimpleNamespace(status="running", nthreads=dict)
+    run = _Run(nobody, "of this run's workers", lambda _: None, Stop(), own=True, patience=ours)  # type: ignore[arg-type]
+    run._look_for_workers()
+    run._workers_seen, run._looked = time.monotonic() - ours, -math.inf
+    with pytest.raises(OutputError, match=r"^none of this run's workers has come back for 600 s; finished blocks are"):
+        run._look_for_workers()
 
 
 # --- enough to do --------------------------------------------------------------------------------------------

@@ -216,9 +216,10 @@ class _Run:
         if threads:
             self._workers_seen = now
         elif now - self._workers_seen >= self.patience:
-            raise OutputError(
-                f"no workers at the scheduler {self.address} for {self.patience:g} s: start some; {_RUN_AGAIN}"
-            )
+            for_so_long = f"for {self.patience:g} s"
+            if self.own:
+                raise OutputError(f"none of this run's workers has come back {for_so_long}; {_RUN_AGAIN}")
+            raise OutputError(f"no workers at the scheduler {self.address} {for_so_long}: start some; {_RUN_AGAIN}")
 
 
 def _to_the_end(run: _Run, ticket: JobTicket, waiting: deque[Work]) -> None:

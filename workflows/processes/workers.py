@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LAST_PORT = 65535
 _FILE = "file:"
+_RESTART_S = 600.0
+"""Lost processes of this machine are started again at once; beside other work that took more than a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,10 @@ class Workers:
 
     @property
     def patience(self) -> float | None:
-        """Seconds that jobs may be waited for; None: as for any scheduler."""
-        return None if self.cluster is None or self.cluster.kind == "cuda" else seconds_of(self.cluster.wait)
+        """Seconds that lost ones may be waited for; None: as for any scheduler."""
+        if self.cluster is None or self.cluster.kind == "cuda":
+            return _RESTART_S if self.own else None
+        return seconds_of(self.cluster.wait)
 
     @property
     def told(self) -> str:
