@@ -1,5 +1,6 @@
 """What all commands share: `--debug`, errors as one line and an exit code, how facts are printed."""
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from typing import Any, TypeVar
 
 import click
 
-from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError, OutputError
 from fcn_batch.pipeline.core.text import printable
 
 PATH = click.Path(path_type=Path)
 _Value = TypeVar("_Value")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Command(click.Command):
@@ -48,6 +50,9 @@ class Command(click.Command):
             message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
             if isinstance(error, FcnBatchError):
                 message, code = str(error), error.exit_code
+            elif isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # no file of ours
+                message = f"standard output cannot be written ({error.strerror}); make room, or send it elsewhere"
+                code = OutputError.exit_code
             _tell(message)
             ctx.exit(code)
 
@@ -101,8 +106,9 @@ def echo_pairs(pairs: list[tuple[str, str]]) -> None:
 
 
 def echo_path(path: object) -> None:
-    """Print the path of what was written: as it is for programs, safely for people."""
-    click.echo(printable(str(path)) if sys.stdout.isatty() else path)
+    """Print the path of what was written: as it is for programs, safely for people, nowhere if nowhere is."""
+    for_people = sys.stdout is not None and sys.stdout.isatty()
+    click.echo(printable(str(path)) if for_people else path)
 
 
 def examples(*calls: str) -> str:

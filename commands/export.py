@@ -61,9 +61,9 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
 def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen: Any) -> None:
     """Write the class map MAP in another form and print the path of what was written.
 
-    MAP is NAME.classes.zarr, NAME.classes.tif or NAME.run.json of a run, or any raster of one band of class ids. To a
-    cloud-optimised GeoTIFF, a picture (png), a page for browsers that works offline (html), OME-Zarr, polygons, or a
-    table of areas (csv).
+    MAP is NAME.classes.zarr, NAME.classes.tif or NAME.run.json of a run, a folder with one run.json, or any raster of
+    one band of class ids. To a cloud-optimised GeoTIFF, a picture (png), a page for browsers that works offline (html),
+    OME-Zarr, polygons, or a table of areas (csv).
     """
     from fcn_batch.workflows.console.progress import progress_for
     from fcn_batch.workflows.finished.export import Order

@@ -1,24 +1,11 @@
 """How it is written on the command line what of an input is taken, and how: alike for all commands that make a plan."""
 
-import math
 from pathlib import Path
 
 import click
 
 from fcn_batch.commands.base import parameter
-from fcn_batch.workflows.words import bands_of
-
-
-def _box(text: str) -> tuple[float, ...]:
-    """``5.1,45,5.3,45.2`` to four numbers."""
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{text!r} is not a box like 5.1,45,5.3,45.2 (west, south, east, north)")
-    return numbers
-
+from fcn_batch.workflows.words import bands_of, box_of
 
 INPUT_OPTIONS = (
     click.option("--local-only", is_flag=True, help="Refuse inputs that are not on this machine, whoever names them."),
@@ -50,7 +37,7 @@ INPUT_OPTIONS = (
     ),
     click.option(
         "--bbox",
-        type=_box,
+        type=parameter(box_of),
         metavar="W,S,E,N",
         help="Only what lies in this box, in the raster's own coordinates.",
     ),

@@ -7,7 +7,7 @@ import click
 
 from fcn_batch.commands.arguments import model_options
 from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
-from fcn_batch.commands.names import complete_files
+from fcn_batch.commands.names import complete_files, complete_folders
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -59,6 +59,7 @@ def _options(chosen: dict[str, Any]) -> "Options":
     "--output",
     "output",
     metavar="DIR|URL",
+    shell_complete=complete_folders,
     help="Folder for the outputs, made if missing; default: beside each input. Or s3://BUCKET/PREFIX, gs://….",
 )
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcn_batch.commands.base import PATH, Group, examples
+from fcn_batch.commands.names import complete_files
 from fcn_batch.commands.run import segment as segment_command
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 _OPEN = {"ignore_unknown_options": True}
 """Words that a command does not know are segment's, which checks them."""
 _words = click.argument(
-    "words", metavar="INPUT... [OPTIONS OF SEGMENT]", nargs=-1, required=True, type=click.UNPROCESSED
+    "words",
+    metavar="INPUT... [OPTIONS OF SEGMENT]",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    shell_complete=complete_files,
 )
 
 

@@ -57,12 +57,23 @@ def test_what_others_find_is_found(image: Path, model: Path, tmp_path: Path) -> 
     assert moved.numbers()["pixel_accuracy"] < 1
     picture = fcn_batch.export(maps.report, "png", tmp_path / "a.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(OptionError, match="--to pgn: no such form of a map; give one of cog, png"):
+        fcn_batch.export(maps.report, "pgn")
     assert "landcover-world" in [card.name for card in fcn_batch.models()]
+
+
+def test_maps_may_be_given_to_what_reads_them(image: Path, model: Path, tmp_path: Path) -> None:
+    (maps,) = fcn_batch.segment(image, tmp_path / "out", model=model)
+    assert fcn_batch.validate(maps).ok
+    assert fcn_batch.verify(maps, samples=1).ok
+    assert [found.phase for found in fcn_batch.status(maps)] == ["complete"]
+    assert fcn_batch.evaluate(maps, maps.cog, boundary=0).numbers()["pixel_accuracy"] == 1
+    assert fcn_batch.export(maps, "csv") == tmp_path / "out" / "a.classes.csv"
 
 
 def test_open_classes(image: Path, model: Path, tmp_path: Path) -> None:
     (maps,) = fcn_batch.segment(image, tmp_path / "out", model=model)
-    for source in (maps, maps.store, Path(maps.report)):
+    for source in (maps, maps.store, Path(maps.report), tmp_path / "out"):
         with fcn_batch.open_classes(source) as classes:
             assert classes.dtype == np.uint8
             assert (classes.values == class_map(tmp_path / "out", "a")).all()
@@ -77,6 +88,9 @@ def test_open_classes(image: Path, model: Path, tmp_path: Path) -> None:
             fcn_batch.open_classes(wrong)
     with pytest.raises(InputError, match="no report of a run"):
         fcn_batch.report(image)
+    assert fcn_batch.report(tmp_path / "out") == fcn_batch.report(maps)
+    with pytest.raises(InputError, match="1 maps in a list; give one, as of"):
+        fcn_batch.open_classes([maps])  # type: ignore[arg-type]  # what is easily forgotten
 
 
 def test_options_are_those_of_the_command_line(image: Path) -> None:
@@ -93,7 +107,8 @@ def test_options_are_those_of_the_command_line(image: Path) -> None:
 
 def test_options_may_be_written_as_on_the_command_line(image: Path, model: Path, tmp_path: Path) -> None:
     words: dict[str, Any] = {"bands": "3,2,1", "memory": "2GB", "tile": "auto", "overlap": "auto", "precision": "auto"}
-    plain = fcn_batch.plan(image, model=model, bands=[3, 2, 1], memory=2_000_000_000)
+    words["bbox"] = "-20,30,-5,40"
+    plain = fcn_batch.plan(image, model=model, bands=[3, 2, 1], memory=2_000_000_000, bbox=(-20, 30, -5, 40))
     assert fcn_batch.plan(image, model=model, **words).fingerprint == plain.fingerprint
     (maps,) = fcn_batch.segment(image, tmp_path / "out", workers="0", model=model, **words)
     assert fcn_batch.report(maps)["fingerprint"] == plain.fingerprint
@@ -107,6 +122,7 @@ def test_options_may_be_written_as_on_the_command_line(image: Path, model: Path,
         ({"tile": "wide"}, r"option tile: .*integer.* \(got 'wide'\)"),
         ({"precision": "fp8"}, "option precision: "),
         ({"bbox": [1, 2, 3]}, "option bbox"),
+        ({"bbox": "1,2,3"}, "'1,2,3' is not a box"),
         ({"workers": "some"}, "--workers some: give auto"),
     ],
 )

@@ -239,6 +239,14 @@ def test_an_output_folder_that_is_a_file(tmp_path: Path, model: Path, below: str
     )
 
 
+@pytest.mark.parametrize("name", ["out.tif", "out.PNG", "out.zarr"])
+def test_an_output_that_is_named_like_a_file(tmp_path: Path, model: Path, name: str) -> None:
+    path, output = scene(tmp_path / "a.tif", 40, 50), tmp_path / name
+    refuses(tmp_path, 2, f"-o {output}: outputs go into a folder", arguments=[path, "-m", model, "-o", output])
+    output.mkdir()
+    segmented(path, "-m", model, "-o", output)
+
+
 def test_an_output_folder_that_may_not_be_written(nobody: Path) -> None:
     options: list[object] = [nobody / "a.tif", "-m", nobody / "tiny.safetensors", "-o", nobody / "out"]
     needles = (f"{nobody / 'out'}: cannot write outputs here (Permission denied)", "choose another folder with -o DIR")
@@ -259,7 +267,7 @@ def test_an_input_that_may_not_be_read(nobody: Path) -> None:
     (nobody / "a.tif").chmod(0o600)
     os.seteuid(NOBODY)
     options: list[object] = [nobody / "a.tif", "-m", nobody / "tiny.safetensors"]
-    refuses(nobody, 4, nobody / "a.tif", "readable", arguments=options)
+    refuses(nobody, 4, f"{nobody / 'a.tif'}: Permission denied; make it readable", arguments=options)
 
 
 def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

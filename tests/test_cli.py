@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from hashlib import sha256
@@ -146,6 +147,22 @@ def test_an_unforeseen_error_has_code_1_and_a_hint(raster: Path, monkeypatch: py
     assert result.exit_code == FcnBatchError.exit_code == 1
     assert result.stderr == "fcn-batch: unforeseen error: ZeroDivisionError: by nothing; --debug shows where\n"
     assert "in fail" in fcn_batch("plan", raster, "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [
+        (">/dev/full", 6, "fcn-batch: standard output cannot be written (No space left on device); make room"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_where_nothing_can_be_written_to(where: str, code: int, told: str, raster: Path, model: Path) -> None:
+    command = f'"{sys.executable}" -m fcn_batch.cli segment "{raster}" -m "{model}" -o "{raster.parent}/out" {where}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "unforeseen" not in done.stderr
 
 
 def test_an_interrupt_says_how_to_go_on(raster: Path, monkeypatch: pytest.MonkeyPatch) -> None:

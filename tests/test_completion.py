@@ -41,17 +41,19 @@ def test_options_and_files_are_completed() -> None:
     assert offered("fcn-batch", "segment", "--confi") == ["plain,--confidence"]
     for command in ("segment", "plan", "validate"):
         assert offered("fcn-batch", command, "a") == ["file,a"]
+    assert offered("fcn-batch", "submit", "slurm", "a") == ["file,a"]
+    assert offered("fcn-batch", "segment", "a.tif", "-o", "m") == ["dir,m"]
 
 
 @pytest.mark.parametrize("words", [("segment", "a.tif", "--model"), ("plan", "-m"), ("model", "info")])
 def test_models_are_completed(words: tuple[str, ...]) -> None:
-    *names, files = offered("fcn-batch", *words, "b")
+    files, *names = offered("fcn-batch", *words, "b")
     assert (names, files) == (["plain,buildings"], "file,b")
 
 
 def test_all_models_are_offered() -> None:
-    assert offered("fcn-batch", "segment", "--model", "'") == [f"plain,{name}" for name in MODELS] + ["file,"]
-    assert offered("fcn-batch", "model", "check", "'") == [f"plain,{name}" for name in MODELS[1:]] + ["file,"]
+    assert offered("fcn-batch", "segment", "--model", "'") == ["file,", *(f"plain,{name}" for name in MODELS)]
+    assert offered("fcn-batch", "model", "check", "'") == ["file,", *(f"plain,{name}" for name in MODELS[1:])]
 
 
 def test_completing_loads_nothing_heavy() -> None:
@@ -65,7 +67,7 @@ def test_completing_loads_nothing_heavy() -> None:
         check=True,
         timeout=PATIENCE_S,
     )
-    assert (done.stdout.splitlines()[:2], done.stderr) == (["plain,auto", "plain,aerial"], "False")
+    assert (done.stdout.splitlines()[1:3], done.stderr) == (["plain,auto", "plain,aerial"], "False")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -81,15 +83,24 @@ def test_a_script_for_each_shell(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("seg", "segment"),
+        ("segment --overw", "--overwrite"),
+        ("plan a.tif -m nu", "nuclei"),
+        ("model info ae", "aerial"),
+    ],
+)
+def test_bash_completes_with_the_script(words: str, completed: str, tmp_path: Path) -> None:
     """As when TAB is pressed: the script's function is called, and the program is the one on the PATH."""
     program = tmp_path / "fcn-batch"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{PROGRAM}" "$@"\n')
     program.chmod(0o755)
     (tmp_path / "script").write_text(fcn_batch("completion", "bash").stdout)
-    press = (
-        f"source {tmp_path}/script; COMP_WORDS=(fcn-batch seg); COMP_CWORD=1; "
-        '_fcn_batch_completion fcn-batch; printf "%s\\n" "${COMPREPLY[@]}"'
+    press = (  # compopt works only while a key is pressed
+        f"source {tmp_path}/script; COMP_WORDS=(fcn-batch {words}); COMP_CWORD={len(words.split())}; "
+        'compopt() { :; }; _fcn_batch_completion fcn-batch; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", press],
@@ -99,7 +110,7 @@ def test_bash_completes_with_the_script(tmp_path: Path) -> None:
         check=True,
         timeout=PATIENCE_S,
     )
-    assert done.stdout == "segment\n"
+    assert done.stdout == f"{completed}\n"
 
 
 def test_another_shell_is_refused() -> None:

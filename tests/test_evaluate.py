@@ -386,7 +386,7 @@ def test_predictions_that_are_no_class_map(tmp_path: Path, folder: Path) -> None
     assert "float32" in refused(4, floats, folder / "truth.tif")
     high = write_raster(tmp_path / "high.tif", np.full((1, 150, 170), 300, np.int16), crs=UTM, transform=PLACE)
     assert f"{high}: holds 300; class ids are 0 to 254" in refused(4, high, folder / "truth.tif", *MEANING)
-    assert f"{tmp_path}: not a class map that fcn-batch wrote" in refused(4, tmp_path, folder / "truth.tif")
+    assert f"{tmp_path}: holds no report of a run" in refused(4, tmp_path, folder / "truth.tif")
     assert "does not exist" in refused(4, tmp_path / "none.tif", folder / "truth.tif")
 
 

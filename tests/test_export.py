@@ -57,6 +57,13 @@ def called(*arguments: object) -> Result:
     return CliRunner().invoke(group, ["export", *(str(one) for one in arguments)])
 
 
+def test_a_folder_stands_for_its_only_run(run: Path) -> None:
+    assert find_map(run.parent).path == find_map(run).path
+    (run.parent / "other.run.json").write_text("{}")
+    with pytest.raises(InputError, match="2 reports of runs"):
+        find_map(run.parent)
+
+
 def exported(source: Path, target: str, **chosen: Any) -> Path:
     return export(Order(source, target, **chosen), Quiet())
 

@@ -47,7 +47,9 @@ def test_folders_of_rasters(tmp_path: Path) -> None:
 
 def test_maps_that_lie_beside_their_inputs_are_no_inputs(tmp_path: Path) -> None:
     a, made, _ = files(tmp_path, "a.tif", "a.classes.tif", "a.run.json")
+    files(tmp_path, "a.classes.png", "a.classes.cog.tif")
     assert inputs_of([tmp_path / "*.tif"], None) == (a,)
+    assert inputs_of([tmp_path], None) == (a,)
     assert inputs_of([made], None) == (made,), "named"
 
 

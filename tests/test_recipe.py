@@ -224,7 +224,7 @@ def test_no_toml(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert "cannot read the recipe: No such file" in _refused(tmp_path / "none.toml")
+    assert "cannot read the recipe: No such file or directory; give the TOML file" in _refused(tmp_path / "none.toml")
     assert "cannot read the recipe: Is a directory" in _refused(tmp_path)
 
 

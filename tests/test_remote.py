@@ -146,6 +146,7 @@ def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> 
         result = fcn_batch("segment", url, "-m", model, "-o", tmp_path / "out")
         assert result.exit_code == 4, result.stderr
         assert url in result.stderr
+        assert "; check the address, the network and the credentials in the environment" in result.stderr
         assert len(result.stderr.splitlines()) == 1
     result = fcn_batch("segment", f"{served.url}/none.tif", "-m", model, "--local-only")
     assert result.exit_code == 2

@@ -5,6 +5,7 @@ Each function does what the command of its name does, with the same words: `--on
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.status import Status
 
-PathLike = str | Path
+PathLike = str | os.PathLike[str]
 _REPORT = ".run.json"
 _STORE = ".classes.zarr"
 _OF_A_REQUEST = ("overwrite", "restart", "pyramid", "on_error", "allow_mixed", "part")
@@ -51,7 +52,7 @@ _OF_LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """What one input became."""
+    """What one input became; as a path it is that of the report."""
 
     paths: tuple[str, ...]
     """All that was made and is meant for reading, as `fcn-batch segment` prints it; the report is the last."""
@@ -70,6 +71,9 @@ class Maps:
     def cog(self) -> str:
         """Path, or URL, of NAME.classes.tif."""
         return next(path for path in self.paths if path.endswith(".tif"))
+
+    def __fspath__(self) -> str:
+        return self.report
 
 
 def segment(
@@ -111,22 +115,27 @@ def plan(given: PathLike, **options: Any) -> "Plan":
     from fcn_batch.pipeline.core.location import input_of
     from fcn_batch.workflows.plan import prepare
 
-    return prepare(input_of(str(given)), _options(options)).plan
+    return prepare(input_of(os.fspath(given)), _options(options)).plan
 
 
-def open_classes(source: "PathLike | Maps", **chosen: Any) -> "xr.DataArray":
+def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
     """The class ids of a map as an xarray DataArray (rows, cols) with coordinates, read as they are needed.
 
-    `source`: what `segment` gave, or the path of NAME.run.json or NAME.classes.zarr. The attribute `legend` names the
-    class of each id, `nodata` is the id of pixels without a class. `chosen` goes to `xarray.open_zarr`, such as
-    `chunks=None` to do without Dask. Needs `pip install 'fcn-batch[xarray]'`. InputError when there is no such map.
+    `source`: one of what `segment` gave, or the path of NAME.run.json, NAME.classes.zarr or a folder with one run. The
+    attribute `legend` names the class of each id, `nodata` is the id of pixels without a class. `chosen` goes to
+    `xarray.open_zarr`, such as `chunks=None` to do without Dask. Needs `pip install 'fcn-batch[xarray]'`. InputError
+    when there is no such map.
     """
     try:
         import xarray as xr
     except ImportError as error:
         raise OptionError("open_classes needs xarray: pip install 'fcn-batch[xarray]'") from error
 
-    path = source.store if isinstance(source, Maps) else str(source)
+    from fcn_batch.workflows.finished.found import run_in
+
+    path = _place(source)
+    if "://" not in path:
+        path = str(run_in(Path(path)))
     if path.endswith(_REPORT):
         path = path.removesuffix(_REPORT) + _STORE
     if not path.endswith(_STORE) or ("://" not in path and not Path(path).is_dir()):
@@ -137,9 +146,11 @@ def open_classes(source: "PathLike | Maps", **chosen: Any) -> "xr.DataArray":
     return classes
 
 
-def report(source: "PathLike | Maps") -> dict[str, Any]:
-    """What a run says of itself: plan, classes with pixels and areas, speed; of a run, or NAME.run.json."""
-    path = Path(source.report if isinstance(source, Maps) else source)
+def report(source: PathLike) -> dict[str, Any]:
+    """What a run says of itself: plan, classes with pixels and areas, speed; `source` as for `open_classes`."""
+    from fcn_batch.workflows.finished.found import run_in
+
+    path = run_in(Path(_place(source)))
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -150,14 +161,14 @@ def validate(output: PathLike) -> "Validation":
     """Read the outputs of a run again and compare them with its report; `ok` tells whether all is as it was made."""
     from fcn_batch.workflows.finished.validate import validate as run
 
-    return run(Path(output), progress_for(quiet=True))
+    return run(Path(_place(output)), progress_for(quiet=True))
 
 
 def verify(output: PathLike, samples: int = 10, seed: int = 0) -> "Verification":
     """Compute windows of a map again, from its input; `ok` tells whether the classes are the same."""
     from fcn_batch.workflows.finished.verify import verify as run
 
-    return run(Path(output), samples, seed, progress_for(quiet=True))
+    return run(Path(_place(output)), samples, seed, progress_for(quiet=True))
 
 
 def export(source: PathLike, to: str, output: PathLike | None = None, **options: Any) -> Path:
@@ -171,7 +182,7 @@ def export(source: PathLike, to: str, output: PathLike | None = None, **options:
     _check_names(options, [field.name for field in fields(Order)][3:])
     paths = {name: Path(options[name]) for name in ("clip", "zones") if options.get(name) is not None}
     target = None if output is None else Path(output)
-    return run(Order(Path(source), to, target, **{**options, **paths}), progress_for(quiet=True))
+    return run(Order(Path(_place(source)), to, target, **{**options, **paths}), progress_for(quiet=True))
 
 
 def evaluate(prediction: PathLike, labels: PathLike, **options: Any) -> "Evaluation":
@@ -187,7 +198,7 @@ def evaluate(prediction: PathLike, labels: PathLike, **options: Any) -> "Evaluat
     chosen = {**_OF_LABELS, **options}
     output = chosen.pop("output")
     request = request_for(
-        Path(prediction),
+        Path(_place(prediction)),
         Path(labels),
         ignore=tuple(chosen.pop("ignore")),
         renamed=tuple(dict(chosen.pop("map")).items()),
@@ -202,7 +213,7 @@ def status(folder: PathLike) -> "list[Status]":
     """How far the runs in a folder are, told from their files alone, also while they go on."""
     from fcn_batch.workflows.status import status as look
 
-    return look(Path(folder))
+    return look(Path(_place(folder)))
 
 
 def models() -> "list[ModelCard]":
@@ -210,6 +221,13 @@ def models() -> "list[ModelCard]":
     from fcn_batch.workflows.learning.models import embedded
 
     return [file.card for file in embedded()]
+
+
+def _place(source: PathLike) -> str:
+    """The path of what is meant; InputError for a list of maps."""
+    if isinstance(source, list | tuple):
+        raise InputError(f"{len(source)} maps in a list; give one, as of `(maps,) = fcn_batch.segment(…)`")
+    return os.fspath(source)
 
 
 def _request(
@@ -223,15 +241,15 @@ def _request(
     from fcn_batch.workflows.processes.workers import Workers
     from fcn_batch.workflows.segment import Request
 
-    named = [inputs] if isinstance(inputs, str | Path) else inputs
-    folder, bucket = destination(None if output is None else str(output), None, local_only=False)
+    named = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    folder, bucket = destination(None if output is None else os.fspath(output), None, local_only=False)
     chosen = {name: options[name] for name in options if name in _OF_A_REQUEST}
     if "on_error" in chosen:
         chosen["on_error"] = OnError.parse(chosen["on_error"])
     if chosen.get("part") is not None:
         chosen["part"] = Part.parse(chosen["part"])
     return Request(
-        inputs_of([str(one) for one in named], None),
+        inputs_of([os.fspath(one) for one in named], None),
         _options({name: value for name, value in options.items() if name not in chosen}, _OF_A_REQUEST),
         folder,
         Workers(count_of(str(workers))),
@@ -243,12 +261,12 @@ def _request(
 def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
     from fcn_batch.pipeline.core.model_card import first_problem
     from fcn_batch.workflows.plan import Options
-    from fcn_batch.workflows.words import bands_of, bytes_of
+    from fcn_batch.workflows.words import bands_of, box_of, bytes_of
 
     _check_names(given, [*(field.name for field in fields(Options)), *others])
     chosen = {"model": "auto", **given}
     chosen["model"] = str(chosen["model"])
-    for name, parse in (("bands", bands_of), ("memory", bytes_of)):
+    for name, parse in (("bands", bands_of), ("memory", bytes_of), ("bbox", box_of)):
         if isinstance(chosen.get(name), str):
             chosen[name] = parse(chosen[name])
     for name in _AUTO:

@@ -18,6 +18,21 @@ def bands_of(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
 
 
+def box_of(text: str) -> tuple[float, ...]:
+    """West, south, east and north.
+
+    >>> box_of("5.1,45,5.3,45.2")
+    (5.1, 45.0, 5.3, 45.2)
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise OptionError(f"{text!r} is not a box like 5.1,45,5.3,45.2 (west, south, east, north)")
+    return numbers
+
+
 def bytes_of(text: str) -> int:
     """An amount of memory.
 

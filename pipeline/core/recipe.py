@@ -212,7 +212,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(parsed_toml(read_bounded(path, MAX_TEXT)))
     except OSError as error:
-        raise TrainingError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        raise TrainingError(
+            f"{path}: cannot read the recipe: {error.strerror}; give the TOML file that says what to train"
+        ) from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
         raise TrainingError(f"{path}: {problems}") from error

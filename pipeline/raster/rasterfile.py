@@ -244,11 +244,21 @@ def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
             options = {"OVERVIEW_LEVEL": level} if isinstance(level, str) else {}
             return DatasetReader(name, driver=drivers, **options)
     except RasterioIOError as error:
-        reason = str(error).replace(name, str(path))
-        raise FormatError(
-            f"{path} cannot be opened as a raster: {reason}; give an undamaged, readable {', '.join(DRIVERS)} "
-            "file (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
-        ) from error
+        reason = str(error).replace(name, str(path)).rstrip(".")
+        raise FormatError(f"{path} cannot be opened as a raster: {reason}; {_remedy(path, reason)}") from error
+
+
+def _remedy(path: Path | Url, reason: str) -> str:
+    """What may help where `path` could not be opened: a server that is not reached is no matter of formats."""
+    if "not recognized as being" not in reason:
+        if isinstance(path, Url) and path.remote:
+            return "check the address, the network and the credentials in the environment"
+        if isinstance(path, Path) and "Permission denied" in reason:
+            return "make it readable"
+    return (
+        f"give an undamaged, readable {', '.join(DRIVERS)} file (or a VRT whose name ends in .vrt), "
+        "or convert it with gdal_translate"
+    )
 
 
 def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...] = DTYPES) -> None:

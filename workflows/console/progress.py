@@ -199,7 +199,7 @@ class Sturdy:
 
 
 def progress_for(*, quiet: bool) -> RunProgress:
-    """The one that suits where standard error goes."""
-    if quiet:
+    """The one that suits where standard error goes; it is None when it was closed before the program began."""
+    if quiet or sys.stderr is None:
         return Quiet()
     return Sturdy(Bar() if sys.stderr.isatty() else Lines())

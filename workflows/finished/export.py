@@ -70,6 +70,8 @@ class Order:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.target not in ENDINGS:
+            raise OptionError(f"--to {self.target}: no such form of a map; give one of {', '.join(ENDINGS)}")
         for option, value, targets in (
             ("--min-area", self.min_area, VECTORS),
             ("--simplify", self.simplify, VECTORS),

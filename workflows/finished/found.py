@@ -8,8 +8,10 @@ from typing import Any
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.maps import ClassMap
 from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.workflows.finished.maps import open_map
 from fcn_batch.workflows.outputs.ground import Ground, ground_of
+from fcn_batch.workflows.outputs.publishing import find_outputs
 
 _REPORT = ".run.json"
 _MAPS = (".classes.zarr", ".classes.tif")
@@ -41,11 +43,20 @@ class Found:
         return ground_of(self.source.georeference, self.source.size, microns)
 
 
+def run_in(path: Path) -> Path:
+    """The report of the only run in a folder; what is no folder, or is a store, itself. InputError for several."""
+    if not path.is_dir() or path.suffix == ".zarr" or holds_zarr(path):
+        return path
+    outputs = find_outputs(path)
+    return outputs.folder / outputs.report
+
+
 def find_map(path: Path) -> Found:
-    """The map at `path` (or that a report at `path` tells of), with the report of the run that made it, if it is there.
+    """The map at `path`, or of the report there, or of the only run in that folder, with the report if it is there.
 
     InputError when there is no map.
     """
+    path = run_in(path)
     if path.name.endswith(_REPORT):
         report, plan = _read_report(path)
         stem = path.name.removesuffix(_REPORT)

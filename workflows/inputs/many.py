@@ -22,7 +22,16 @@ _SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has h
 _WIDEST_NAME = 40
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt")
 """Of the files in a folder that are taken for rasters."""
-_OUTPUTS = (".classes.tif", ".classes.zarr", ".confidence.zarr", ".pyramid.zarr")
+_OUTPUTS = (
+    ".classes.tif",
+    ".classes.cog.tif",
+    ".classes.png",
+    ".classes.zarr",
+    ".classes.ome.zarr",
+    ".confidence.zarr",
+    ".pyramid.zarr",
+)
+"""What `segment` and `export` leave beside their inputs."""
 
 
 def inputs_of(given: Sequence[str | Path], listed: Path | None, asset: str | None = None) -> tuple[Path | Url, ...]:
@@ -36,7 +45,7 @@ def dated_inputs(
     """The inputs that a command line names: files, zarr stores, folders of rasters, patterns for no shell, STAC items.
 
     Of items it is their `asset`, and its time, which others do not have. A file that really has the name of a pattern
-    is meant itself. Maps that an earlier run left beside its inputs are not taken, unless they are named. InputError
+    is meant itself. Maps that earlier commands left beside their inputs are not taken unless they are named. InputError
     when a folder or a pattern holds nothing, OptionError when the list cannot be read or there is no input at all.
     """
     found: dict[Path | Url, datetime | None] = {}

@@ -21,7 +21,8 @@ from fcn_batch.pipeline.raster.gdal import gdal_cache
 from fcn_batch.pipeline.raster.labels import Burn, Grid, Labels, open_labels
 from fcn_batch.pipeline.raster.mapfile import GREY
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows, open_map
+from fcn_batch.workflows.finished.found import find_map
+from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows
 from fcn_batch.workflows.learning.evaluation import Evaluation, evaluation_files, refuse_to_clobber, write_evaluation
 from fcn_batch.workflows.learning.meaning import UNKNOWN, Meaning, Translation, check_kind, listed, polygons_mean
 
@@ -65,7 +66,7 @@ def evaluate(request: Request, progress: RunProgress) -> Evaluation:
     """
     if request.folder is not None and not request.overwrite:
         refuse_to_clobber(evaluation_files(request.folder))
-    predicted = open_map(request.prediction)
+    predicted = find_map(request.prediction).source
     distance = default_distance(predicted.size) if request.boundary is None else request.boundary
     _check_distance(distance, predicted.size)
     check_kind(request.labels, request.burn)

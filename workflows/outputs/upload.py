@@ -10,6 +10,7 @@ from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.workflows.inputs.many import RASTER_SUFFIXES
 from fcn_batch.workflows.outputs.publishing import Outputs
 
 _AT_ONCE = 8
@@ -18,12 +19,15 @@ _AT_ONCE = 8
 def destination(output: str | None, work: Path | None, *, local_only: bool) -> tuple[Path | None, Url | None]:
     """Folder in which a run makes its outputs, and the bucket that they then go to, if they do.
 
-    OptionError when the two options do not go together, or `local_only` forbids the bucket.
+    OptionError when the two options do not go together, `local_only` forbids the bucket, or a file is named: a folder
+    called out.tif is not what anybody wants.
     """
     place = None if output is None else input_of(output)
     if not isinstance(place, Url):
         if work is not None:
             raise OptionError(f"--work {work}: is for outputs that go to a bucket, as with -o s3://BUCKET/PREFIX")
+        if place is not None and place.suffix.lower() in (*RASTER_SUFFIXES, ".zarr") and not place.is_dir():
+            raise OptionError(f"-o {place}: outputs go into a folder, and this is the name of a file; give -o DIR")
         return place, None
     if local_only:
         raise OptionError(f"-o {place}: not on this machine, and --local-only forbids that; give a folder")
