@@ -1,6 +1,7 @@
 """Maps at another resolution than their input's: grids, classes, and the way back to the input's pixels."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,8 @@ def test_the_map_on_the_grid_of_the_input(model: Path, tmp_path: Path, monkeypat
         (["--level", "1"], 4, "has no level 1: its pyramid goes from 0 to 0"),
         (["--level", "0", "--mpp", "1"], 2, "give one of them"),
         (["--mpp", "0"], 2, "--mpp"),
+        (["--mpp", "nan"], 2, "--mpp nan: give micrometres per pixel"),
+        (["--mpp", "inf"], 2, "--mpp inf: give micrometres per pixel"),
     ],
 )
 def test_what_is_refused(model: Path, tmp_path: Path, options: list[str], code: int, told: str) -> None:
@@ -86,6 +89,21 @@ def test_what_is_refused(model: Path, tmp_path: Path, options: list[str], code: 
     assert result.exit_code == code
     assert told in result.stderr
     assert not list(tmp_path.glob("a.*[!f]"))
+
+
+@pytest.mark.parametrize(
+    ("gsd", "code", "told"),
+    [
+        (GSD / 1e8, 2, r"it would have \d{11} x \d{11} pixels, more than the limit of"),
+        (GSD * 1e8, 4, r"500 x 420 of its pixels become 1 x 1; take a coarser level"),
+    ],
+)
+def test_resolutions_that_no_map_can_have(tmp_path: Path, gsd: float, code: int, told: str) -> None:
+    """Neither more pixels than a map can have, nor one of which the input is hardly a part."""
+    model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1, gsd_m=gsd)
+    result = fcn_batch("segment", fine(tmp_path / "a.tif", GSD), "-m", model, "--resample", "auto")
+    assert result.exit_code == code, result.stderr
+    assert re.search(told, result.stderr)
 
 
 def test_a_level_of_a_pyramid(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

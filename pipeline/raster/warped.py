@@ -112,7 +112,7 @@ class WarpedSource:
         if seen is None:
             return None
         there = seen.clipped(self._source.info.size)
-        if there.pixels > _MOST_SOURCE_PIXELS:
+        if seen.pixels > _MOST_SOURCE_PIXELS:  # what is beyond the borders takes memory too
             raise InputError(
                 f"{self._source.info.path}: {there.height} x {there.width} of its pixels become {block.height} x "
                 f"{block.width}; take a coarser level of its pyramid (--level), or make one with gdaladdo"

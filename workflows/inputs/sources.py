@@ -9,6 +9,7 @@
 What was done is in the RasterInfo, and so in the plan; `source_of` does it again in another process.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path, PurePosixPath
@@ -70,9 +71,11 @@ def source_of(identity: InputIdentity) -> RasterSource:
 def at_microns(source: RasterSource, wanted: float) -> RasterSource:
     """The level of a slide with that many micrometres per pixel, or the next finer one made coarser.
 
-    OptionError when nothing says how large its pixels are.
+    OptionError when nothing says how large its pixels are, or `wanted` is no size for one.
     """
     info = source.info
+    if not math.isfinite(wanted):
+        raise OptionError(f"--mpp {wanted:g}: give micrometres per pixel, such as 0.5")
     if info.microns is None:
         raise OptionError(f"--mpp {wanted:g}: {info.path} does not say how large a pixel is; leave --mpp out")
     sizes = [info.microns * info.size.width / size.width for size in info.levels]
@@ -88,10 +91,22 @@ def resampled(source: RasterSource, factor: float) -> RasterSource:
     if abs(factor - 1) <= _AS_IT_IS:
         return source
     grid = Grid(source.info.size, source.info.georeference)
+    _check_factor(source.info, factor)
     wanted = coarser_grid(grid, factor)
     if len(source.info.sources) > 1:
         return _placed(source.info.path, [_opened(file) for file in source.info.sources], wanted)
     return WarpedSource(source, wanted, kernel_for(grid, wanted))
+
+
+def _check_factor(info: RasterInfo, factor: float) -> None:
+    """OptionError unless pixels `factor` times as large are as few as a map can have."""
+    least = max(factor, 1e-15)  # division by less could give infinity
+    problem = size_problem(math.ceil(info.size.height / least), math.ceil(info.size.width / least))
+    if problem is not None:
+        raise OptionError(
+            f"{info.path}: with pixels {factor:.3g} times as large as its own it would have "
+            f"{problem}; give another --mpp, or with --resample auto a model for such images"
+        )
 
 
 def at_resolution(source: RasterSource, metres: float) -> RasterSource:
