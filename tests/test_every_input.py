@@ -102,6 +102,14 @@ def in_another_order(folder: Path) -> Path:
     return path
 
 
+def blue_first(folder: Path) -> Path:
+    """Three bands of bytes are red, green and blue to GDAL, whoever wrote them; what they are called counts."""
+    path = tiff(folder, pixels()[::-1])
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("Blue", "Green", "Red")
+    return path
+
+
 def with_palette(folder: Path) -> Path:
     colours, numbers = np.unique(pixels().reshape(3, -1), axis=1, return_inverse=True)
     path = tiff(folder, numbers.reshape(1, HEIGHT, WIDTH).astype(np.uint8), photometric="PALETTE")
@@ -205,6 +213,7 @@ FORMS: dict[str, Form] = {
     ),
     "float32": Form(lambda folder: tiff(folder, pixels().astype(np.float32) / 255, photometric="MINISBLACK")),
     "bands by name": Form(in_another_order, ("--bands", "red,green,blue")),
+    "blue first": Form(blue_first),
     "bands by number": Form(in_another_order, ("--bands", "4,3,2")),
     "palette": Form(with_palette),
     "mask band": Form(with_mask_band, masked=True),

@@ -106,10 +106,10 @@ def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None,
         (info(["gray", "undefined"], ["Red", "NIR"]), SENTINEL, (2, 1)),
         (info(["gray", "undefined", "undefined"]), RGB, (1, 2, 3)),
         (info(["gray", "undefined", "alpha", "undefined"]), RGB, (1, 2, 4)),
-        (info(["red", "green", "blue"], ["blue", "green", "red"]), RGB, (1, 2, 3)),  # roles go first
+        (info(["red", "green", "blue"], ["blue", "green", "red"]), RGB, (3, 2, 1)),  # GDAL's default roles
     ],
 )
-def test_bands_by_role_by_description_or_in_order(
+def test_bands_by_description_by_role_or_in_order(
     raster: RasterInfo, spec: InputSpec, bands: tuple[int, ...] | None
 ) -> None:
     if bands is not None:

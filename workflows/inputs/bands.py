@@ -89,9 +89,12 @@ def choose_full_scale(info: RasterInfo, spec: InputSpec, wanted: float | None) -
 
 
 def _named_bands(info: RasterInfo, spec: InputSpec) -> tuple[int, ...] | None:
-    """The bands whose colour roles, else whose descriptions, are the model's names; None when some are missing."""
+    """The bands whose descriptions, else whose colour roles, are the model's names; None when some are missing.
+
+    Descriptions first: somebody gave them, while GDAL makes any three bands of bytes red, green and blue.
+    """
     names = [band.name for band in spec.bands]
-    for labels in (info.colour_roles, [(d or "").lower() for d in info.descriptions]):
+    for labels in ([(d or "").lower() for d in info.descriptions], info.colour_roles):
         found = [list(labels).index(name) + 1 for name in names if name in labels]
         if len(found) == len(names):
             return tuple(found)
