@@ -45,6 +45,13 @@ def test_folders_of_rasters(tmp_path: Path) -> None:
         inputs_of([tmp_path / "notes"], None)
 
 
+def test_folders_of_slides(tmp_path: Path) -> None:
+    """Those that one file names: of MIRAX not the parts in the folder of its name."""
+    slides = files(tmp_path, "a.svs", "b.NDPI", "c.mrxs", "d.scn", "e.ome.tif")
+    files(tmp_path, "c/Slidedat.ini", "c/Data0000.dat")
+    assert inputs_of([tmp_path], None) == tuple(slides)
+
+
 def test_maps_that_lie_beside_their_inputs_are_no_inputs(tmp_path: Path) -> None:
     a, made, _ = files(tmp_path, "a.tif", "a.classes.tif", "a.run.json")
     files(tmp_path, "a.classes.png", "a.classes.cog.tif")

@@ -37,6 +37,8 @@ _ONE_LEVEL_AS_RASTER = "aperio"
 _CANDIDATES = 32
 """Rows or columns from which on a block of a coarser level can be read."""
 _BANDS = ("red", "green", "blue")
+SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+"""Endings of slides, each of which is named by one file: what folders are searched for, and errors go by."""
 INSTALL = "pip install 'fcn-batch[slides]'"
 
 

@@ -15,12 +15,13 @@ from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionErro
 from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
 from fcn_batch.pipeline.core.location import Input, Url, input_of
 from fcn_batch.pipeline.core.zarrnode import holds_zarr
+from fcn_batch.pipeline.raster import slides
 from fcn_batch.workflows.inputs.items import holds_items, in_items
 
 Status = Literal["done", "part", "holes", "failed"]
 _SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has holes", "failed": "failed"}
 _WIDEST_NAME = 40
-RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt")
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt", *slides.SUFFIXES)
 """Of the files in a folder that are taken for rasters."""
 _OUTPUTS = (
     ".classes.tif",

@@ -30,14 +30,14 @@ from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, local_path
 from fcn_batch.pipeline.raster.remotefolder import RemoteFolder
-from fcn_batch.pipeline.raster.slides import INSTALL, SlideSource, installed, wants_slide_reader
+from fcn_batch.pipeline.raster.slides import INSTALL, SUFFIXES, SlideSource, installed, wants_slide_reader
 from fcn_batch.pipeline.raster.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from fcn_batch.workflows.inputs.resolution import ground_sample_distance
 
 _AS_IT_IS = 0.01
 """By so little a level's resolution may differ from the wanted one to be taken as it is."""
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+_SLIDES = (*SUFFIXES, ".dcm")
 """Endings of slides: of use only for what is said when none of the readers is there."""
 
 
