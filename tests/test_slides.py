@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -251,3 +252,38 @@ def test_windows_and_bands_that_are_not_there(tmp_path: Path) -> None:
     for window, bands in ((Window(0, 0, 501, 1), (1,)), (Window(0, 0, 1, 1), (4,)), (Window(-1, 0, 2, 2), (1,))):
         with pytest.raises(ValueError, match=r"is not inside|were asked for"):
             source.read(window, bands)
+
+
+def test_channels_in_pages_of_their_own(tmp_path: Path) -> None:
+    """GDAL reads the first page alone; a VRT says which are the bands."""
+    path = tmp_path / "a.ome.tif"
+    image = np.moveaxis(LEVELS[2], -1, 0)
+    tifffile.imwrite(path, image, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(InputError, match=r"a\.ome\.tif: holds 3 planes \(channels, depths, moments\) in pages"):
+        find_source(path)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>GTIFF_DIR:{page}:{path}'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for band, page in enumerate((3, 1), start=1)
+    )
+    vrt = tmp_path / "a.vrt"
+    vrt.write_text(f'<VRTDataset rasterXSize="{image.shape[2]}" rasterYSize="{image.shape[1]}">{bands}</VRTDataset>')
+    source = find_source(vrt)
+    assert [file.name for file in identify(source.info).files] == ["a.vrt", "a.ome.tif"]
+    assert (whole(source, (1, 2)).values == image[[2, 0]]).all()
+    source.close()
+
+
+def test_planes_of_other_files_are_no_channels(tmp_path: Path) -> None:
+    """Of an OME-TIFF of several files each says how many channels there are, and holds one; or it has a label, too."""
+    grey = LEVELS[2][..., 0]
+    alone = tmp_path / "alone.ome.tif"
+    tifffile.imwrite(alone, np.stack([grey, grey]), ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    told = str(tifffile.TiffFile(alone).ome_metadata)
+    tifffile.imwrite(alone, grey, description=told.encode(), metadata=None, photometric="minisblack")
+    assert find_source(alone).info.bands == 1
+    labelled = tmp_path / "labelled.ome.tif"
+    with tifffile.TiffWriter(labelled, ome=True) as file:
+        for picture in (LEVELS[2], LEVELS[2][:90, :80]):
+            file.write(picture, metadata={"axes": "YXS"}, photometric="rgb")
+    assert find_source(labelled).info.bands == 3

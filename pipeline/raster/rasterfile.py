@@ -30,7 +30,7 @@ from fcn_batch.pipeline.core.errors import DecodingError, FormatError, InputErro
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
 from fcn_batch.pipeline.core.location import Url, input_of, size_in_archive
-from fcn_batch.pipeline.core.microns import microns_of
+from fcn_batch.pipeline.core.microns import microns_of, planes_of
 from fcn_batch.pipeline.core.perthread import PerThread
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only, reaching
@@ -39,6 +39,8 @@ from fcn_batch.pipeline.raster.remote import look_at
 
 DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
 """GDAL drivers that may open an input."""
+_PAGE = re.compile(r"^GTIFF_DIR:(off:)?\d+:")
+"""What stands before the name of a TIFF of which one page is meant."""
 BROKEN = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 """What rasterio raises for damaged files."""
 
@@ -112,6 +114,7 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
     try:
         with allowed(local), open_dataset(local) as dataset:
             _check_bands(dataset, local, dtypes)
+            _check_planes(dataset, local)
             if isinstance(local, Url):
                 check_remote(local, dataset, look_at(local).bytes if local.remote else size_in_archive(local))
             else:
@@ -150,7 +153,8 @@ def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
 
 def _files(local: Path | Url, dataset: DatasetReader) -> tuple[str, ...]:
     if isinstance(local, Path):
-        return tuple(dataset.files)
+        # a VRT may name pages of a TIFF, several of the same
+        return tuple(dict.fromkeys(_PAGE.sub("", name) for name in dataset.files))
     return (local.text,) if local.remote else (str(local.archive[0]),)
 
 
@@ -269,3 +273,13 @@ def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ..
     if types not in dtypes:
         message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
         raise InputError(f"{message}; convert it with gdal_translate -ot")
+
+
+def _check_planes(dataset: DatasetReader, path: Path | Url) -> None:
+    """InputError for an OME-TIFF whose channels, or planes of a stack, are pages: GDAL reads the first alone."""
+    planes = planes_of(dataset.tags())
+    if dataset.count < planes <= dataset.count * len(dataset.subdatasets):
+        raise InputError(
+            f"{path}: holds {planes} planes (channels, depths, moments) in pages of their own; say in a VRT which of "
+            "them are the bands (GTIFF_DIR:1:FILE is the first page), or write them as bands of one image"
+        )
