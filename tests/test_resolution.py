@@ -73,6 +73,29 @@ def test_the_map_on_the_grid_of_the_input(model: Path, tmp_path: Path, monkeypat
     assert (found == ids[rows[:, None], cols[None, :]]).all()
 
 
+def test_the_map_of_a_mosaic_on_its_own_grid(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is on the right, below: the grid is its own, made larger."""
+    small_blocks(monkeypatch)
+    whole = fine(tmp_path / "whole.tif", GSD / 4)
+    with rasterio.open(whole) as dataset:
+        for name, row, col in (("a", 60, 90), ("b", 0, 0)):
+            values, transform = dataset.read(), dataset.transform @ Affine.translation(col, row)
+            part = values[:, row:, col:] if row else values[:, :300, :260]
+            write_raster(tmp_path / f"{name}.tif", part, crs=dataset.crs, transform=transform, photometric="RGB")
+    options = ["-m", model, "--resample", "auto", "-o", tmp_path / "out"]
+    segmented(tmp_path / "a.tif", tmp_path / "b.tif", "--mosaic", "m", *options)
+    result = fcn_batch("export", tmp_path / "out" / "m.run.json", "--to", "cog", "--grid", "input")
+    assert result.exit_code == 0, result.stderr
+    ids = class_map(tmp_path / "out", "m")
+    with rasterio.open(tmp_path / "out" / "m.classes.tif") as coarse, rasterio.open(whole) as dataset:
+        factor, grid = coarse.transform.a / (GSD / 4), (dataset.shape, dataset.transform, dataset.crs)
+    with rasterio.open(result.stdout.strip()) as dataset:
+        assert (dataset.shape, dataset.transform, dataset.crs) == grid
+        found = dataset.read(1)
+    rows, cols = (np.floor((np.arange(length) + 0.5) / factor).astype(int) for length in found.shape)
+    assert (found == ids[rows[:, None], cols[None, :]]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "told"),
     [

@@ -91,13 +91,13 @@ def _read_report(path: Path) -> tuple[dict[str, Any], Plan]:
 
 
 def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
-    """The map `source` of a run with the pixels of the finest level of its input; OptionError without a run's plan."""
-    from fcn_batch.pipeline.raster.alignment import Grid
-    from fcn_batch.pipeline.raster.regrid import Regridded
-    from fcn_batch.workflows.inputs.sources import level_of
+    """The map `source` of a run with the pixels that its input had before it was resampled: those of its finest level.
 
-    files = found.plan.input.sources if found.plan is not None else ()
-    if len(files) != 1:
-        raise OptionError(f"--grid input: nothing says which one input {found.path} was made from; leave it out")
-    info = level_of(files[0], 0).info
-    return Regridded(source, Grid(info.size, info.georeference))
+    OptionError without a run's plan, InputError when the input is not there any more.
+    """
+    from fcn_batch.pipeline.raster.regrid import Regridded
+    from fcn_batch.workflows.inputs.sources import finest_grid
+
+    if found.plan is None or not found.plan.input.sources:
+        raise OptionError(f"--grid input: nothing says which input {found.path} was made from; leave it out")
+    return Regridded(source, finest_grid(found.plan.input))

@@ -134,6 +134,12 @@ def level_of(file: SourceFile, level: int) -> RasterSource:
     return _opened(file.model_copy(update={"level": level}))
 
 
+def finest_grid(identity: InputIdentity) -> Grid:
+    """The pixels of an input at the finest level of its files; of a mosaic, on the grid of the first."""
+    infos = (level_of(file, 0).info for file in identity.sources)
+    return reduce(_around, (Grid(info.size, info.georeference) for info in infos))
+
+
 def _finest(given: Path | Url) -> RasterSource:
     if (place := _zarr_at(given)) is not None:
         return _looked_at(ZarrSource(place, 0, wkt_of))
