@@ -225,7 +225,7 @@ def test_polygons_over_the_edge_of_a_system(tmp_path: Path) -> None:
 def test_polygons_in_pixels(tmp_path: Path) -> None:
     """GeoJSON counts as degrees; for drawings in pixels the recipe has to say otherwise."""
     path = write(tmp_path / "a.geojson", SHAPES, LONLAT)
-    with pytest.raises(TrainingError, match="the image has no reference system, the other has; say with `georef"):
+    with pytest.raises(TrainingError, match=r"the image has no reference system, the other has; .* -a_srs NONE COPY"):
         open_labels(path, PIXELS, burn=Burn())
     ids = whole(open_labels(path, PIXELS, burn=Burn(), georeference=HERE), PIXELS)
     assert np.array_equal(ids, rasterize(SHAPES, out_shape=(40, 50)))

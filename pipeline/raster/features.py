@@ -116,9 +116,12 @@ def _where(path: Path, crs: str | None, given: GeoReference | None, image: GeoRe
     if given is not None:
         return given
     if (crs is None) != (image.crs_wkt is None):
-        which = "polygons have" if crs is None else "image has"
+        if crs is None:
+            which, remedy = "polygons have", "ogr2ogr -a_srs EPSG:…"
+        else:
+            which, remedy = "image has", "ogr2ogr -a_srs NONE COPY.gpkg, if they are in its pixels"
         raise TrainingError(
-            f"{path}: the {which} no reference system, the other has; say with `georeference` where the polygons lie, "
-            "or with `ogr2ogr -a_srs` in a copy (GeoJSON counts as longitude and latitude, also where it holds pixels)"
+            f"{path}: the {which} no reference system, the other has; say in a copy where the polygons lie ({remedy}), "
+            "or in a recipe with `georeference`; GeoJSON counts as longitude and latitude, also where it holds pixels"
         )
     return GeoReference(None if crs is None else wkt_of(crs), IDENTITY)
