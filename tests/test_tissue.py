@@ -135,6 +135,8 @@ def test_maps_of_tissue(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyP
     assert "complete already" in segmented(*options, "-o", tmp_path / "tissue").stderr
     assert "% tissue" in fcn_batch("plan", *options).stdout
     assert "% tissue" not in fcn_batch("plan", *options, "--tissue", "off").stdout
+    slide(tmp_path / "full.tif", np.full((300, 410, 3), (200, 90, 160), np.uint8))
+    assert " 100 % tissue" in fcn_batch("plan", tmp_path / "full.tif", "-m", model).stdout
 
 
 MASKS = st.builds(

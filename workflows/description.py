@@ -81,7 +81,8 @@ def _describe_areas(plan: Plan) -> str:
     if plan.area is not None:
         parts.append(f"{len(plan.area.polygons)} polygons")
     if plan.tissue is not None:
-        parts.append(f"{100 * plan.tissue.pixels / plan.input.size.pixels:.0f} % tissue")
+        share = min(1.0, plan.tissue.pixels / plan.input.size.pixels)  # its squares reach beyond the borders
+        parts.append(f"{100 * share:.0f} % tissue")
     empty = [k for k in range(len(grid)) if not all(area.near(grid[k]) for area in plan.areas)]
     share = sum(grid[k].pixels for k in empty) / plan.input.size.pixels
     return f"{', '.join(parts)}: at least {len(empty)} of {len(grid)} blocks, {100 * share:.0f} %, are not even read"
