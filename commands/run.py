@@ -164,7 +164,7 @@ def segment(
     from fcn_batch.workflows.blocks.part import Part
     from fcn_batch.workflows.console.progress import progress_for
     from fcn_batch.workflows.inputs.many import dated_inputs, refuse_remote
-    from fcn_batch.workflows.inputs.mosaics import mosaic_of
+    from fcn_batch.workflows.inputs.mosaics import inputs_or_mosaic
     from fcn_batch.workflows.outputs.upload import destination
     from fcn_batch.workflows.processes.clusters import read_cluster
     from fcn_batch.workflows.processes.topology import count_of
@@ -178,7 +178,7 @@ def segment(
     refuse_remote(found, local_only=chosen.pop("local_only"))
 
     request = Request(
-        tuple(found) if mosaic is None else (mosaic_of(mosaic, priority, found),),
+        inputs_or_mosaic(mosaic, priority, found),
         _options(chosen),
         folder,
         Workers(count_of(workers), scheduler, Tls.given(tls_ca, tls_cert, tls_key), insecure=insecure, cluster=jobs),

@@ -162,3 +162,10 @@ def test_a_summary_that_cannot_be_written_ends_before_anything_is_made(tmp_path:
     assert result.exit_code == 6
     assert "choose another --summary" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_priority_is_of_a_mosaic(tmp_path: Path) -> None:
+    scene(tmp_path / "a.tif", 70, 60)
+    result = fcn_batch("segment", tmp_path / "a.tif", "--priority", "date")
+    assert result.exit_code == 2
+    assert "--priority date: it is for --mosaic NAME" in result.stderr

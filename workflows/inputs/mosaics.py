@@ -6,10 +6,24 @@ from pathlib import Path
 from typing import Literal
 
 from fcn_batch.pipeline.core.errors import InputError, OptionError
-from fcn_batch.pipeline.core.location import Mosaic, Url
+from fcn_batch.pipeline.core.location import Input, Mosaic, Url
 from fcn_batch.pipeline.raster.picture import taken_at
 
 Priority = Literal["order", "date"]
+
+
+def inputs_or_mosaic(
+    name: str | None, priority: Priority, inputs: Mapping[Path | Url, datetime | None]
+) -> tuple[Input, ...]:
+    """The inputs, each for itself, or one that is all of them if it has a name; the errors of `mosaic_of`.
+
+    OptionError for a priority without a mosaic.
+    """
+    if name is not None:
+        return (mosaic_of(name, priority, inputs),)
+    if priority != "order":
+        raise OptionError(f"--priority {priority}: it is for --mosaic NAME; give that too, or leave it out")
+    return tuple(inputs)
 
 
 def mosaic_of(name: str, priority: Priority, inputs: Mapping[Path | Url, datetime | None]) -> Mosaic:
