@@ -5,6 +5,9 @@ import re
 
 from fcn_batch.pipeline.core.errors import OptionError
 
+_LEAST_BARE = 10**6
+"""Who gives fewer bytes, without a unit, meant to give one."""
+
 
 def bands_of(text: str) -> tuple[int | str, ...]:
     """Numbers and names of bands.
@@ -44,6 +47,7 @@ def bytes_of(text: str) -> int:
     if found is not None:
         unit = 1024 if found[3] else 1000
         count = float(found[1]) * unit ** ("kmgt".find(found[2].lower()) + 1 if found[2] else 0)
-    if not 1 <= count < math.inf:
+    least = _LEAST_BARE if text.strip()[-1:].isdigit() else 1
+    if not least <= count < math.inf:
         raise OptionError(f"{text!r} is not an amount of memory like 4GB or 500MB")
     return int(count)

@@ -124,7 +124,9 @@ def _describe_network(file: ModelFile) -> list[tuple[str, str]]:
 def _told_network(net: Architecture | TorchvisionFcn) -> str:
     if isinstance(net, TorchvisionFcn):
         return f"{net.name}, as torchvision builds it"
-    parts = [f"FCN-{net.stride}s", f"{net.trunk} x {net.width:g}", f"input enlarged {net.input_upsampling} times"]
+    parts = [f"FCN-{net.stride}s", f"{net.trunk} x {net.width:g}"]
+    if net.input_upsampling != 1:
+        parts.append(f"input enlarged {net.input_upsampling} times")
     if not net.fc_channels:
         parts.append("scored without fc6 and fc7")
     if net.skip_scales != (1, 1):

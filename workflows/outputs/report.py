@@ -80,8 +80,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         pixels = sum(window["height"] * window["width"] for window in unreadable)
         lines.append(f"  {'could not be read':<24} {'':8} {pixels:14,} px in {len(unreadable)} parts of the input")
     if (timing := report["timing"])["pixels_per_s"]:
-        speeds = (timing[key] / 1e6 for key in ("pixels_per_s", "classified_pixels_per_s"))
-        lines.append("  {:.2f} MPx/s, {:.2f} MPx/s of pixels that have a class".format(*speeds))
+        of_all, of_classified = timing["pixels_per_s"], timing["classified_pixels_per_s"]
+        classified = f", {of_classified / 1e6:.2f} MPx/s of pixels that have a class" if of_classified != of_all else ""
+        lines.append(f"  {of_all / 1e6:.2f} MPx/s{classified}")
     return lines
 
 
