@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+_HEAD = 2**14
+"""Bytes that GDAL asks for first."""
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -26,7 +28,12 @@ class Served:
     """Name and bytes of each answer that had some."""
     fail_every: int = 0
     """Every so many'th request gets an error of the server; 0: none."""
+    cut_every: int = 0
+    """Of every so many'th answer with more than a head of a file only half arrives; 0: of none."""
+    answered: int = 0
     asked: int = 0
+    paths: set[str] = field(default_factory=set)
+    """All that was asked for."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fails(self) -> bool:
@@ -34,6 +41,12 @@ class Served:
         with self.lock:
             self.asked += 1
             return bool(self.fail_every) and self.asked % self.fail_every == 0
+
+    def cuts(self, count: int) -> bool:
+        """One more answer of so many bytes; whether this one breaks off."""
+        with self.lock:
+            self.answered += count > _HEAD
+            return count > _HEAD and bool(self.cut_every) and self.answered % self.cut_every == 0
 
     @property
     def bytes(self) -> int:
@@ -89,6 +102,7 @@ def http_server(folder: Path) -> Iterator[Served]:
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
+            served.paths.add(self.path)
             path = folder / unquote(urlsplit(self.path).path).lstrip("/")
             if served.fails() or not path.is_file():
                 self._head(404 if not path.is_file() else 503, {"Content-Length": "0"})
@@ -103,7 +117,8 @@ def http_server(folder: Path) -> Iterator[Served]:
             self._head(code, {**facts, "Content-Length": str(stop - first)})
             if body:
                 served.ranges.append((path.name, stop - first))
-                self.wfile.write(path.read_bytes()[first:stop])
+                self.close_connection = served.cuts(stop - first)
+                self.wfile.write(path.read_bytes()[first : (first + stop) // 2 if self.close_connection else stop])
 
         def _head(self, code: int, facts: dict[str, str]) -> None:
             self.send_response(code)

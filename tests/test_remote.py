@@ -16,11 +16,13 @@ from rasterio.shutil import copy as copy_raster
 from zarr.storage import ObjectStore
 
 from fcn_batch.pipeline.core.errors import InputError, OutputError
+from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.raster.bucket import Bucket
-from fcn_batch.pipeline.raster.gdal import reaching
-from fcn_batch.pipeline.raster.rasterfile import inspect
+from fcn_batch.pipeline.raster.gdal import gdal_cache, reaching
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.raster.remote import store_of
+from fcn_batch.workflows.blocks.reading import RowReader
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import Served, http_server, s3_server
@@ -95,6 +97,35 @@ def test_of_a_part_only_that_is_fetched(
     assert served.bytes <= 1.2 * needed
 
 
+def test_of_a_wide_raster_no_block_is_fetched_twice_nor_ahead(served: Served) -> None:
+    """A row of its blocks is more than GDAL would fetch at once, and keep, by itself."""
+    values = np.resize(np.arange(251, dtype=np.uint8), (2, 1024, 22016))
+    tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512, "crs": "EPSG:4326", "transform": DEGREES}
+    for name, window, interleave in (
+        ("planes", Window(0, 0, 1024, 22016), "band"),
+        ("pixels", Window(100, 600, 300, 20000), "pixel"),
+    ):
+        path = write_raster(served.folder / f"{name}.tif", values, interleave=interleave, **tiles)
+        source, before = RasterioSource(Url(f"{served.url}/{name}.tif")), served.bytes
+        with gdal_cache(64), RowReader(source, (1, 2), window) as reader:
+            for row in range(window.row, window.stop_row, 100):
+                found = reader.rows(row, min(row + 100, window.stop_row)).values
+                assert (found == values[:, row : row + found.shape[1], window.col : window.stop_col]).all()
+                reader.release(row)
+        source.close()
+        cols = slice(window.col, window.stop_col)
+        needed = 2 * block_bytes(path, slice(window.row, window.stop_row), cols)
+        assert served.bytes - before <= 1.01 * needed // (1 if name == "planes" else 2), name
+
+
+def test_nothing_but_the_file_is_asked_for(served: Served) -> None:
+    """Not its folder, of which some servers would send a page of names as long as a book."""
+    copy_raster(cog(served.folder / "plain.tif"), served.folder / "a.tif", driver="COG", blocksize=256)
+    info = inspect(Url(f"{served.url}/a.tif"))
+    assert len(info.levels) > 1
+    assert served.paths == {"/a.tif"}
+
+
 def test_a_file_in_an_archive(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch)
     path = scene(tmp_path / "a.tif")
@@ -146,7 +177,7 @@ def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> 
         result = fcn_batch("segment", url, "-m", model, "-o", tmp_path / "out")
         assert result.exit_code == 4, result.stderr
         assert url in result.stderr
-        assert "; check the address, the network and the credentials in the environment" in result.stderr
+        assert "check name, network and credentials" in result.stderr
         assert len(result.stderr.splitlines()) == 1
     result = fcn_batch("segment", f"{served.url}/none.tif", "-m", model, "--local-only")
     assert result.exit_code == 2
@@ -176,10 +207,27 @@ def test_a_server_that_fails_at_times(
     monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
     path = cog(served.folder / "a.tif", 600, 600)
     segmented(path, "-m", model, "-o", tmp_path / "local")
-    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "once")  # the head of the file is known from here on
     served.fail_every = 4
     result = segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out", "--on-error", "retry:20")
     assert result.exit_code == 0
+    assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "local", "a")).all()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDAL would take it for the end of the file, each time that this is opened again."""
+    small_blocks(monkeypatch)
+    path = cog(served.folder / "a.tif", 600, 600)
+    segmented(path, "-m", model, "-o", tmp_path / "local")
+    served.cut_every = 1
+    result = fcn_batch("segment", f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 4
+    assert "get an undamaged copy" in result.stderr
+    assert "#" not in result.stderr
+    served.cut_every, served.answered = 2, 0
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out", "--on-error", "retry:5")
+    assert served.answered >= served.cut_every
     assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "local", "a")).all()
 
 
@@ -226,6 +274,23 @@ def test_objects_of_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypat
     assert result.exit_code == 4
     assert "s3://images/2024/none.tif" in result.stderr
     assert np.unique(class_map(tmp_path / "out", "a")).size > 1
+
+
+def test_an_object_that_was_replaced_is_fetched_again(
+    bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, as of a worker that stays alive."""
+    small_blocks(monkeypatch)
+    for number in (1, 2):
+        path = write_raster(
+            tmp_path / "a.tif", noise(3, 300, 330, seed=number), crs="EPSG:4326", transform=DEGREES, photometric="RGB"
+        )
+        bucket.upload_file(str(path), "images", "again/a.tif")
+        assert fcn_batch("plan", "s3://images/again/a.tif", "-m", model).exit_code == 0
+        segmented(path, "-m", model, "-o", tmp_path / f"local{number}")
+        segmented("s3://images/again/a.tif", "-m", model, "-o", tmp_path / f"out{number}")
+        assert (class_map(tmp_path / f"out{number}", "a") == class_map(tmp_path / f"local{number}", "a")).all()
+    assert (class_map(tmp_path / "out1", "a") != class_map(tmp_path / "out2", "a")).any()
 
 
 def objects(bucket: Any, prefix: str) -> list[str]:

@@ -20,6 +20,9 @@ _SAFE = {
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # this fast way gives noise for a file that was cut off
     "GTIFF_IGNORE_READ_ERRORS": "NO",  # a user may have set it in the environment
 }
+_FETCHED = str(64 * 2**20)
+"""Bytes that are fetched at once, and kept. GDAL's own 10 and 16 MB are less than a row of blocks of a wide raster: it
+then reads ahead what nobody wants, or drops before it is used, and fetches up to twice as much."""
 _filters = threading.RLock()  # Python keeps its warning filters once for all threads; a raster is opened inside another
 _cache = threading.Lock()
 _cache_before: list[int] = []  # one entry for each context that is open; the first is the size to restore
@@ -86,11 +89,14 @@ def reaching(place: str) -> Any:
         "CPL_VSIL_CURL_ALLOWED_FILENAME": place,
         "GDAL_HTTP_PROXY": _proxy(place),
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # masks and side files beside it would be asked for one by one
+        "GDAL_GEOREF_SOURCES": "INTERNAL",  # for world files, pages of a TIFF have the whole folder listed all the same
+        "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": _FETCHED,
+        "CPL_VSIL_CURL_CACHE_SIZE": _FETCHED,
         "GDAL_HTTP_MAX_RETRY": "3",
         "GDAL_HTTP_RETRY_DELAY": "0.5",
         "GDAL_HTTP_CONNECTTIMEOUT": "20",
-        "GDAL_HTTP_LOW_SPEED_TIME": "60",  # a server that goes silent is given up
-        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+        "GDAL_HTTP_LOW_SPEED_TIME": "60",  # a server that goes silent, or sends a byte now and then, is given up
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
     }
     server = endpoint()
     if server is not None and place.startswith("/vsis3/"):  # which GDAL wants said in its own words
@@ -98,6 +104,11 @@ def reaching(place: str) -> Any:
         secure = "YES" if scheme == "https" else "NO"
         options |= {"AWS_S3_ENDPOINT": host.rstrip("/"), "AWS_HTTPS": secure, "AWS_VIRTUAL_HOSTING": "FALSE"}
     return rasterio.Env(**_SAFE, **options)
+
+
+def leaving_nothing() -> Any:
+    """GDAL settings under which what was fetched of a remote file is forgotten, once it is opened and closed."""
+    return rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsi")
 
 
 def _proxy(place: str) -> str:

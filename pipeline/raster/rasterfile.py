@@ -12,6 +12,7 @@ Only the modules of the raster side import rasterio. Three facts shape this one:
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from fcn_batch.pipeline.core.location import Url, input_of, size_in_archive
 from fcn_batch.pipeline.core.microns import microns_of, planes_of
 from fcn_batch.pipeline.core.perthread import PerThread
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
-from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only, reaching
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space, leaving_nothing, local_only, reaching
 from fcn_batch.pipeline.raster.guard import check_raster, check_remote
 from fcn_batch.pipeline.raster.remote import look_at
 
@@ -87,8 +88,10 @@ class RasterioSource:
                     valid = dataset.dataset_mask(window=area) > 0
         except BROKEN as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
-            message = f"{info.path} cannot be decoded in {where}: {error.__cause__ or error}"
+            reason = _without_visit(self._path, error.__cause__ or error)
+            message = f"{info.path} cannot be decoded in {where}: {reason}"
             self._open.forget()  # after an error, GDAL's JPEG driver gives grey if it is not opened anew
+            _forget_fetched(self._path)
             raise DecodingError(f"{message}; get an undamaged copy") from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
@@ -112,11 +115,14 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
     """
     local = place_of(path)
     try:
+        length = look_at(local).bytes if isinstance(local, Url) and local.remote else None  # GDAL says less of why not
+        if isinstance(local, Url) and local.scheme in ("s3", "gs"):  # whose names have no room for a visit
+            _forget_fetched(local)
         with allowed(local), open_dataset(local) as dataset:
             _check_bands(dataset, local, dtypes)
             _check_planes(dataset, local)
             if isinstance(local, Url):
-                check_remote(local, dataset, look_at(local).bytes if local.remote else size_in_archive(local))
+                check_remote(local, dataset, size_in_archive(local) if length is None else length)
             else:
                 check_raster(local, dataset)
             info = replace(_info(local, dataset), levels=tuple(size for _, size in _levels(local, dataset)))
@@ -248,21 +254,29 @@ def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
             options = {"OVERVIEW_LEVEL": level} if isinstance(level, str) else {}
             return DatasetReader(name, driver=drivers, **options)
     except RasterioIOError as error:
-        reason = str(error).replace(name, str(path)).rstrip(".")
+        reason = _without_visit(path, str(error).replace(name, str(path))).rstrip(".")
         raise FormatError(f"{path} cannot be opened as a raster: {reason}; {_remedy(path, reason)}") from error
 
 
 def _remedy(path: Path | Url, reason: str) -> str:
-    """What may help where `path` could not be opened: a server that is not reached is no matter of formats."""
-    if "not recognized as being" not in reason:
-        if isinstance(path, Url) and path.remote:
-            return "check the address, the network and the credentials in the environment"
-        if isinstance(path, Path) and "Permission denied" in reason:
-            return "make it readable"
-    return (
-        f"give an undamaged, readable {', '.join(DRIVERS)} file (or a VRT whose name ends in .vrt), "
-        "or convert it with gdal_translate"
-    )
+    """What may help where `path` could not be opened."""
+    if isinstance(path, Path) and "Permission denied" in reason and "not recognized as being" not in reason:
+        return "make it readable"
+    here = " (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
+    remote = isinstance(path, Url) and path.remote
+    return f"give an undamaged, readable {', '.join(DRIVERS)} file{', or copy it to this machine first' if remote else here}"
+
+
+def _forget_fetched(place: Path | Url) -> None:
+    """Make GDAL forget what it fetched of a remote file; it takes an answer that broke off for the end of the file."""
+    if isinstance(place, Url) and place.remote:
+        with allowed(place), leaving_nothing(), suppress(InputError, *BROKEN):
+            open_dataset(place).close()
+
+
+def _without_visit(path: Path | Url, reason: object) -> str:
+    """What GDAL says of a raster, by the name that it was given."""
+    return str(reason).replace(f"#{path.visit}", "") if isinstance(path, Url) and path.visit else str(reason)
 
 
 def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...] = DTYPES) -> None:
