@@ -25,7 +25,7 @@ from fcn_batch.pipeline.raster.remote import store_of
 from fcn_batch.workflows.blocks.reading import RowReader
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
-from tests.remote_servers import Served, http_server, s3_server
+from tests.remote_servers import Served, http_server, s3_server, slow_bucket
 from tests.runs import DEGREES, class_map, fcn_batch, scene, segmented, small_blocks
 
 obstore = pytest.importorskip("obstore")
@@ -351,6 +351,14 @@ def test_an_upload_that_breaks_off_is_gone_on_with(
     assert "complete already" in again.stderr
     assert "broken/a.run.json" in objects(bucket, "broken/")
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_files_go_up_for_longer_than_a_server_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_batch.pipeline.raster.remote._TIMEOUT", "1s")
+    (tmp_path / "a.bin").write_bytes(bytes(1000))
+    with slow_bucket(2) as taken:
+        Bucket(Url("s3://images/maps/")).write("a.bin", tmp_path / "a.bin")
+    assert taken == ["/images/maps/a.bin"]
 
 
 @pytest.mark.parametrize(

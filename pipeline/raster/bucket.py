@@ -8,6 +8,11 @@ from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.location import Url
 from fcn_batch.pipeline.raster.remote import not_there, store_of, trouble
 
+_LONGEST = "10m"
+"""For a request that sends a part of a file."""
+_PARTS_AT_ONCE = 2
+"""Of one file, of which several go at once. They share a line: each must be through before that time."""
+
 
 class Bucket:
     """The objects below `url`; their keys begin after it. OutputError for whatever its server refuses."""
@@ -15,6 +20,7 @@ class Bucket:
     def __init__(self, url: Url) -> None:
         self.url = url
         self._store, key = store_of(url)
+        self._sink, _ = store_of(url, _LONGEST)
         self._prefix = key.rstrip("/") + "/" if key.strip("/") else ""
 
     def read(self, key: str) -> bytes | None:
@@ -33,7 +39,7 @@ class Bucket:
         import obstore
 
         try:
-            obstore.put(self._store, self._prefix + key, path)
+            obstore.put(self._sink, self._prefix + key, path, max_concurrency=_PARTS_AT_ONCE)
         except trouble() as error:
             raise self._refused("written", key, error) from error
 

@@ -12,6 +12,7 @@ from fcn_batch.pipeline.raster.gdal import endpoint
 
 INSTALL = "pip install 'fcn-batch[remote]'"
 _TIMEOUT = "30s"
+"""For a whole request, with what is sent and what comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +56,23 @@ def _nanoseconds(moment: datetime) -> int:
     return int(moment.timestamp()) * 10**9
 
 
-def store_of(url: Url) -> tuple[Any, str]:
+def store_of(url: Url, timeout: str | None = None) -> tuple[Any, str]:
     """The store that a URL is in, and its key there; OptionError when the library that knows them is missing."""
     parts = urlsplit(url.text)
     if url.scheme in ("http", "https"):  # with its query, and as it is quoted
-        return store_at(urlunsplit(parts._replace(fragment="")), url), ""
-    return store_at(f"{url.scheme}://{parts.netloc}", url), parts.path.lstrip("/")
+        return store_at(urlunsplit(parts._replace(fragment="")), url, timeout), ""
+    return store_at(f"{url.scheme}://{parts.netloc}", url, timeout), parts.path.lstrip("/")
 
 
-def store_at(base: str, url: Url) -> Any:
+def store_at(base: str, url: Url, timeout: str | None = None) -> Any:
     """All that is below `base`, for the sake of `url`; OptionError as above."""
     try:
         from obstore.store import from_url
     except ImportError as error:
         raise OptionError(f"{url}: for what is not on this machine, {INSTALL}") from error
 
-    options: Any = {"client_options": {"timeout": _TIMEOUT, "allow_http": True}, "retry_config": {"max_retries": 2}}
+    client = {"timeout": timeout or _TIMEOUT, "allow_http": True}
+    options: Any = {"client_options": client, "retry_config": {"max_retries": 2}}
     if url.scheme == "s3" and (server := endpoint()):
         options["config"] = {"endpoint": server, "virtual_hosted_style_request": False}
     return from_url(base, **options)
