@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +326,28 @@ def test_outputs_in_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypat
     bucket.put_object(Bucket="images", Key="maps/a.classes.tif.mine", Body=b"mine")
     assert fcn_batch(*options, "--tile", "64", "--overwrite").exit_code == 0
     assert objects(bucket, "maps/") == sorted([*made, "maps/a.classes.tif.mine"])
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_is_not_there_shows_before_the_run(model: Path, tmp_path: Path) -> None:
+    path, work = scene(tmp_path / "a.tif", 60, 70), tmp_path / "work"
+    result = fcn_batch("segment", path, "-m", model, "-o", "s3://none-of-that-name/x", "--work", work)
+    assert result.exit_code == OutputError.exit_code
+    assert "s3://none-of-that-name/x" in result.stderr
+    assert not work.exists()
+
+
+def test_who_may_write_need_not_be_allowed_to_delete(
+    bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Bucket, keys: Iterable[str]) -> None:
+        if any(True for _ in keys):
+            raise OutputError("AccessDenied")
+
+    monkeypatch.setattr(Bucket, "delete", refused)
+    path = scene(tmp_path / "a.tif", 60, 70)
+    segmented(path, "-m", model, "-o", "s3://images/first", "--work", tmp_path / "work")
+    assert "first/a.run.json" in objects(bucket, "first/")
 
 
 def test_an_upload_that_breaks_off_is_gone_on_with(

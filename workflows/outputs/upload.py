@@ -37,9 +37,13 @@ def destination(output: str | None, work: Path | None, *, local_only: bool) -> t
 
 
 def plan_there(bucket: Bucket, outputs: Outputs) -> Plan | None:
-    """The plan of the complete run whose outputs are there; None when there is none; OutputError for another one."""
+    """The plan of the complete run whose outputs are there; None when there is none.
+
+    OutputError for another one, and when there is no such bucket: before the run, not after it.
+    """
     told = bucket.read(outputs.report)
     if told is None:
+        bucket.sizes(outputs.report)
         return None
     try:
         return Plan.model_validate(json.loads(told)["plan"])
@@ -63,7 +67,8 @@ def upload(bucket: Bucket, outputs: Outputs) -> list[str]:
     report = json.loads((outputs.folder / outputs.report).read_bytes())
     names: list[str] = report["outputs"]
     files = dict(_files(outputs.folder, names))
-    bucket.delete([outputs.report])
+    if outputs.report in bucket.sizes(outputs.report):  # else nothing is deleted: not all who may write may do that
+        bucket.delete([outputs.report])
     known = [key for name in outputs.names() for key in bucket.sizes(name)]
     bucket.delete([key for key in known if key not in files])
     with ThreadPoolExecutor(_AT_ONCE) as pool:
