@@ -56,6 +56,7 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
     show_default=True,
     help="cog: write the map's own pixels, or those of the input, if that was resampled for the map.",
 )
+@click.option("--local-only", is_flag=True, help="html: leave the image out if it is not on this machine.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
 def export(source: Path, target: str, output: Path | None, quiet: bool, **chosen: Any) -> None:

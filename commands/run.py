@@ -263,9 +263,10 @@ def validate(output: Path, as_json: bool, quiet: bool) -> None:
 @click.argument("output", type=PATH)
 @click.option("-n", "--samples", default=10, show_default=True, metavar="N", help="Windows to compute again.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Another seed takes other windows.")
+@click.option("--local-only", is_flag=True, help="Refuse an input that is not on this machine: the report names it.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; errors only.")
-def verify(output: Path, samples: int, seed: int, as_json: bool, quiet: bool) -> None:
+def verify(output: Path, samples: int, seed: int, local_only: bool, as_json: bool, quiet: bool) -> None:
     """Compute random windows of a map again, from its input, and compare the classes.
 
     Each window is seen with twice the halo around it, in one piece. OUTPUT is NAME.run.json, an output beside it, or a
@@ -275,7 +276,7 @@ def verify(output: Path, samples: int, seed: int, as_json: bool, quiet: bool) ->
     from fcn_batch.workflows.console.progress import progress_for
     from fcn_batch.workflows.finished.verify import verify as run
 
-    found = run(output, samples, seed, progress_for(quiet=quiet))
+    found = run(output, samples, seed, progress_for(quiet=quiet), local_only=local_only)
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
     if not found.ok:
         raise IntegrityError(f"{output}: labels differ from what the network gives; see above, and make the map again")

@@ -253,6 +253,28 @@ def test_a_text_that_names_a_url_fetches_nothing(served: Served) -> None:
     assert all(asked != "a.tif" for asked, _ in served.ranges)
 
 
+def test_what_a_report_names_is_not_fetched_either(
+    served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the report is somebody else's, of a URL that only this machine can reach."""
+    small_blocks(monkeypatch)
+    scene(served.folder / "a.tif", 90, 100)
+    segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out")
+    report, page = tmp_path / "out" / "a.run.json", tmp_path / "page.html"
+    export = ("export", report, "--to", "html", "-o", page, "--overwrite")
+    served.paths.clear()
+    result = fcn_batch("verify", report, "--local-only")
+    assert (result.exit_code, "--local-only forbids" in result.stderr) == (2, True)
+    assert fcn_batch(*export, "--local-only").exit_code == 0
+    assert "not shown: it is on another machine" in page.read_text()
+    assert not served.paths
+    assert fcn_batch(*export).exit_code == 0
+    assert "not shown" not in page.read_text()
+    scene(served.folder / "a.tif", 90, 100, compress="deflate")
+    assert fcn_batch(*export).exit_code == 0
+    assert "not shown: it is another one now" in page.read_text()
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
     with s3_server() as client:

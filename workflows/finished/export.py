@@ -67,6 +67,8 @@ class Order:
     """Of the file of `clip` or `zones`."""
     grid: Literal["map", "input"] = "map"
     """Whose pixels to write: the map's own, or those of what it was made from."""
+    local_only: bool = False
+    """True: nothing that a report names is fetched from another machine."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -191,7 +193,8 @@ def _writer(order: Order) -> Callable[[Found, Path, RunProgress], None]:
         return partial(_to_ome_zarr, order)
     if order.zones is not None:
         return partial(_to_zones, order.zones, order)
-    return {"cog": _to_cog, "png": _to_png, "html": _to_html, "csv": _to_csv}[order.target]
+    to_html: Callable[[Found, Path, RunProgress], None] = partial(_to_html, local_only=order.local_only)
+    return {"cog": _to_cog, "png": _to_png, "html": to_html, "csv": _to_csv}[order.target]
 
 
 def _to_vectors(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
@@ -250,11 +253,11 @@ def _to_png(found: Found, target: Path, progress: RunProgress) -> None:
     write_whole(target, quicklook_png(seen, found.ground, found.name, _facts(found)))
 
 
-def _to_html(found: Found, target: Path, progress: RunProgress) -> None:
+def _to_html(found: Found, target: Path, progress: RunProgress, *, local_only: bool) -> None:
     from fcn_batch.workflows.finished.page import SIDE, About, make_page
 
     seen = survey(found.source, SIDE, progress)
-    about = About(found.name, found.ground, found.report or {}, found.plan, found.cleaned)
+    about = About(found.name, found.ground, found.report or {}, found.plan, found.cleaned, local_only)
     write_whole(target, make_page(seen, about))
 
 

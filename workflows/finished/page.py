@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.georeference import IDENTITY
+from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.crs import coordinate_attributes, system_name
@@ -53,6 +54,8 @@ class About:
     """Of the same run."""
     cleaned: tuple[str, ...] = ()
     """What was done to the map on its way here."""
+    local_only: bool = False
+    """True: an image on another machine, which is what the report says, is not fetched."""
 
 
 def make_page(seen: Survey, about: About) -> str:
@@ -60,7 +63,7 @@ def make_page(seen: Survey, about: About) -> str:
 
     The image under the classes is the raster that the plan names, if it is still there and as large as the map.
     """
-    image, why = _image(seen, about.plan)
+    image, why = _image(seen, about.plan, local_only=about.local_only)
     found = sorted((one for one in seen.classes if one.pixels), key=lambda one: -one.pixels)
     y_axis, x_axis = coordinate_attributes(seen.georeference)
     data = {
@@ -171,24 +174,27 @@ def _facts(seen: Survey, about: About, why: str | None) -> list[tuple[str, str]]
     return facts + ([] if why is None else [("image", why)])
 
 
-def _image(seen: Survey, plan: Plan | None) -> tuple[str | None, str | None]:
+def _image(seen: Survey, plan: Plan | None, *, local_only: bool) -> tuple[str | None, str | None]:
     """The image that the map was made from as a data URL, or why there is none (no reason without a plan)."""
     if plan is None:
         return None, None
     bands = plan.bands[:3] if len(plan.bands) >= 3 else plan.bands[:1]
-    path = Path(plan.input.path)
     try:
+        if local_only and any(isinstance(place, Url) and place.remote for place in map(input_of, plan.input.places)):
+            return None, "not shown: it is on another machine"
         pixels = thumbnail(plan.input, bands, seen.step)
+        changed = pixels.values.shape[1:] != seen.ids.shape or _changed(plan)
     except InputError:
         return None, "not shown: it is no longer where it was"
-    if pixels.values.shape[1:] != seen.ids.shape or _changed(path, plan):
+    if changed:
         return None, "not shown: it is another one now"
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(stretched(pixels))).decode(), None
 
 
-def _changed(path: Path, plan: Plan) -> bool:
+def _changed(plan: Plan) -> bool:
     """True when the raster, or a file that lies beside it, is not as it was when the map was made."""
-    if path.is_dir():
+    path = Path(plan.input.path)
+    if path.is_dir() or any(isinstance(input_of(place), Url) for place in plan.input.places):
         return identify(source_of(plan.input).info, hashed=plan.input.hashed).files != plan.input.files
     there = [(path.with_name(file.name), file) for file in plan.input.files]
     return any(file_identity(place, hashed=file.sha256 is not None) != file for place, file in there if place.is_file())

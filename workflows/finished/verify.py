@@ -40,6 +40,7 @@ from fcn_batch.workflows.console.progress import RunProgress
 from fcn_batch.workflows.finished.maps import open_map
 from fcn_batch.workflows.finished.verification import Sample, Verification
 from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.many import refuse_remote
 from fcn_batch.workflows.inputs.sources import source_of
 from fcn_batch.workflows.outputs.publishing import Outputs, find_run
 
@@ -51,12 +52,13 @@ _ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2}
 """How far the same score may lie apart, computed in two ways, as a share of the window's largest score."""
 
 
-def verify(path: Path, samples: int, seed: int, progress: RunProgress) -> Verification:
+def verify(path: Path, samples: int, seed: int, progress: RunProgress, *, local_only: bool = False) -> Verification:
     """Compute `samples` windows of the map at `path` again and compare their labels.
 
     `path` is a run's report, an output beside it, or a folder with one report; `seed` decides the windows, which never
     overlap. InputError and ModelError when the raster or the model is not what the run had, IntegrityError when the
-    store has another size than its plan, OptionError for what cannot be computed here.
+    store has another size than its plan, OptionError for what cannot be computed here, or lies on another machine where
+    `local_only` forbids that.
     """
     if samples < 1 or seed < 0:
         name, value, least = ("--samples", samples, 1) if samples < 1 else ("--seed", seed, 0)
@@ -64,6 +66,7 @@ def verify(path: Path, samples: int, seed: int, progress: RunProgress) -> Verifi
     outputs, report = find_run(path)
     named = outputs.folder / outputs.report
     plan = _plan(named, report)
+    refuse_remote(map(input_of, plan.input.places), local_only=local_only)
     source = _same_input(named, plan, outputs)
     check = _Check.of(named, plan, source, outputs)
     windows = list(check.windows(samples, seed))
