@@ -22,7 +22,8 @@ from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import http_server, s3_server
 from tests.runs import class_map, fcn_batch, segmented, small_blocks
-from tests.zarrs import by_convention, by_gdal, by_xarray, by_xarray_in_variables
+from tests.slides import levels_of, ome, pyramid
+from tests.zarrs import bare_array, by_convention, by_gdal, by_ome, by_xarray, by_xarray_in_variables
 
 HEIGHT, WIDTH = 200, 170
 PLACE: dict[str, Any] = {"crs": "EPSG:32633", "transform": Affine(7000, 0, 4e5, 0, -7000, 5e6)}
@@ -196,7 +197,21 @@ def zarr_by(writer: Callable[[Path, Path, Literal[2, 3]], Path], version: Litera
     return store
 
 
+def as_slide(writer: Callable[..., Path], folder: Path) -> Path:
+    image = np.moveaxis(pixels(), 0, -1)
+    return writer(folder / "a.tif", levels_of(image, (HEIGHT // 2, WIDTH // 2)), compression="deflate")
+
+
+def array_alone(folder: Path, version: Literal[2, 3], **options: Any) -> Path:
+    return bare_array(pixels(), folder / "a.zarr", version, **options)
+
+
+def as_ome(folder: Path, version: Literal[2, 3]) -> Path:
+    return by_ome(pixels(), folder / "a.zarr", version, "cyx", ("red", "green", "blue"))
+
+
 MOSAIC = ("--mosaic", "a")
+IN_ORDER = ("--bands", "1,2,3")
 FORMS: dict[str, Form] = {
     "tiled": Form(lambda folder: tiff(folder, **TILED, compress="deflate", predictor=2)),
     "strips": Form(lambda folder: tiff(folder, compress="lzw", blockysize=7)),
@@ -225,6 +240,14 @@ FORMS: dict[str, Form] = {
     "zarr 3 of GDAL": Form(partial(zarr_by, by_gdal, 3), ("--bands", "1,2,3")),
     "zarr 3 by conventions": Form(partial(zarr_by, by_convention, 3)),
     "zarr of variables": Form(zarr_of_variables, ("--bands", "1,2,3"), masked=True),
+    "zarr 2, an array alone": Form(partial(array_alone, version=2), IN_ORDER, placed=False),
+    "zarr 3 in shards": Form(partial(array_alone, version=3, shards=(3, 64, 96)), IN_ORDER, placed=False),
+    "OME-Zarr 0.4": Form(partial(as_ome, version=2), placed=False),
+    "OME-Zarr 0.5": Form(partial(as_ome, version=3), placed=False),
+    "OME-TIFF": Form(partial(as_slide, ome), ("--tissue", "off"), placed=False),
+    "pyramid": Form(partial(as_slide, pyramid), ("--tissue", "off"), placed=False),
+    "URL of a file": Form(lambda folder: tiff(folder).as_uri()),
+    "mosaic of a pattern": Form(lambda folder: quarters(folder)[0].with_name("part*.tif"), MOSAIC),
     "mosaic": Form(quarters, MOSAIC),
     "mosaic in order": Form(lambda folder: quarters(folder, overlap=10), MOSAIC),
     "mosaic of STAC items": Form(items, (*MOSAIC, "--priority", "date")),
@@ -272,12 +295,35 @@ def test_the_map_is_that_of_the_plain_geotiff(
         assert (found != wanted).mean() < 1e-3
     else:
         assert (found == wanted).all()
-    with rasterio.open(tmp_path / "out" / "a.classes.tif") as dataset:
-        assert dataset.crs == PLACE["crs"]
-        assert dataset.transform.almost_equals(PLACE["transform"])
+    if form.placed:
+        with rasterio.open(tmp_path / "out" / "a.classes.tif") as dataset:
+            assert dataset.crs == PLACE["crs"]
+            assert dataset.transform.almost_equals(PLACE["transform"])
     for command in ("validate", "verify"):
         result = fcn_batch(command, tmp_path / "out" / "a.run.json")
         assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "name", "options"),
+    [
+        ("JPEG", "a.jpg", {}),
+        ("GTiff", "a.tif", {"compress": "jpeg", "photometric": "YCBCR", **TILED, "blockysize": 64}),
+    ],
+)
+def test_the_map_of_a_jpeg_is_that_of_its_pixels(
+    driver: str, name: str, options: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it decodes to, which is not what was written."""
+    small_blocks(monkeypatch)
+    (tmp_path / "in").mkdir()
+    path = converted(tmp_path / "in", driver, name, **options)
+    with accept_pixel_space(), rasterio.open(path) as dataset:
+        decoded = dataset.read()
+    assert (decoded != pixels()).any()
+    for given, out in ((path, "out"), (tiff(tmp_path, decoded), "plain")):
+        segmented(given, "-m", model, "-o", tmp_path / out, "--precision", "fp32")
+    assert (class_map(tmp_path / "out", "a") == class_map(tmp_path / "plain", "a")).all()
 
 
 @contextmanager
