@@ -262,9 +262,10 @@ def _remedy(path: Path | Url, reason: str) -> str:
     """What may help where `path` could not be opened."""
     if isinstance(path, Path) and "Permission denied" in reason and "not recognized as being" not in reason:
         return "make it readable"
-    here = " (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
-    remote = isinstance(path, Url) and path.remote
-    return f"give an undamaged, readable {', '.join(DRIVERS)} file{', or copy it to this machine first' if remote else here}"
+    formats = f"give an undamaged, readable {', '.join(DRIVERS)} file"
+    if isinstance(path, Url) and path.remote:
+        return f"{formats}, or copy it to this machine first"
+    return f"{formats} (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
 
 
 def _forget_fetched(place: Path | Url) -> None:
