@@ -131,6 +131,16 @@ def test_a_shard_is_what_is_written_at_once(network: Network, wish: dict[str, An
     )
 
 
+@pytest.mark.parametrize("stride", [32, 48])
+def test_the_widest_lane_is_whole_shards_too(stride: int) -> None:
+    """Where an area is wider than a lane can be; 2 ** 18 is not three chunks times anything."""
+    network = _network(stride=stride, halo=5 * stride)
+    shard = 3 * round_up(CHUNK, stride)
+    cut, _ = _cut(network, Size(3000, 400_000), shard=shard, columns=350 * round_up(CHUNK, stride) // 2)
+    assert cut.lane % shard == 0
+    assert cut.lane >= 2**18
+
+
 def test_a_shard_too_large_for_memory_is_told() -> None:
     with pytest.raises(OptionError, match="fewer --workers, or less than --shard 65536"):
         _cut(_network(), Size(70_000, 70_000), Room(2 * GB, 1, "cpu"), shard=32 * CHUNK)

@@ -128,7 +128,7 @@ def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None]
     """
     size, stride, halo = info.size, network.stride, network.halo or 0
     chunk, enough = widths
-    widest = min(round_up(_LANE, stride), round_up(enough or size.width, chunk))
+    widest = round_up(min(_LANE, enough or size.width), chunk)
     lanes, most, lane = -(-size.width // widest), -(-size.width // chunk), widest
     if enough is None:
         lane = round_up(-(-size.width // lanes), chunk)  # of one width
