@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.model_card import Band, InputSpec
 from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.stretch import Histogram, Stretch
@@ -21,6 +22,7 @@ from fcn_batch.workflows.inputs.stretching import choose_stretch
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented
+from tests.sources import info_of
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +124,22 @@ def test_percentiles_are_of_all_valid_pixels(tmp_path: Path, monkeypatch: pytest
     values = noise(3, 170, 90).astype(np.uint16) * 50
     values[:, :30] = 7
     path = write_raster(tmp_path / "a.tif", values, nodata=7)
-    valid = RasterioSource(path).read(stretching._slabs(inspect(path))[0], (1,)).valid
+    valid = RasterioSource(path).read(next(stretching._parts(inspect(path))), (1,)).valid
     assert not valid.all()
     counted = values[:, 30:]
     expected = [tuple(np.percentile(band, (2, 98), method="inverted_cdf")) for band in counted]
     assert list(stretch(path, "2%,98%")) == expected
     assert stretch(path, "2%,98%", (3,)) == (expected[2],)
+
+
+@pytest.mark.parametrize("block", [(1, 70_000), (256, 256), (4096, 4096), (9000, 512)])
+def test_little_is_read_at_a_time_to_count(block: tuple[int, int]) -> None:
+    """High blocks too: a row of them may be most of the raster."""
+    size = Size(9000, 70_000)
+    parts = list(stretching._parts(info_of(size, block)))
+    assert sum(part.pixels for part in parts) == size.pixels
+    assert all(part.row % block[0] == part.col % block[1] == 0 for part in parts), "each block is decoded once"
+    assert max(part.pixels for part in parts) <= max(stretching._READ_PIXELS, block[0] * block[1])
 
 
 def test_a_band_of_one_value_and_one_of_none(tmp_path: Path) -> None:
@@ -183,6 +195,21 @@ def test_percentiles_are_measured_once_and_kept(tmp_path: Path, model: Path, mon
     assert "complete already" in segmented(*options).stderr
     planned = fcn_batch("plan", path, "-m", model, "--stretch", "100,200")
     assert "100 to 200 is black to white (--stretch 100,200)" in planned.stdout
+
+
+def test_percentiles_of_another_level_are_not_taken(tmp_path: Path, model: Path) -> None:
+    """The files are the same, and means of pixels have another spread."""
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+    path = write_raster(tmp_path / "a.tif", noise(3, 300, 280, "uint16"), tiled=True, **place)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2], rasterio.enums.Resampling.average)
+    options = [path, "-m", model, "--stretch", "2%,98%"]
+    segmented(*options, "-o", tmp_path / "out")
+    ranges = []
+    for folder in ("fresh", "out"):
+        segmented(*options, "--level", 1, "--overwrite", "-o", tmp_path / folder)
+        ranges.append(json.loads((tmp_path / folder / "a.run.json").read_text())["plan"]["stretch"]["ranges"])
+    assert ranges[0] == ranges[1]
 
 
 def test_a_stretch_and_a_full_scale(tmp_path: Path, model: Path) -> None:

@@ -136,7 +136,7 @@ def prepare(
     network, precision = _load(model, options, device)
     bands = choose_bands(info, spec, wanted)
     identity = _identified(info, hashed=options.verify_input)
-    known = [plan for plan in known if plan.input.files == identity.files]
+    known = [plan for plan in known if plan.input.has_pixels_of(identity)]
     full_scale, stretch = choose_scaling(source, spec, bands, (options.full_scale, options.stretch), known)
     here = 1 if each.apart else processes or 1
     budget = options.memory or each.memory

@@ -79,6 +79,11 @@ class InputIdentity(_Frozen):
         """True when its files are known by their content."""
         return all(file.sha256 is not None for file in self.files)
 
+    def has_pixels_of(self, other: "InputIdentity") -> bool:
+        """True for the same files, wherever they lie, at the same level and on the same grid."""
+        hidden = _NOT_IDENTITY["input"]
+        return self.model_dump(exclude=hidden) == other.model_dump(exclude=hidden)
+
     @property
     def size(self) -> Size:
         """Height and width."""

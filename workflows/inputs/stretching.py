@@ -8,7 +8,7 @@ tags                reflectance by the scale and offset that the file gives each
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Window
@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.model_card import InputSpec
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource
 from fcn_batch.pipeline.core.stretch import Histogram, Range, Stretch
+from fcn_batch.pipeline.core.tiling import BlockGrid
 from fcn_batch.workflows.inputs.bands import choose_full_scale
 
 _SENSORS: dict[str, Range] = {
@@ -117,7 +118,7 @@ def _measured(source: RasterSource, bands: Sequence[int], percents: Range) -> tu
     """Percentiles of each band over all valid pixels; 0 and 1 where there are none."""
     counted = [Histogram(source.info.dtype) for _ in bands]
     try:
-        for window in _slabs(source.info):
+        for window in _parts(source.info):
             pixels = source.read(window, tuple(bands))
             for band, histogram in zip(pixels.values, counted, strict=True):
                 histogram.add(band[pixels.valid])
@@ -130,8 +131,10 @@ def _measured(source: RasterSource, bands: Sequence[int], percents: Range) -> tu
     return tuple(ranges)
 
 
-def _slabs(info: RasterInfo) -> list[Window]:
-    """Windows of whole storage blocks, in reading order, over the whole width."""
-    least = info.storage_block[0]
-    rows = max(least, _READ_PIXELS // info.size.width // least * least)
-    return [Window(row, 0, rows, info.size.width).clipped(info.size) for row in range(0, info.size.height, rows)]
+def _parts(info: RasterInfo) -> Iterator[Window]:
+    """Windows of whole storage blocks, in reading order; over the whole width where blocks are not high."""
+    height, width = info.storage_block
+    rows = max(height, _READ_PIXELS // info.size.width // height * height)
+    cols = max(width, _READ_PIXELS // rows // width * width)
+    grid = BlockGrid(info.size, rows, cols)
+    return map(grid.__getitem__, range(len(grid)))
