@@ -139,6 +139,7 @@ def test_two_classes_never_share_a_name(image: Path) -> None:
         ({"TIFFTAG_DATETIME": "2019:01:31 10:20:30"}, "2019-01-31T10:20:30Z"),
         ({"TIFFTAG_DATETIME": "0000:00:00 00:00:00"}, "2026-01-02T03:04:05Z"),
         ({"TIFFTAG_DATETIME": "yesterday"}, "2026-01-02T03:04:05Z"),
+        ({"TIFFTAG_DATETIME": "0001-01-01T00:00:00+01:00"}, "2026-01-02T03:04:05Z"),  # before the first year
         ({}, "2026-01-02T03:04:05Z"),
     ],
 )

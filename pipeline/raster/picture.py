@@ -54,6 +54,6 @@ def _moment(text: str) -> datetime | None:
         text = text.replace(":", "-", 2)
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):  # the first hours of year 1 stand for a time that nobody set
         return None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
