@@ -139,6 +139,16 @@ def test_alpha_band_is_the_mask(tmp_path: Path) -> None:
     assert np.argwhere(~whole(source, 1, 2, 3).valid).tolist() == [[4, 0]]
 
 
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.25), ("int16", 1)])
+def test_alpha_of_types_that_gdal_makes_no_mask_of(tmp_path: Path, dtype: str, least: float) -> None:
+    values = noise(4, 8, 8, dtype)
+    values[3] = 100
+    values[3, 4, :2] = (0, least)
+    source = RasterioSource(write_raster(tmp_path / "a.tif", values, photometric="RGB", alpha="YES"))
+    assert source.info.has_mask
+    assert np.argwhere(~whole(source, 1, 2, 3).valid).tolist() == [[4, 0]]
+
+
 def test_mask_band(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", noise(1, 8, 8))
     mask = np.full((8, 8), 255, np.uint8)

@@ -86,6 +86,8 @@ class RasterioSource:
                 valid = np.ones(values.shape[1:], np.bool_)
                 if info.has_mask:
                     valid = dataset.dataset_mask(window=area) > 0
+                if (alpha := _own_alpha(info.colour_roles, info.dtype)) is not None:
+                    valid &= dataset.read(alpha, window=area) > 0
         except BROKEN as error:
             where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             reason = _without_visit(self._path, error.__cause__ or error)
@@ -135,6 +137,7 @@ def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
     transform = tuple(dataset.transform)[:6]
     ground = _ground_control(dataset) if transform == IDENTITY else None
     wkt = _wkt(dataset.crs) if ground is None else None
+    roles = tuple(role.name for role in dataset.colorinterp)
     try:
         georeference = GeoReference(wkt, transform)
     except ValueError as error:
@@ -147,9 +150,10 @@ def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
         dtype=dataset.dtypes[0],
         georeference=georeference,
         descriptions=tuple(dataset.descriptions),
-        colour_roles=tuple(role.name for role in dataset.colorinterp),
+        colour_roles=roles,
         storage_block=tuple(dataset.block_shapes[0]),
-        has_mask=any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
+        has_mask=_own_alpha(roles, dataset.dtypes[0]) is not None
+        or any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
         ground=ground,
         microns=microns_of(dataset.tags(), slide=dataset.crs is None),
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
@@ -202,6 +206,11 @@ def _wkt(crs: CRS | None) -> str | None:
 def _ground_control(dataset: DatasetReader) -> GroundControl | None:
     points, crs = dataset.gcps
     return GroundControl(_wkt(crs), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)) if points else None
+
+
+def _own_alpha(roles: tuple[str, ...], dtype: str) -> int | None:
+    """Number of the alpha band where GDAL makes no mask of it; it does of bytes and uint16."""
+    return roles.index("alpha") + 1 if "alpha" in roles and dtype not in ("uint8", "uint16") else None
 
 
 def _palette(dataset: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:
