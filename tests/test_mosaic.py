@@ -20,6 +20,7 @@ from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.location import Mosaic
 from fcn_batch.pipeline.core.plan import InputIdentity
 from fcn_batch.pipeline.core.source import Pixels, RasterSource
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import find_source, in_colours, resampled, source_of
@@ -205,8 +206,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             mosaic(other, first)
     again = write_raster(tmp_path / "nowhere2.tif", noise(3, 20, 20), transform=Affine(2, 0, 9, 0, -2, 9))
+    second = write_raster(tmp_path / "nowhere3.tif", noise(3, 20, 20))
     with pytest.raises(InputError, match=r"nowhere\.tif: nothing says where it lies"):
         mosaic(nowhere, again)
+    for path in (nowhere, second):
+        with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
+            dataset.build_overviews([2])
+    with pytest.raises(InputError, match="nothing says where it lies"):
+        find_source(Mosaic("m", (nowhere, second)), 1)
     scaled = piece(tmp_path / "scaled.tif", 0, 0, noise(3, 20, 20))
     with rasterio.open(scaled, "r+") as dataset:
         dataset.scales = (0.1, 0.1, 0.1)

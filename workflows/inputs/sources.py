@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fcn_batch.pipeline.core.distant import Place
 from fcn_batch.pipeline.core.errors import FormatError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Window
-from fcn_batch.pipeline.core.georeference import IDENTITY
+from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
 from fcn_batch.pipeline.core.location import Input, Mosaic, Url, input_of
 from fcn_batch.pipeline.core.mosaic import MosaicSource, Piece, mosaic_problem
@@ -217,12 +217,19 @@ def _mosaic(name: str, sources: Sequence[RasterSource]) -> RasterSource:
 def _check_alike(first: RasterInfo, other: RasterInfo) -> None:
     problem = mosaic_problem(first, other)
     for info in (first, other):
-        if info.georeference.transform == IDENTITY:
+        if _is_placeless(info):
             other, problem = info, problem or "nothing says where it lies"
     if problem is None and (first.georeference.crs_wkt is None) != (other.georeference.crs_wkt is None):
         problem = f"and {first.path}: one has a reference system, the other has none"
     if problem is not None:
         raise InputError(f"{other.path}: {problem}; make it alike (gdal_translate), or leave it out of the mosaic")
+
+
+def _is_placeless(info: RasterInfo) -> bool:
+    """True where a transform only says how large the pixels of a level are."""
+    finest, size = info.levels[0], info.size
+    pixels = GeoReference(None, IDENTITY).coarser(finest.height / size.height, finest.width / size.width)
+    return info.georeference.transform == pixels.transform
 
 
 def _around(grid: Grid, other: Grid) -> Grid:
