@@ -9,9 +9,11 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
 
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.source import RasterSource
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.workflows.inputs.sources import at_resolution, find_source
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
@@ -58,6 +60,32 @@ def test_a_level_of_a_slide(tmp_path: Path, model: Path) -> None:
     assert "complete already" in segmented(tmp_path / "a.tif", *how, "--level", 1, "-o", tmp_path / "one").stderr
     other = fcn_batch("segment", tmp_path / "a.tif", *how, "--level", 2, "-o", tmp_path / "one")
     assert other.exit_code == 6, "another level is another run"
+
+
+def test_a_level_of_a_raster_with_ground_control_points(tmp_path: Path, model: Path) -> None:
+    """They move with the pixels, to those of the level and back to the input's."""
+    points = [GroundControlPoint(row=r, col=c, x=15 + c / 100, y=45 - r / 100) for r in (0, 160) for c in (0, 140)]
+    path = write_raster(tmp_path / "a.tif", noise(3, 160, 140), gcps=points, crs="EPSG:4326", tiled=True)
+    with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2])
+    segmented(path, "-m", model, "--level", 1, "-o", tmp_path / "out")
+    assert fcn_batch("validate", tmp_path / "out" / "a.run.json").exit_code == 0
+    made = tmp_path / "out" / "a.classes.tif"
+    maps, placed = [], []
+    for source in ("a.run.json", "a.classes.tif"):
+        fine = tmp_path / f"{source}.tif"
+        export = ["export", tmp_path / "out" / source, "--to", "cog", "--grid", "input", "-o", fine]
+        assert fcn_batch(*export).exit_code == 0
+        maps.append(fine)
+    with accept_pixel_space():
+        for one in (made, *maps):
+            with rasterio.open(one) as dataset:
+                placed.append([(p.row, p.col, p.x, p.y) for p in dataset.gcps[0]])
+        coarse, *finer = (rasterio.open(one).read(1) for one in (made, *maps))
+    at = [(p.row, p.col, p.x, p.y) for p in points]
+    assert placed == [[(row / 2, col / 2, x, y) for row, col, x, y in at], at, at]
+    for one in finer:
+        assert (one == np.repeat(np.repeat(coarse, 2, axis=0), 2, axis=1)).all()
 
 
 def test_resampled_slides_of_scanners(tmp_path: Path, model: Path) -> None:

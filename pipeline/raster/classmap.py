@@ -158,12 +158,12 @@ def _profile(head: MapHead) -> dict[str, Any]:
     }
     if ref.crs_wkt is not None:
         profile["crs"] = CRS.from_wkt(ref.crs_wkt)
-    if ref.crs_wkt is not None or ref.transform != IDENTITY:
-        profile["transform"] = Affine(*ref.transform)
     if ground is not None:
         # CRS() where none is known: rasterio takes no points without a system
         profile["crs"] = CRS.from_wkt(ground.crs_wkt) if ground.crs_wkt is not None else CRS()
         profile["gcps"] = [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in ground.points]
+    elif ref.crs_wkt is not None or ref.transform != IDENTITY:
+        profile["transform"] = Affine(*ref.transform)
     return profile
 
 
@@ -215,16 +215,17 @@ def place_differs(map_file: Path, head: MapHead) -> str | None:
     ref, ground = head.georeference, head.ground
     with accept_pixel_space(), rasterio.open(map_file, driver="GTiff") as dataset:
         crs, transform, (found, found_crs) = dataset.crs, tuple(dataset.transform)[:6], dataset.gcps
-    if not np.allclose(transform, ref.transform, rtol=1e-12, atol=0):
-        return f"its transform reads as {transform} instead of {ref.transform}"
+    wanted = ref.transform if ground is None else IDENTITY  # of a coarser level, pixels of the finest: no place either
+    if not np.allclose(transform, wanted, rtol=1e-12, atol=0):
+        return f"its transform reads as {transform} instead of {wanted}"
     if ground is None:
         return "it has ground control points" if found else _system_differs(crs, ref.crs_wkt)
     points = [(p.row, p.col, p.x, p.y, p.z or 0.0) for p in found]
     if len(points) != len(ground.points):
         return f"it has {len(points)} ground control points instead of {len(ground.points)}"
-    for point, wanted in zip(points, ground.points, strict=True):
-        if not np.allclose(point, wanted, rtol=1e-12, atol=1e-9):
-            return f"a ground control point reads as {point} instead of {wanted}"
+    for point, told in zip(points, ground.points, strict=True):
+        if not np.allclose(point, told, rtol=1e-12, atol=1e-9):
+            return f"a ground control point reads as {point} instead of {told}"
     return _system_differs(found_crs, ground.crs_wkt)
 
 

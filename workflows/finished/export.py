@@ -23,7 +23,7 @@ from fcn_batch.pipeline.core.location import input_of
 from fcn_batch.pipeline.core.majority import Majority
 from fcn_batch.pipeline.core.maps import ClassMap, Ids
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.found import Found, find_map, on_grid_of_input
+from fcn_batch.workflows.finished.found import Found, find_map, ground_control, on_grid_of_input
 from fcn_batch.workflows.finished.survey import Survey, survey
 from fcn_batch.workflows.outputs.publishing import find_run
 
@@ -227,8 +227,7 @@ def _to_cog(found: Found, target: Path, progress: RunProgress) -> None:
 
     source = _named(found.source, progress)
     tags = {} if found.plan is None else provenance(found.plan)
-    ground = None if found.plan is None else found.plan.input.ground
-    head = MapHead(source.georeference, source.size, source.legend, tags, ground)
+    head = MapHead(source.georeference, source.size, source.legend, tags, ground_control(found))
     write_cog(target, head, _told(source, progress))
     write_whole(target.with_suffix(".qml"), qgis_style(source.legend))
 

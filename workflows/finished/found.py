@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_batch.pipeline.core.errors import InputError, OptionError
+from fcn_batch.pipeline.core.georeference import GroundControl
 from fcn_batch.pipeline.core.maps import ClassMap
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.zarrnode import holds_zarr
@@ -95,9 +96,22 @@ def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
 
     OptionError without a run's plan, InputError when the input is not there any more.
     """
+    from fcn_batch.pipeline.raster.alignment import Grid
     from fcn_batch.pipeline.raster.regrid import Regridded
     from fcn_batch.workflows.inputs.sources import finest_grid
 
     if found.plan is None or not found.plan.input.sources:
         raise OptionError(f"--grid input: nothing says which input {found.path} was made from; leave it out")
-    return Regridded(source, finest_grid(found.plan.input))
+    grid, made = finest_grid(found.plan.input), source.size
+    if found.plan.input.ground is not None:  # a map has no transform then, or that of pixels of another level
+        factors = made.height / grid.size.height, made.width / grid.size.width
+        grid = Grid(grid.size, source.georeference.coarser(*factors))
+    return Regridded(source, grid)
+
+
+def ground_control(found: Found) -> GroundControl | None:
+    """The ground control points of the run's input in pixels of the map, whose level may be another one."""
+    if found.plan is None or found.plan.input.ground is None:
+        return None
+    made, size = found.plan.input.size, found.source.size
+    return found.plan.input.ground.coarser(made.height / size.height, made.width / size.width)
