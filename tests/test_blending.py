@@ -1,13 +1,16 @@
 """Whatever the blend, the weights at every pixel sum to 1."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.core.blending import BLENDS, Blend, axis_weights, ramp
+from fcn_batch.pipeline.core.blending import Blend, axis_weights, ramp
 from fcn_batch.pipeline.core.tiling import Axis
 
+BLENDS: tuple[Blend, ...] = get_args(Blend)
 KINDS = st.sampled_from(BLENDS)
 
 

@@ -185,7 +185,7 @@ def script(tmp_path: Path, **changes: Any) -> str:
     spec = ClusterFile(**{**SPEC, "queue": "short", "account": "p42", **changes})
     settings = jobqueue._settings(spec, tmp_path, None)
     job = jobqueue._class_of(spec.kind).job_cls
-    ours = {key: value for key, value in settings.items() if key not in jobqueue._OF_THE_SCHEDULER}
+    ours = {key: value for key, value in settings.items() if key not in ("scheduler_options", "silence_logs")}
     return str(job("tcp://10.0.0.1:1234", name="fcn-batch-0", **ours).job_script())
 
 

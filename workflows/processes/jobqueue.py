@@ -33,8 +33,6 @@ _PROGRAMS = {"slurm": ("sbatch", "scancel"), "pbs": ("qsub", "qdel"), "lsf": ("b
 _CALL_S = 60.0
 """For a cluster to close."""
 _LOOPBACK = "127.0.0.1"
-_OF_THE_SCHEDULER = ("scheduler_options", "silence_logs")
-"""Settings that no job has."""
 _HARMLESS = r"[\w./@%+=:,-]+"
 """What a path may hold that stands in job scripts as it is."""
 
