@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio.io import MemoryFile
 
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.location import Mosaic
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished.page import About, make_page, stretched
 from fcn_batch.workflows.finished.survey import Survey, survey
+from fcn_batch.workflows.inputs.identity import identify
+from fcn_batch.workflows.inputs.sources import find_source
 from fcn_batch.workflows.outputs.ground import ground_of
 from tests.browser import HEIGHT, READY, WIDTH, Tab, opened
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm
@@ -142,6 +146,26 @@ def test_without_the_image_the_page_says_why(tmp_path: Path) -> None:
         assert one["image"] is None
         assert ["image", "not shown: it is another one now"] in one["facts"]
     assert ["image", "not shown: it is no longer where it was"] in gone["facts"]
+
+
+def test_a_changed_piece_of_a_mosaic_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whatever folder the page is asked for: a mosaic's own name is no path."""
+    pieces = []
+    for k in range(2):
+        place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5 + 150 * k, 0, -10, 5e6)}
+        pieces.append(write_raster(tmp_path / f"{k}.tif", np.ones((3, 20, 15), np.uint8), photometric="RGB", **place))
+    image = identify(find_source(Mosaic("city", tuple(pieces))).info)
+    plan = plan_of(pieces[0]).model_copy(update={"input": image})
+    found, shown = seen(patches(20, 30, 2), legend_of("a", "b")), []
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        shown.append(data_of(make_page(found, About("m", plan=plan)))["image"] is not None)
+    write_raster(pieces[1], np.full((3, 20, 15), 9, np.uint8), photometric="RGB", **place)
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        shown.append(data_of(make_page(found, About("m", plan=plan)))["image"] is not None)
+    assert shown == [True, True, False, False]
 
 
 def test_stretching() -> None:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.georeference import IDENTITY
 from fcn_batch.pipeline.core.location import Url, input_of
-from fcn_batch.pipeline.core.plan import Plan
+from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.crs import coordinate_attributes, system_name
 from fcn_batch.pipeline.raster.picture import jpeg
 from fcn_batch.workflows.finished.quicklook import share_text
 from fcn_batch.workflows.finished.survey import Covered, Survey
-from fcn_batch.workflows.inputs.identity import file_identity, identify
+from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.resolution import metres
 from fcn_batch.workflows.inputs.sources import source_of
 from fcn_batch.workflows.inputs.thumbnail import thumbnail
@@ -183,21 +183,17 @@ def _image(seen: Survey, plan: Plan | None, *, local_only: bool) -> tuple[str | 
         if local_only and any(isinstance(place, Url) and place.remote for place in map(input_of, plan.input.places)):
             return None, "not shown: it is on another machine"
         pixels = thumbnail(plan.input, bands, seen.step)
-        changed = pixels.values.shape[1:] != seen.ids.shape or _changed(plan)
+        changed = _changed(plan.input)
     except InputError:
         return None, "not shown: it is no longer where it was"
-    if changed:
+    if pixels.values.shape[1:] != seen.ids.shape or changed:
         return None, "not shown: it is another one now"
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(stretched(pixels))).decode(), None
 
 
-def _changed(plan: Plan) -> bool:
-    """True when the raster, or a file that lies beside it, is not as it was when the map was made."""
-    path = Path(plan.input.path)
-    if path.is_dir() or any(isinstance(input_of(place), Url) for place in plan.input.places):
-        return identify(source_of(plan.input).info, hashed=plan.input.hashed).files != plan.input.files
-    there = [(path.with_name(file.name), file) for file in plan.input.files]
-    return any(file_identity(place, hashed=file.sha256 is not None) != file for place, file in there if place.is_file())
+def _changed(image: InputIdentity) -> bool:
+    """True when a file of the image is not as it was when the map was made; others may lie beside it by now."""
+    return not {*image.files} <= {*identify(source_of(image).info, hashed=image.hashed).files}
 
 
 def stretched(pixels: Pixels) -> NDArray[np.uint8]:
