@@ -97,10 +97,19 @@ def test_the_fast_precision_of_a_cpu(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: Precision
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(device_module, "multiplies_bf16", lambda: True)
     assert fast_precision("cpu") == precision
     assert fast_precision("mps") == "fp32"
     told = describe_device("cpu").split()[1:]
     assert told == [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)][:1]
+
+
+def test_nothing_is_fast_that_onednn_may_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONEDNN_MAX_CPU_ISA=AVX2 on a newer CPU: what --precision refuses is not taken unasked either."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(device_module, "multiplies_bf16", lambda: False)
+    assert fast_precision("cpu") == "fp32"
+    assert not device_module.has_fast_bf16()
 
 
 @pytest.mark.parametrize(("supported", "precision"), [(True, "bf16"), (False, "fp32")])

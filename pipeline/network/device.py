@@ -91,8 +91,8 @@ def fast_precision(device: str) -> Precision:
 
 
 def has_fast_bf16() -> bool:
-    """True when the CPU multiplies bfloat16 itself: AMX or AVX512-BF16."""
-    return any(torch.cpu.get_capabilities().get(name) for name in _FAST_ON_CPU)
+    """True when the CPU multiplies bfloat16 itself: AMX or AVX512-BF16; False where oneDNN is told to do without."""
+    return multiplies_bf16() and any(torch.cpu.get_capabilities().get(name) for name in _FAST_ON_CPU)
 
 
 def check_precision(precision: Precision, device: str) -> None:
@@ -106,7 +106,7 @@ def check_precision(precision: Precision, device: str) -> None:
 
 
 def multiplies_bf16() -> bool:
-    """True when oneDNN has instructions of this CPU for bfloat16, whatever of them it is told to use."""
+    """True when oneDNN can compute in bfloat16, fast or not, with those of this CPU's instructions that it may use."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - public under no other name
 
 
