@@ -24,6 +24,8 @@ from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented
 from tests.sources import info_of
 
+PLACE = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -199,8 +201,7 @@ def test_percentiles_are_measured_once_and_kept(tmp_path: Path, model: Path, mon
 
 def test_percentiles_of_another_level_are_not_taken(tmp_path: Path, model: Path) -> None:
     """The files are the same, and means of pixels have another spread."""
-    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
-    path = write_raster(tmp_path / "a.tif", noise(3, 300, 280, "uint16"), tiled=True, **place)
+    path = write_raster(tmp_path / "a.tif", noise(3, 300, 280, "uint16"), tiled=True, **PLACE)
     with rasterio.open(path, "r+") as dataset:
         dataset.build_overviews([2], rasterio.enums.Resampling.average)
     options = [path, "-m", model, "--stretch", "2%,98%"]
@@ -210,6 +211,26 @@ def test_percentiles_of_another_level_are_not_taken(tmp_path: Path, model: Path)
         segmented(*options, "--level", 1, "--overwrite", "-o", tmp_path / folder)
         ranges.append(json.loads((tmp_path / folder / "a.run.json").read_text())["plan"]["stretch"]["ranges"])
     assert ranges[0] == ranges[1]
+
+
+def test_what_cannot_be_read_is_not_counted(tmp_path: Path, model: Path) -> None:
+    """Where --on-error says to go on without it: already the plan reads the raster."""
+    values = noise(3, 96, 96, "uint16")
+    stored = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
+    path = write_raster(tmp_path / "a.tif", values, **stored, **PLACE)
+    with rasterio.open(path) as dataset:
+        at = int(dataset.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 64)
+    options = ["segment", path, "-m", model, "--stretch", "2%,98%", "-o", tmp_path / "out"]
+    failed = fcn_batch(*options)
+    assert failed.exit_code == 4
+    assert failed.stderr.endswith("or give --on-error mask\n")
+    assert fcn_batch(*options, "--on-error", "mask").exit_code == 3
+    values[:, 32:64, 32:64] = 0
+    expected = [list(np.percentile(band[band > 0], (2, 98), method="inverted_cdf")) for band in values]
+    assert json.loads((tmp_path / "out" / "a.run.json").read_text())["plan"]["stretch"]["ranges"] == expected
 
 
 def test_a_stretch_and_a_full_scale(tmp_path: Path, model: Path) -> None:

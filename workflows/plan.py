@@ -15,6 +15,7 @@ from fcn_batch.pipeline.core.location import Input
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import InputIdentity, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource
+from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
     check_precision,
@@ -35,6 +36,7 @@ from fcn_batch.workflows.inputs.resolution import ground_sample_distance, resolu
 from fcn_batch.workflows.inputs.sources import at_microns, at_resolution, find_source, in_colours
 from fcn_batch.workflows.inputs.stretching import choose_scaling
 from fcn_batch.workflows.inputs.tissue import find_tissue
+from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.learning.models import find_model
 from fcn_batch.workflows.processes.topology import Each, available_cpus
@@ -48,7 +50,7 @@ _PROCESSES_OF_A_CLUSTER = 8
 """To make segments for: how many workers a scheduler has is not known when the plan is made."""
 
 
-_SHARED = Each()
+_SHARED, _FAIL = Each(), OnError()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,13 @@ def prepare(
     processes: int | None = 1,
     each: Each = _SHARED,
     known: Sequence[Plan] = (),
+    on_error: OnError = _FAIL,
 ) -> Prepared:
     """Decide everything about a run of `given` on so many processes; None: as many as a scheduler has.
 
     They share this machine, unless `each` says what they have. `known` are plans of earlier runs: what was measured
-    of the same input is not measured again. InputError, ModelError or OptionError with the reason.
+    of the same input is not measured again; `on_error` says what to do where it cannot be read to measure it.
+    InputError, ModelError or OptionError with the reason.
     """
     device = choose_device(options.device)
     notes: list[str] = []
@@ -137,13 +141,13 @@ def prepare(
     bands = choose_bands(info, spec, wanted)
     identity = _identified(info, hashed=options.verify_input)
     known = [plan for plan in known if plan.input.has_pixels_of(identity)]
-    full_scale, stretch = choose_scaling(source, spec, bands, (options.full_scale, options.stretch), known)
+    measured = TolerantSource(source, on_error)
+    full_scale, stretch = choose_scaling(measured, spec, bands, (options.full_scale, options.stretch), known)
     here = 1 if each.apart else processes or 1
-    budget = options.memory or each.memory
-    budget = budget or memory_budget(device, here)
+    budget = options.memory or each.memory or memory_budget(device, here)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
     area = choose_area(info, options.aoi, options.bbox)
-    tissue = _tissue(identity, bands, (options, known), notes)
+    tissue = _tissue(identity, bands, (options, known, on_error), notes)
     chunk = chunk_of(network.stride)
     columns = lane_for([one for one in (area, tissue) if one is not None], info.size, chunk, network.halo or 0)
     wish = Wish(options.tile, options.overlap, options.blend, options.shard, columns)
@@ -268,13 +272,13 @@ def _georeference_notes(info: RasterInfo) -> list[str]:
 
 
 def _tissue(
-    identity: InputIdentity, bands: tuple[int, ...], wanted: tuple[Options, Sequence[Plan]], notes: list[str]
+    identity: InputIdentity, bands: tuple[int, ...], wanted: tuple[Options, Sequence[Plan], OnError], notes: list[str]
 ) -> Area | None:
     """Where a slide has tissue, if that is wanted and can be said."""
-    options, known = wanted
+    options, known, on_error = wanted
     if options.tissue == "off":
         return None
-    tissue, told = find_tissue(identity, bands, known)
+    tissue, told = find_tissue(identity, bands, known, on_error)
     notes += [told] if told else []
     return tissue
 

@@ -109,10 +109,7 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
                 outputs: Outputs | None = None
                 try:
                     outputs = places.of(path)  # fails in watched folders only: those that were named are looked at
-                    known = outputs.earlier_plans()
-                    prepared = prepare(
-                        path, request.options, processes=workers.processes, each=workers.each, known=known
-                    )
+                    prepared = _prepared(path, outputs, request)
                     if _there_already(prepared, outputs, request):
                         tally.add(path, "done", prepared.info.size.pixels)
                         progress.note(f"{path}: complete already, in {request.bucket}")
@@ -135,6 +132,18 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
             progress.note(line)
     if (error_of_all := tally.error()) is not None:
         raise error_of_all
+
+
+def _prepared(path: Input, outputs: Outputs, request: Request) -> Prepared:
+    workers = request.workers
+    return prepare(
+        path,
+        request.options,
+        processes=workers.processes,
+        each=workers.each,
+        known=outputs.earlier_plans(),
+        on_error=request.on_error,
+    )
 
 
 def _there_already(prepared: Prepared, outputs: Outputs, request: Request) -> bool:

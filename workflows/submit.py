@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.location import Url
+from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.workflows.outputs.publishing import outputs_of
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.processes.topology import count_of
@@ -128,8 +129,9 @@ def check(segment: Segment, options: Options) -> None:
     """
     outputs_of(list(segment.inputs), segment.folder)
     here = replace(options, device="cpu", precision=None, threads=None, memory=None, verify_input=False)
+    on_error = OnError.parse(segment.value("--on-error") or "fail")
     for path in segment.inputs:
-        prepare(path, here)
+        prepare(path, here, on_error=on_error)
 
 
 def slurm_script(segment: Segment, parts: int | None, resources: Resources) -> str:

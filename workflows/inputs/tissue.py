@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.source import Pixels
+from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.pipeline.raster.clip import outlined
 from fcn_batch.workflows.inputs.thumbnail import thumbnail
 
@@ -25,10 +26,13 @@ _MOST_POINTS = 20_000
 """Of the outlines: they are part of the plan, which every worker reads."""
 
 
-def find_tissue(identity: InputIdentity, bands: Sequence[int], known: Sequence[Plan] = ()) -> tuple[Area | None, str]:
+def find_tissue(
+    identity: InputIdentity, bands: Sequence[int], known: Sequence[Plan] = (), on_error: OnError | None = None
+) -> tuple[Area | None, str]:
     """The tissue of a slide, in its pixels, and what to say of it; None: take all of it.
 
-    `bands` show red, green and blue. What an earlier plan of the same input knows is not looked for again.
+    `bands` show red, green and blue. What an earlier plan of the same input knows is not looked for again. `on_error`:
+    what to do where the slide cannot be read; None: fail.
     """
     if identity.microns is None or identity.crs_wkt is not None or identity.dtype != "uint8" or len(bands) != 3:
         return None, ""
@@ -36,7 +40,7 @@ def find_tissue(identity: InputIdentity, bands: Sequence[int], known: Sequence[P
         if plan.tissue is not None and plan.bands == tuple(bands) and plan.input.georeference == identity.georeference:
             return plan.tissue, _said(plan.tissue.pixels / identity.size.pixels)
     step = max(1, round(_MICRONS / identity.microns))
-    mask = coloured(thumbnail(identity, bands, step))
+    mask = coloured(thumbnail(identity, bands, step, on_error))
     if not mask.any():
         return None, "no tissue was found, so all of the slide is computed"
     area = outlined(mask, step, _MOST_POINTS)
