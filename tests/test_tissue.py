@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fcn_batch.pipeline.core.errors import DecodingError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.plan import InputIdentity, Plan
+from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.pipeline.raster.clip import inside, outlined, touched, within
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.workflows.blocks.lanes import lane_for
 from fcn_batch.workflows.inputs import tissue as module
 from fcn_batch.workflows.inputs.identity import identify
@@ -89,6 +93,24 @@ def test_what_is_no_slide_has_no_tissue(tmp_path: Path) -> None:
     for change in ({"microns": None}, {"dtype": "uint16"}, {"crs_wkt": "anything"}):
         assert find_tissue(identity.model_copy(update=change), BANDS) == (None, "")
     assert find_tissue(identity, (1, 2)) == (None, "")
+
+
+def test_a_slide_with_a_damaged_block(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pyramid(path, [stained()], compression="zlib")
+    identity = identify(find_source(path).info)
+    whole = find_tissue(identity, BANDS)[0]
+    with accept_pixel_space(), rasterio.open(path) as dataset:
+        at = int(dataset.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 64)
+    with pytest.raises(DecodingError):
+        find_tissue(identity, BANDS)
+    part = find_tissue(identity, BANDS, on_error=OnError(mask=True))[0]
+    assert whole is not None
+    assert part is not None
+    assert 0 < part.pixels <= whole.pixels
 
 
 def test_an_earlier_plan_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
