@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fcn_batch.pipeline.core.errors import InputError, StoppedError
-from fcn_batch.workflows.blocks.alone import run_alone
+from fcn_batch.workflows.blocks.alone import Died, run_alone
 from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.console.signals import Stop, stopping, unheard
 from tests.patience import PATIENCE_S
@@ -206,6 +206,15 @@ def test_a_block_tried_alone_is_not_ended_by_a_signal_to_all(child: Path, number
     with pytest.raises(InputError, match=r"^answered$"):
         run_alone(TICKET, 0, Stop())
     thread.join()
+
+
+def test_a_block_tried_alone_may_die_with_any_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "child"
+    program.write_text("#!/bin/sh\ncat >/dev/null\nprintf 'd\\351faut\\n' >&2\nexit 134\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(Died, match=r"^exit code 134 d.faut$"):
+        run_alone(TICKET, 0, Stop())
 
 
 def test_a_block_tried_alone_is_dropped_when_there_is_no_time(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:

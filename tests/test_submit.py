@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from fcn_batch.commands.run import segment
-from fcn_batch.workflows.submit import PROGRAM
+from fcn_batch.workflows.submit import PROGRAM, hand_over
 from tests.models import save_tiny_model
 from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch, output_bytes, run_program, scene, tree
@@ -370,6 +370,12 @@ def test_a_line_for_cron_runs_and_then_has_nothing_to_do(place: Path, monkeypatc
     assert seen[0] == seen[1]
     assert f"{NASTY}.run.json" in seen[0]
     assert (place / "maps" / f"{NASTY}.cron.log").read_text().count(f"{NASTY}.run.json") == 2
+
+
+def test_a_batch_system_may_say_anything(tmp_path: Path) -> None:
+    """In whatever encoding: the job is submitted by then."""
+    says = "import sys; sys.stdout.buffer.write(b'4711;\\xe9t\\xe9')"
+    assert hand_over([sys.executable, "-c", says], tmp_path / "job") == "4711"
 
 
 def test_the_program_of_a_job_is_this_one(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def write_script(path: Path, text: str) -> None:
 def hand_over(words: Sequence[str], script: Path) -> str:
     """Submit `script` with a program of the batch system; the id of the job. OptionError when that says no."""
     try:
-        ran = subprocess.run([*words, str(script)], capture_output=True, text=True, check=False)
+        ran = subprocess.run([*words, str(script)], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise OptionError(
             f"{words[0]}: cannot be run here ({error.strerror}); {script} is written: submit it where {words[0]} is"

@@ -47,6 +47,7 @@ def _child() -> "subprocess.Popen[str]":
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",  # a library that dies may say anything
         )
 
 
