@@ -212,8 +212,8 @@ def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_pat
             last_words = victim.communicate(timeout=PATIENCE_S)[1]
             assert (victim.returncode, last_words) == (-signal.SIGKILL, "")
         (tmp_path / "enough").touch()
-        last_words = [one.communicate(timeout=PATIENCE_S)[1] for one in rivals]
-    assert last_words == ["", "", ""]
+        told = [one.communicate(timeout=PATIENCE_S)[1] for one in rivals]
+    assert told == ["", "", ""]
     # a victim may have been the last to hold it; who is killed while it takes a claim leaves its temporary files
     taken(Claims(tmp_path)).release()
     assert {name for name in names(tmp_path) if not name.startswith(".")} <= {"inside", "enough"}
