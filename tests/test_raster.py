@@ -15,9 +15,9 @@ from rasterio.transform import Affine
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY
-from fcn_batch.pipeline.core.source import Pixels, RasterSource, cache_needed
-from fcn_batch.pipeline.raster import rasterfile as raster
+from fcn_batch.pipeline.core.source import DTYPES, Pixels, RasterSource, cache_needed
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, gdal_cache
+from fcn_batch.pipeline.raster.guard import check_bands
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from tests.rasters import noise, write_raster
 from tests.remote_servers import http_server
@@ -285,7 +285,7 @@ def test_a_vrt_with_a_source_that_is_gone(tmp_path: Path, content: bytes | None)
 
 def test_no_bands_are_refused() -> None:
     with pytest.raises(InputError, match=r"a\.vrt has no bands"):
-        raster._check_bands(SimpleNamespace(count=0), Path("a.vrt"))
+        check_bands(SimpleNamespace(count=0), Path("a.vrt"), DTYPES)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint32", "float64", "complex64"])

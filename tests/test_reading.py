@@ -1,6 +1,7 @@
 """Rows read ahead equal windows read at once, for every layout of a file; errors come through and threads end."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
-from fcn_batch.pipeline.core.source import RasterSource
+from fcn_batch.pipeline.core.source import RasterSource, SourceFile
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
-from fcn_batch.workflows.blocks.reading import RowReader, slab_rows
+from fcn_batch.workflows.blocks.reading import RowReader, slab_rows, slabs_ahead
+from tests.patience import PATIENCE_S
 from tests.rasters import noise, write_raster
 from tests.sources import ArraySource, info_of, memory_raster
 
@@ -52,7 +54,7 @@ def test_rows_equal_windows(files: dict[str, Path], layout: str, data: st.DataOb
     area = Window(row, col, data.draw(st.integers(1, 1400 - row)), data.draw(st.integers(1, 90 - col)))
     with accept_pixel_space():
         dataset = rasterio.open(files[layout])
-    with dataset, RowReader(source, bands, area) as reader:
+    with dataset, RowReader(source, bands, area, data.draw(st.integers(1, 4))) as reader:
         start = data.draw(st.integers(area.row, area.stop_row - 1))
         kept = start
         for _ in range(data.draw(st.integers(1, 12))):
@@ -91,6 +93,49 @@ def test_every_slab_is_read_once_and_ends_with_blocks(storage: int, top: int, he
     assert sum(w.height for w in source.reads) == height
     assert all((w.col, w.width) == (3, 11) for w in source.reads)
     assert all(w.row % min(storage, slab) == 0 for w in source.reads[1:])
+
+
+class _Together(ArraySource):
+    """Reads when three others do, too."""
+
+    others = threading.Barrier(4)
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Any:
+        self.others.wait(PATIENCE_S)
+        return super().read(window, bands)
+
+
+def test_several_slabs_are_read_at_once_and_come_in_order() -> None:
+    good = memory_raster(2048, 20)
+    source = _Together(good.values, good.valid)
+    source.storage = (256, 20)
+    with RowReader(source, (1, 2), Window(0, 0, 2048, 20), ahead=4) as reader:
+        for row in range(0, 2048, 128):
+            assert np.array_equal(reader.rows(row, row + 128).values, good.values[:2, row : row + 128])
+            reader.release(row)
+    assert sorted(window.row for window in source.reads) == list(range(0, 2048, 256)), "each of them once"
+
+
+@pytest.mark.parametrize(
+    ("place", "storage", "spare", "ahead"),
+    [
+        ("https://a.org/b.tif", 256, 10**9, 4),
+        ("s3://bucket/b.tif", 256, 2500, 3),
+        ("s3://bucket/b.tif", 256, 999, 1),
+        ("s3://bucket/b.tif", 256, -1, 1),
+        ("s3://bucket/b.tif", 4096, 10**9, 1),
+        ("/here/b.tif", 256, 10**9, 1),
+        ("/vsizip/here.zip/b.tif", 256, 10**9, 1),
+    ],
+)
+def test_of_remote_rasters_as_much_is_read_ahead_as_memory_holds(
+    place: str, storage: int, spare: int, ahead: int
+) -> None:
+    info = replace(info_of(Size(9000, 10), (storage, 10)), path=place, sources=())
+    assert slabs_ahead(info, 1000, spare) == ahead
+    warped = replace(info, resampling="bilinear")
+    assert slabs_ahead(warped, 1000, spare) == 1
+    assert slabs_ahead(replace(info, sources=(*info.sources, SourceFile(path="c.tif"))), 1000, spare) == 1
 
 
 @pytest.mark.parametrize(

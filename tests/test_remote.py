@@ -97,7 +97,8 @@ def test_of_a_part_only_that_is_fetched(
     assert served.bytes <= 1.2 * needed
 
 
-def test_of_a_wide_raster_no_block_is_fetched_twice_nor_ahead(served: Served) -> None:
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_of_a_wide_raster_no_block_is_fetched_twice_nor_ahead(served: Served, ahead: int) -> None:
     """A row of its blocks is more than GDAL would fetch at once, and keep, by itself."""
     values = np.resize(np.arange(251, dtype=np.uint8), (2, 1024, 22016))
     tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512, "crs": "EPSG:4326", "transform": DEGREES}
@@ -107,7 +108,7 @@ def test_of_a_wide_raster_no_block_is_fetched_twice_nor_ahead(served: Served) ->
     ):
         path = write_raster(served.folder / f"{name}.tif", values, interleave=interleave, **tiles)
         source, before = RasterioSource(Url(f"{served.url}/{name}.tif")), served.bytes
-        with gdal_cache(64), RowReader(source, (1, 2), window) as reader:
+        with gdal_cache(256), RowReader(source, (1, 2), window, ahead) as reader:
             for row in range(window.row, window.stop_row, 100):
                 found = reader.rows(row, min(row + 100, window.stop_row)).values
                 assert (found == values[:, row : row + found.shape[1], window.col : window.stop_col]).all()

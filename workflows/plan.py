@@ -25,14 +25,15 @@ from fcn_batch.pipeline.network.device import (
     torch_kind,
 )
 from fcn_batch.pipeline.network.weights import ModelFile, structure
-from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory
+from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory, row_bytes
 from fcn_batch.workflows.blocks.kernel import kernel_here
 from fcn_batch.workflows.blocks.lanes import lane_for
+from fcn_batch.workflows.blocks.reading import slab_rows, slabs_ahead
 from fcn_batch.workflows.console.logs import LOG
 from fcn_batch.workflows.inputs.areas import Box, choose_area
 from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, numbered
 from fcn_batch.workflows.inputs.identity import check_sums, identify
-from fcn_batch.workflows.inputs.resolution import ground_sample_distance, resolution_note
+from fcn_batch.workflows.inputs.resolution import georeference_notes, ground_sample_distance, resolution_note
 from fcn_batch.workflows.inputs.sources import at_microns, at_resolution, find_source, in_colours
 from fcn_batch.workflows.inputs.stretching import choose_scaling
 from fcn_batch.workflows.inputs.tissue import find_tissue
@@ -104,6 +105,8 @@ class Prepared:
     model: ModelFile
     device: str
     network: Network
+    budget: int
+    """Bytes that each process may take."""
     notes: list[str] = field(default_factory=list)
     """One line each: what a user should know before trusting the map."""
 
@@ -115,7 +118,20 @@ class Prepared:
     @property
     def memory(self) -> int:
         """Bytes that one process needs beside the libraries."""
+        return self._least + (self.ahead - 1) * self._slab
+
+    @property
+    def ahead(self) -> int:
+        """Slabs of rows that each process reads at once, while another one is used."""
+        return slabs_ahead(self.info, self._slab, self.budget - self._least)
+
+    @property
+    def _least(self) -> int:
         return memory(self.network, self.info, self.plan.cut)
+
+    @property
+    def _slab(self) -> int:
+        return slab_rows(self.info) * row_bytes(self.network, self.info, self.plan.cut)
 
 
 def prepare(
@@ -169,10 +185,10 @@ def prepare(
     )
     if stretch is not None:
         notes.append(plan.scaling)
-    notes += band_notes(info, spec, wanted) + _georeference_notes(info) + _resolution_notes(info, model, options)
+    notes += band_notes(info, spec, wanted) + georeference_notes(info) + _resolution_notes(info, model, options)
     LOG.info("%s: plan %s, %s on %s", info.path, plan.fingerprint, model.path, device)
     LOG.debug("%s", plan)
-    return Prepared(plan, info, model, device, network, notes)
+    return Prepared(plan, info, model, device, network, budget, notes)
 
 
 def _identified(info: RasterInfo, *, hashed: bool) -> InputIdentity:
@@ -260,15 +276,6 @@ def choose_threads(wanted: int | None, device: str, processes: int, cores: int |
 def memory_budget(device: str, processes: int) -> int:
     """Bytes for each of so many processes, when nobody says how many."""
     return max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // processes, _LEAST_MEMORY)
-
-
-def _georeference_notes(info: RasterInfo) -> list[str]:
-    if info.ground is not None:
-        note = f"the raster has {len(info.ground.points)} ground control points and no transform: the GeoTIFF carries "
-        return [note + "them on, so GIS places it by them; the zarr store is in pixels, with the points as fcn:gcps"]
-    if info.georeference.crs_wkt is None:
-        return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
-    return []
 
 
 def _tissue(

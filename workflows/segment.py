@@ -220,6 +220,7 @@ def _run_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple
         confidence=confidence,
         on_error=str(request.on_error),
         allow_mixed=request.allow_mixed,
+        ahead=prepared.ahead,
     )
 
     def compute(works: Sequence[Work], on_receipt: OnReceipt) -> None:

@@ -26,6 +26,7 @@ from rasterio.io import DatasetReader
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.limits import MAX_BLOCK_BYTES, size_problem
 from fcn_batch.pipeline.core.location import Url
+from fcn_batch.pipeline.core.microns import planes_of
 from fcn_batch.pipeline.core.rawsize import envi_end, hfa_ends
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 
@@ -157,3 +158,23 @@ def _check_pages(path: Path | Url) -> None:
         except RasterioError:
             return  # there are no more
     raise InputError(f"{path} has more than {_MOST_PAGES} images in it; give each in a file of its own")
+
+
+def check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...]) -> None:
+    """InputError without bands or with pixel types that are mixed or not in `dtypes`."""
+    if dataset.count == 0:
+        raise InputError(f"{path} has no bands; give one of the rasters it refers to")
+    types = " and ".join(sorted(set(dataset.dtypes)))
+    if types not in dtypes:
+        message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
+        raise InputError(f"{message}; convert it with gdal_translate -ot")
+
+
+def check_planes(dataset: DatasetReader, path: Path | Url) -> None:
+    """InputError for an OME-TIFF whose channels, or planes of a stack, are pages: GDAL reads the first alone."""
+    planes = planes_of(dataset.tags())
+    if dataset.count < planes <= dataset.count * len(dataset.subdatasets):
+        raise InputError(
+            f"{path}: holds {planes} planes (channels, depths, moments) in pages of their own; say in a VRT which of "
+            "them are the bands (GTIFF_DIR:1:FILE is the first page), or write them as bands of one image"
+        )

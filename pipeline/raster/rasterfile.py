@@ -31,11 +31,11 @@ from fcn_batch.pipeline.core.errors import DecodingError, FormatError, InputErro
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
 from fcn_batch.pipeline.core.location import Url, input_of, size_in_archive
-from fcn_batch.pipeline.core.microns import microns_of, planes_of
+from fcn_batch.pipeline.core.microns import microns_of
 from fcn_batch.pipeline.core.perthread import PerThread
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, leaving_nothing, local_only, reaching
-from fcn_batch.pipeline.raster.guard import check_raster, check_remote
+from fcn_batch.pipeline.raster.guard import check_bands, check_planes, check_raster, check_remote
 from fcn_batch.pipeline.raster.remote import look_at
 
 DRIVERS = ("GTiff", "COG", "JPEG", "PNG", "JP2OpenJPEG", "HFA", "ENVI")
@@ -121,8 +121,8 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
         if isinstance(local, Url) and local.scheme in ("s3", "gs"):  # whose names have no room for a visit
             _forget_fetched(local)
         with allowed(local), open_dataset(local) as dataset:
-            _check_bands(dataset, local, dtypes)
-            _check_planes(dataset, local)
+            check_bands(dataset, local, dtypes)
+            check_planes(dataset, local)
             if isinstance(local, Url):
                 check_remote(local, dataset, size_in_archive(local) if length is None else length)
             else:
@@ -287,23 +287,3 @@ def _forget_fetched(place: Path | Url) -> None:
 def _without_visit(path: Path | Url, reason: object) -> str:
     """What GDAL says of a raster, by the name that it was given."""
     return str(reason).replace(f"#{path.visit}", "") if isinstance(path, Url) and path.visit else str(reason)
-
-
-def _check_bands(dataset: DatasetReader, path: Path | Url, dtypes: tuple[str, ...] = DTYPES) -> None:
-    """InputError without bands or with pixel types that are mixed or not in `dtypes`."""
-    if dataset.count == 0:
-        raise InputError(f"{path} has no bands; give one of the rasters it refers to")
-    types = " and ".join(sorted(set(dataset.dtypes)))
-    if types not in dtypes:
-        message = f"{path} holds {types} pixels; one type of {', '.join(dtypes)} is supported"
-        raise InputError(f"{message}; convert it with gdal_translate -ot")
-
-
-def _check_planes(dataset: DatasetReader, path: Path | Url) -> None:
-    """InputError for an OME-TIFF whose channels, or planes of a stack, are pages: GDAL reads the first alone."""
-    planes = planes_of(dataset.tags())
-    if dataset.count < planes <= dataset.count * len(dataset.subdatasets):
-        raise InputError(
-            f"{path}: holds {planes} planes (channels, depths, moments) in pages of their own; say in a VRT which of "
-            "them are the bands (GTIFF_DIR:1:FILE is the first page), or write them as bands of one image"
-        )

@@ -231,13 +231,14 @@ def _mb(count: int) -> str:
     return f"{-(-count // 10**6):,} MB"
 
 
+def row_bytes(network: Network, info: RasterInfo, cut: Cut) -> int:
+    """Bytes of a row of pixels of a lane, with its mask."""
+    return _columns(info, cut) * ({"uint8": 1, "float32": 4}.get(info.dtype, 2) * network.bands + 1)
+
+
 def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
     """Bytes that one process needs beside the libraries: weights, what the network looks at, rows read and written."""
-    size = info.size
-    lane = min(cut.lane, size.width)
-    beyond = cut.overlap if cut.exact else cut.tile
-    cols = min(lane + 2 * beyond, round_up(size.width, cut.stride))
-    values = {"uint8": 1, "float32": 4}.get(info.dtype, 2) * network.bands + 1
+    size, cols = info.size, _columns(info, cut)
     if cut.way == "stream":
         seen = network.bytes_of(cut.tile, cols)
         held = cut.tile + (network.graph.lag(cut.tile) if network.graph else 0)
@@ -245,13 +246,19 @@ def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
     else:
         side = cut.tile + (2 * cut.overlap if cut.exact else 0)
         seen, held, scaled = network.bytes_of(side, side), side + cut.tile, 2 * 4 * network.bands * side**2
-    rows = (held + 3 * slab_rows(info)) * cols * values
+    rows = (held + 3 * slab_rows(info)) * row_bytes(network, info, cut)
     sums = 0 if cut.exact else 4 * 4 * network.classes * (cut.tile + cut.overlap) * cols
-    blocks = 3 * min(cut.chunk, size.height) * lane
+    blocks = 3 * min(cut.chunk, size.height) * min(cut.lane, size.width)
     if network.confidence:
         blocks *= 1 + PLANES
         seen += confidence_bytes(network.classes, cut.tile * (cut.tile if cut.way == "tiles" else cols))
     return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled + rows) + sums + blocks + _LOADING
+
+
+def _columns(info: RasterInfo, cut: Cut) -> int:
+    """Of the raster that a lane sees."""
+    beyond = cut.overlap if cut.exact else cut.tile
+    return min(min(cut.lane, info.size.width) + 2 * beyond, round_up(info.size.width, cut.stride))
 
 
 def forwarded(network: Network, size: Size, cut: Cut) -> int:

@@ -50,6 +50,8 @@ class JobTicket:
     """What to do about pixels that cannot be read: see `OnError`."""
     allow_mixed: bool = False
     """True: a device or library may differ from the plan's."""
+    ahead: int = 1
+    """Slabs of rows that are read at once."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Job:
     settings: ExitStack
     """Holds GDAL's block cache at the size this job needs, from its first block to its last."""
     device: str
+    ahead: int
     lock: threading.Lock
     """One pass at a time: the network takes all threads, and the memory, that the plan gives it."""
 
@@ -130,9 +133,10 @@ def _opened(ticket: JobTicket) -> Job:
         committer=Committer.of(journal, ticket.store, ticket.confidence, mixed),
         settings=ExitStack(),
         device=ticket.device,
+        ahead=ticket.ahead,
         lock=threading.Lock(),
     )
-    job.settings.enter_context(gdal_cache(cache_size_mb(source.info)))
+    job.settings.enter_context(gdal_cache(cache_size_mb(source.info, ticket.ahead)))
     return job
 
 
@@ -166,12 +170,12 @@ def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
     return model.card, Strips(graph, scaling, precision, (cut.tile, columns))
 
 
-def cache_size_mb(info: RasterInfo) -> int:
-    """Megabytes of GDAL's block cache: a slab of rows with all bands, since bands stored together are decoded so.
+def cache_size_mb(info: RasterInfo, ahead: int = 1) -> int:
+    """Megabytes of GDAL's block cache: the slabs under way with all bands: bands stored together are decoded so.
 
     What is warped is read in windows of other sizes, from files that `info` does not tell of.
     """
     if info.resampling is not None or len(info.sources) > 1:
         return _WARPING_CACHE_MB
-    needed = cache_needed(info, slab_rows(info), info.bands)
+    needed = ahead * cache_needed(info, slab_rows(info), info.bands)
     return min(max(needed // 2**20 + 1, _SMALL_CACHE_MB), _LARGE_CACHE_MB)

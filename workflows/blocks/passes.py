@@ -61,6 +61,8 @@ class Pass:
     """Class id of every score channel."""
     device: str
     effort: Effort
+    ahead: int = 1
+    """Slabs of rows that are read at once."""
 
     @property
     def layers(self) -> int:
@@ -80,7 +82,7 @@ class Pass:
 
     def reader(self, area: Window) -> RowReader:
         """Reads the rows of `area`."""
-        return RowReader(self.source, self.plan.bands, area)
+        return RowReader(self.source, self.plan.bands, area, self.ahead)
 
 
 def stream(work: Pass, part: Window, strips: Strips) -> Iterator[Band]:

@@ -1,4 +1,4 @@
-"""How large the pixels of an input are on the ground, and how to say it."""
+"""How large the pixels of an input are on the ground, where they lie, and how to say it."""
 
 import math
 
@@ -33,3 +33,13 @@ def metres(value: float) -> str:
     units = (("km", 1e3, 1e3), ("m", 1e-2, 1.0), ("mm", 1e-3, 1e-3), ("µm", 0.0, 1e-6))
     unit, size = next((name, size) for name, least, size in units if value >= least)
     return f"{value / size:.3g} {unit}"
+
+
+def georeference_notes(info: RasterInfo) -> list[str]:
+    """What is missing to know where its pixels lie."""
+    if info.ground is not None:
+        note = f"the raster has {len(info.ground.points)} ground control points and no transform: the GeoTIFF carries "
+        return [note + "them on, so GIS places it by them; the zarr store is in pixels, with the points as fcn:gcps"]
+    if info.georeference.crs_wkt is None:
+        return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
+    return []
