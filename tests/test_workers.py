@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from distributed import LocalCluster
 
 from fcn_batch.pipeline.core.errors import MismatchError, OptionError, OutputError
 from fcn_batch.pipeline.core.journal import Receipt
@@ -30,6 +31,7 @@ from fcn_batch.workflows.processes import cluster, topology
 from fcn_batch.workflows.processes.cluster import _Run
 from fcn_batch.workflows.processes.crew import connected, kept
 from fcn_batch.workflows.processes.execute import execute
+from fcn_batch.workflows.processes.local import local_cluster
 from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
 from tests.models import save_tiny_model
@@ -185,6 +187,19 @@ def test_lost_workers_of_a_run_are_waited_for_until_they_had_time_to_start_again
     run._workers_seen, run._looked = time.monotonic() - ours, -math.inf
     with pytest.raises(OutputError, match=r"^none of this run's workers has come back for 600 s; finished blocks are"):
         run._look_for_workers()
+
+
+def test_workers_that_take_long_to_end_do_not_fail_a_run_that_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = LocalCluster.close
+
+    def slowly(self: LocalCluster) -> None:
+        close(self)
+        raise TimeoutError  # as a nanny does whose process is not gone within seconds
+
+    monkeypatch.setattr(LocalCluster, "close", slowly)
+    with local_cluster(1) as cluster:
+        assert len(cluster.workers) == 1
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 # --- enough to do --------------------------------------------------------------------------------------------

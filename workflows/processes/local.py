@@ -1,7 +1,7 @@
 """Worker processes on this machine, each on its own cores. One of the modules that know dask.distributed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, resource_tracker
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,8 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
     with (
         deaf_loop() as loop,
         dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRON.items()}),
-        LocalCluster(
+    ):
+        cluster = LocalCluster(
             n_workers=count,
             threads_per_worker=THREADS_PER_PROCESS,
             processes=True,
@@ -52,9 +53,12 @@ def local_cluster(count: int) -> Iterator[LocalCluster]:
             silence_logs=level_of_dask(),
             loop=loop,
             plugins=(Pin(pins),) if pins else (),
-        ) as cluster,
-    ):
-        yield cluster
+        )
+        try:
+            yield cluster
+        finally:
+            with suppress(TimeoutError):  # on a busy machine; `deaf_loop` kills who has not ended by then
+                cluster.close()
 
 
 @contextmanager
