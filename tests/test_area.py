@@ -157,6 +157,7 @@ def test_lanes_need_not_be_wider_than_the_area(tmp_path: Path, model: Path) -> N
         (["--bbox", "1,2,3,nan"], 2, "is not a box like"),
         (["--bbox", "3,2,1,4"], 2, "give west,south,east,north"),
         (["--bbox", "500,500,501,501"], 4, "which spans"),
+        (["--bbox=-20,39.98,-19.98,40"], 4, "holds the centre of no pixel of"),
         (["--bbox", "1,2,3,4", "--aoi", "x.geojson"], 2, "give one of them"),
         (["--aoi", "none.geojson"], 4, "none.geojson"),
         (["--aoi", "notes.txt"], 4, "no file of polygons"),

@@ -1,5 +1,6 @@
 """The part of a raster that is wanted: from a file of polygons, or a box in the raster's own coordinates."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def _of_box(info: RasterInfo, box: Box) -> Area:
         there = corners @ [(a, d), (b, e)] + (c, f)
         bounds = (*there.min(axis=0).tolist(), *there.max(axis=0).tolist())
         raise InputError(f"--bbox {_said(box)}: not on {info.path}, which spans {_said(bounds)}")
+    if math.ceil(left - 0.5) > math.floor(right - 0.5) or math.ceil(top - 0.5) > math.floor(bottom - 0.5):
+        raise InputError(f"--bbox {_said(box)}: holds the centre of no pixel of {info.path}; give a larger one")
     return Area(polygons=((tuple((float(col), float(row)) for col, row in pixels),),))
 
 
