@@ -23,12 +23,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "dilated": {},
 }
 TOLD = {
-    "shifted": ("FCN-8s, vgg16 x 0.0625, input enlarged 1 times, shifted by 3 px", "cells begin at 29 px"),
+    "shifted": ("FCN-8s, vgg16 x 0.0625, shifted by 3 px", "cells begin at 29 px"),
     "alexnet": (
-        "alexnet x 0.0625, input enlarged 1 times, pool4 x 0.01 and pool3 x 0.0001, shifted by 3 px",
+        "alexnet x 0.0625, pool4 x 0.01 and pool3 x 0.0001, shifted by 3 px",
         "halo 224",
     ),
-    "googlenet": ("FCN-16s, googlenet x 1, input enlarged 1 times, scored without fc6 and fc7", "halo 224 px"),
+    "googlenet": ("FCN-16s, googlenet x 1, scored without fc6 and fc7", "halo 224 px"),
     "efficientnet": ("FCN-8s, efficientnet_lite0 x 1", "halo 480 px, receptive field 915 px"),
     "dilated": ("fcn_resnet50, as torchvision builds it", "8 px, halo 232 px, receptive field 451 px"),
 }
