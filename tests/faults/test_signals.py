@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,16 @@ from tests.runs import class_map, output_bytes, run_program
 from tests.twolanes import command, undisturbed
 
 BLOCKS = 94
-"""Of the raster, two lanes of 47: so many that a run is hardly ever over before it gets its signal."""
-ATTEMPTS = 5
+"""Of the raster, two lanes of 47: so many that a run is not over before it gets its signal."""
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """A run hears what the tests do not ignore: they may be in the background, or under nohup."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +45,6 @@ def begun(words: list[str], out: Path, blocks: int = 5) -> "subprocess.Popen[str
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return process
-
-
-def interrupted(
-    base: Path, folder: Path, options: tuple[str, ...], interrupt: Callable[["subprocess.Popen[str]"], None]
-) -> tuple[Path, int, list[str]]:
-    """A run that was interrupted while it had blocks to do: its outputs' folder, its exit code, what it told."""
-    for out in (folder / str(attempt) for attempt in range(ATTEMPTS)):
-        with begun(command(base, out, *options), out) as process:
-            interrupt(process)
-            told = process.communicate(timeout=PATIENCE_S)[1].splitlines()
-        if process.returncode:  # else it was over before it heard, as happens beside other work
-            break
-    return out, process.returncode, told
 
 
 def check_that_it_goes_on(base: Path, out: Path) -> None:
@@ -82,10 +77,11 @@ def check_that_it_goes_on(base: Path, out: Path) -> None:
 )
 def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Signals, who: str, workers: str) -> None:
     code = 130 if number == signal.SIGINT else 75
-    send = os.killpg if who == "all" else os.kill  # to all: as Ctrl-C does, and SLURM at the end of a job's time
-    options = ("--workers", workers)
-    out, ended, told = interrupted(base, tmp_path, options, lambda process: send(process.pid, number))
-    assert ended == code, told
+    with begun(command(base, tmp_path, "--workers", workers), tmp_path) as process:
+        send = os.killpg if who == "all" else os.kill  # to all: as Ctrl-C does, and SLURM at the end of a job's time
+        send(process.pid, number)
+        told = process.communicate(timeout=PATIENCE_S)[1].splitlines()
+    assert process.returncode == code, told
     assert any(line.startswith(f"{number.name}: finishing the blocks under way") for line in told), told
     last = (
         "interrupted; run the same"
@@ -94,7 +90,7 @@ def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Sig
     )
     assert told[-1] == f"fcn-batch: {last} command again to go on"
     assert "Traceback" not in "\n".join(told)
-    check_that_it_goes_on(base, out)
+    check_that_it_goes_on(base, tmp_path)
 
 
 @pytest.mark.faults
@@ -113,25 +109,24 @@ def test_ctrl_c_while_workers_start(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_ctrl_c_twice_stops_at_once(base: Path, tmp_path: Path) -> None:
-    def twice(process: "subprocess.Popen[str]") -> None:
+    with begun(command(base, tmp_path), tmp_path) as process:
         process.send_signal(signal.SIGINT)
         time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-
-    out, ended, told = interrupted(base, tmp_path, (), twice)
-    assert ended == 130
-    assert told[-1] == "fcn-batch: interrupted; run the same command again to go on"
-    assert "Traceback" not in "\n".join(told)
-    check_that_it_goes_on(base, out)
+        told = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
+    check_that_it_goes_on(base, tmp_path)
 
 
 def test_without_grace_what_is_under_way_is_dropped(base: Path, tmp_path: Path) -> None:
-    out, ended, told = interrupted(
-        base, tmp_path, ("--grace", "0"), lambda process: process.send_signal(signal.SIGTERM)
-    )
-    assert ended == 75
-    assert "Traceback" not in "\n".join(told)
-    check_that_it_goes_on(base, out)
+    with begun(command(base, tmp_path, "--grace", "0"), tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 75
+    assert "Traceback" not in told
+    check_that_it_goes_on(base, tmp_path)
 
 
 @pytest.mark.faults
