@@ -23,6 +23,7 @@ from fcn_batch.pipeline.raster.gdal import gdal_cache, reaching
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.raster.remote import store_of
 from fcn_batch.workflows.blocks.reading import RowReader
+from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import Served, http_server, s3_server, slow_bucket
@@ -75,6 +76,16 @@ def test_hardly_more_is_fetched_than_is_needed(
         sys.stdout.write(f"\nCOG: {needed:,} bytes needed, {served.bytes:,} fetched in {len(served.ranges)} requests\n")
     assert needed > 2e6
     assert served.bytes <= 1.2 * needed
+
+
+def test_slabs_read_at_once_are_in_the_memory_that_a_plan_tells(served: Served, model: Path) -> None:
+    path = cog(served.folder / "a.tif")
+    here = prepare(path, Options(model=str(model), memory=2**30))
+    there = prepare(Url(f"{served.url}/a.tif"), Options(model=str(model), memory=2**30))
+    assert (here.ahead, there.ahead) == (1, 4)
+    assert here.memory < there.memory <= 2**30
+    little = prepare(Url(f"{served.url}/a.tif"), Options(model=str(model), memory=here.memory))
+    assert (little.ahead, little.memory) == (1, here.memory)
 
 
 def test_of_a_part_only_that_is_fetched(

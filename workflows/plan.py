@@ -14,7 +14,7 @@ from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.core.location import Input
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import InputIdentity, ModelIdentity, Plan, Precision
-from fcn_batch.pipeline.core.source import RasterInfo, RasterSource
+from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
 from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
@@ -131,7 +131,9 @@ class Prepared:
 
     @property
     def _slab(self) -> int:
-        return slab_rows(self.info) * row_bytes(self.network, self.info, self.plan.cut)
+        """Bytes that one more of them takes, with its blocks in GDAL's cache."""
+        rows = slab_rows(self.info)
+        return rows * row_bytes(self.network, self.info, self.plan.cut) + cache_needed(self.info, rows, self.info.bands)
 
 
 def prepare(

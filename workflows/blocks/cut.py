@@ -232,8 +232,8 @@ def _mb(count: int) -> str:
 
 
 def row_bytes(network: Network, info: RasterInfo, cut: Cut) -> int:
-    """Bytes of a row of pixels of a lane, with its mask."""
-    return _columns(info, cut) * ({"uint8": 1, "float32": 4}.get(info.dtype, 2) * network.bands + 1)
+    """Bytes that a row of pixels of a lane takes, with its mask."""
+    return _KEPT_PAGES * _columns(info, cut) * ({"uint8": 1, "float32": 4}.get(info.dtype, 2) * network.bands + 1)
 
 
 def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
@@ -252,7 +252,7 @@ def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
     if network.confidence:
         blocks *= 1 + PLANES
         seen += confidence_bytes(network.classes, cut.tile * (cut.tile if cut.way == "tiles" else cols))
-    return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled + rows) + sums + blocks + _LOADING
+    return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled) + rows + sums + blocks + _LOADING
 
 
 def _columns(info: RasterInfo, cut: Cut) -> int:
