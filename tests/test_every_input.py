@@ -23,7 +23,7 @@ from tests.rasters import noise, write_raster
 from tests.remote_servers import http_server, s3_server
 from tests.runs import class_map, fcn_batch, segmented, small_blocks
 from tests.slides import levels_of, ome, pyramid
-from tests.zarrs import bare_array, by_convention, by_gdal, by_ome, by_xarray, by_xarray_in_variables
+from tests.zarrs import bare_array, by_convention, by_gdal, by_xarray, by_xarray_in_variables, ome_by_hand
 
 HEIGHT, WIDTH = 200, 170
 PLACE: dict[str, Any] = {"crs": "EPSG:32633", "transform": Affine(7000, 0, 4e5, 0, -7000, 5e6)}
@@ -207,7 +207,7 @@ def array_alone(folder: Path, version: Literal[2, 3], **options: Any) -> Path:
 
 
 def as_ome(folder: Path, version: Literal[2, 3]) -> Path:
-    return by_ome(pixels(), folder / "a.zarr", version, "cyx", ("red", "green", "blue"))
+    return ome_by_hand(pixels(), folder / "a.zarr", version, ("red", "green", "blue"))
 
 
 MOSAIC = ("--mosaic", "a")

@@ -40,7 +40,17 @@ from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks
-from tests.zarrs import WRITERS, Format, bare_array, by_gdal, by_ome, by_xarray, by_xarray_in_variables, opened, written
+from tests.zarrs import (
+    WRITERS,
+    Format,
+    bare_array,
+    by_gdal,
+    by_xarray,
+    by_xarray_in_variables,
+    ome_by_hand,
+    opened,
+    written,
+)
 
 NORTH_UP = Affine(10, 0, 500000, 0, -10, 5000000)
 HEIGHT, WIDTH = 90, 70
@@ -469,7 +479,7 @@ def test_anything_in_the_metadata_may_be_anything(tmp_path: Path, name: str) -> 
     if name == "xarray":
         by_xarray(geotiff(tmp_path / "a.tif"), path, 2)
     elif name == "ome":
-        by_ome(noise(3, 40, 50), path, 3, "cyx", ("red", "green", "blue"))
+        ome_by_hand(noise(3, 40, 50), path, 3, ("red", "green", "blue"))
     else:
         bare_array(noise(4, 40, 50), path, 3, {"spatial:transform": [1, 0, 0, 0, 1, 0]}, shards=(2, 64, 96))
     read, refused = 0, 0
@@ -502,7 +512,7 @@ def test_metadata_that_are_none(tmp_path: Path, text: str, name: str) -> None:
 def test_ome_paths_do_not_leave_the_store(tmp_path: Path) -> None:
     bare_array(np.full((3, 40, 50), 7, np.uint8), tmp_path / "secret", 3)
     for where in ("../secret", str(tmp_path / "secret"), "link"):
-        path = by_ome(noise(3, 40, 50), tmp_path / "a.zarr", 3)
+        path = ome_by_hand(noise(3, 40, 50), tmp_path / "a.zarr", 3)
         (path / "link").symlink_to(tmp_path / "secret")
         edit(
             path / "zarr.json",
@@ -658,7 +668,7 @@ def test_a_store_is_found_by_what_is_in_it(tmp_path: Path) -> None:
     inside = by_xarray(tif, tmp_path / "in" / "b.zarr", 3)
     assert inputs_of([path], None) == (path,)
     assert inputs_of([tmp_path / "in" / "*.zarr"], None) == (inside,)
-    one = by_ome(noise(3, HEIGHT, WIDTH), tmp_path / "c.zarr", 3)
+    one = ome_by_hand(noise(3, HEIGHT, WIDTH), tmp_path / "c.zarr", 3)
     assert find_source(one, 1).info.sources[0].level == 1
     assert source_of(identify(find_source(one, 1).info)).info.size == Size(45, 35)
 
@@ -711,7 +721,7 @@ def test_the_map_of_a_level_is_that_of_its_plain_raster(
     small_blocks(monkeypatch)
     with rasterio.open(scene(tmp_path / "scene.tif", 400, 520)) as dataset:
         values = dataset.read()
-    path = by_ome(values, tmp_path / "a.zarr", 3, "cyx", ("red", "green", "blue"))
+    path = ome_by_hand(values, tmp_path / "a.zarr", 3, ("red", "green", "blue"))
     half = whole(source(path, 1)).values
     plain = write_raster(tmp_path / "a.tif", half, photometric="RGB")
     segmented(path, "-m", model, "-o", tmp_path / "out", "--precision", "fp32", "--level", "1", "--tissue", "off")
