@@ -28,6 +28,7 @@ from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.outputs.stitch import create_store
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.processes import cluster as cluster_module
+from fcn_batch.workflows.processes import workers as workers_module
 from fcn_batch.workflows.processes.crew import connected
 from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Tls, Workers
@@ -192,7 +193,7 @@ def test_a_scheduler_that_dies_under_the_program(tmp_path: Path, monkeypatch: py
 def test_a_cluster_that_has_lost_its_workers(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster_module, "_WITHOUT_WORKERS_S", 1.0)
+    monkeypatch.setattr(workers_module, "_WITHOUT_WORKERS_S", 1.0)
     with LocalCluster(
         n_workers=1,
         threads_per_worker=2,

@@ -15,7 +15,7 @@ from fcn_batch.pipeline.core.location import Input
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import InputIdentity, ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
     check_precision,
@@ -51,7 +51,7 @@ _PROCESSES_OF_A_CLUSTER = 8
 """To make segments for: how many workers a scheduler has is not known when the plan is made."""
 
 
-_SHARED, _FAIL = Each(), OnError()
+_SHARED = Each()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def prepare(
     processes: int | None = 1,
     each: Each = _SHARED,
     known: Sequence[Plan] = (),
-    on_error: OnError = _FAIL,
+    on_error: OnError = FAIL,
 ) -> Prepared:
     """Decide everything about a run of `given` on so many processes; None: as many as a scheduler has.
 

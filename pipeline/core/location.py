@@ -4,6 +4,7 @@ import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fcn_batch.pipeline.core.errors import InputError
@@ -85,6 +86,11 @@ class Url:
                 if path.is_file():
                     return path.absolute(), str(inner.relative_to(place))
         raise InputError(f"{self.text}: no such archive; give {_ZIP}FOLDER/NAME.zip/PATH/IN/IT.tif")
+
+
+def is_remote(place: "Path | Url") -> TypeGuard[Url]:
+    """True for what is on another machine."""
+    return isinstance(place, Url) and place.remote
 
 
 @dataclass(frozen=True, slots=True)

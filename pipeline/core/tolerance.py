@@ -61,6 +61,10 @@ class OnError:
             yield min(2.0**k, _LONGEST_WAIT)
 
 
+FAIL = OnError()
+"""What is done where nobody says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class StorageGrid:
     """The storage blocks of a raster: what its file decodes at once. Windows of blocks count in blocks.

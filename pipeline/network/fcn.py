@@ -34,6 +34,7 @@ from fcn_batch.pipeline.core.reach import Reach
 from fcn_batch.pipeline.network.alexnet import AlexTrunk
 from fcn_batch.pipeline.network.efficientnet import EfficientNetLite0Trunk
 from fcn_batch.pipeline.network.googlenet import GoogLeNetTrunk
+from fcn_batch.pipeline.network.ongrid import OnGrid
 from fcn_batch.pipeline.network.trunk import Trunk
 from fcn_batch.pipeline.network.upsample import LearnedUpsample, Upsample
 from fcn_batch.pipeline.network.vgg import VggTrunk
@@ -51,7 +52,7 @@ def _trunk(architecture: Architecture, bands: int) -> Trunk:
             return EfficientNetLite0Trunk(bands)
 
 
-class Fcn(nn.Module):
+class Fcn(OnGrid):
     """Scores (n, classes, rows, cols) of an image (n, bands, rows, cols) whose sides are multiples of `stride`."""
 
     def __init__(self, architecture: Architecture, bands: int, classes: int) -> None:
@@ -79,20 +80,9 @@ class Fcn(nn.Module):
         self.stride = self.trunk.stride // a.input_upsampling
         self.reach = self._reach()
 
-    @property
-    def halo(self) -> int:
-        """Pixels to read beyond a core that lies on the stride's grid: derived from the layers."""
-        return self.reach.halo
-
-    @property
-    def phase(self) -> int:
-        """Where the coarsest cells begin, as a model's card says it: `-shift` over a trunk that is padded evenly."""
-        return self.reach.phase
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scores (logits) at the input's own resolution."""
-        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
-            raise ValueError(f"rows and cols must be multiples of {self.stride}, got {tuple(x.shape[-2:])}")
+        self.check_sides(x)
         a = self.architecture
         before, after = a.shift, self.stride - a.shift
         if a.shift:

@@ -12,10 +12,11 @@ from torchvision.models import segmentation
 
 from fcn_batch.pipeline.core.model_card import TorchvisionFcn
 from fcn_batch.pipeline.core.reach import Reach
+from fcn_batch.pipeline.network.ongrid import OnGrid
 from fcn_batch.pipeline.network.trunk import through
 
 
-class DilatedFcn(nn.Module):
+class DilatedFcn(OnGrid):
     """Scores (n, classes, rows, cols) of an image (n, bands, rows, cols) whose sides are multiples of `stride`."""
 
     stride = 8
@@ -44,20 +45,9 @@ class DilatedFcn(nn.Module):
         assert isinstance(last, nn.Conv2d)
         return last
 
-    @property
-    def halo(self) -> int:
-        """Pixels to read beyond a core that lies on the stride's grid: derived from the layers."""
-        return self.reach.halo
-
-    @property
-    def phase(self) -> int:
-        """Where the coarsest cells begin, as a model's card says it."""
-        return self.reach.phase
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scores (logits) at the input's own resolution."""
-        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
-            raise ValueError(f"rows and cols must be multiples of {self.stride}, got {tuple(x.shape[-2:])}")
+        self.check_sides(x)
         scores = self.classifier(self.backbone(x)["out"])
         return functional.interpolate(scores, scale_factor=self.stride, mode="bilinear", align_corners=False)
 

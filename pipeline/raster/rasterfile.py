@@ -30,7 +30,7 @@ from rasterio.windows import Window as RasterioWindow
 from fcn_batch.pipeline.core.errors import DecodingError, FormatError, InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.core.location import Url, input_of, size_in_archive
+from fcn_batch.pipeline.core.location import Url, input_of, is_remote, size_in_archive
 from fcn_batch.pipeline.core.microns import microns_of
 from fcn_batch.pipeline.core.perthread import PerThread
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
@@ -106,7 +106,7 @@ class RasterioSource:
 
 def allowed(place: Path | Url) -> Any:
     """GDAL settings under which nothing but `place` itself, and files beside it, can be reached."""
-    return reaching(place.gdal) if isinstance(place, Url) and place.remote else local_only()
+    return reaching(place.gdal) if is_remote(place) else local_only()
 
 
 def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int = 0) -> RasterInfo:
@@ -117,7 +117,7 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
     """
     local = place_of(path)
     try:
-        length = look_at(local).bytes if isinstance(local, Url) and local.remote else None  # GDAL says less of why not
+        length = look_at(local).bytes if is_remote(local) else None  # GDAL says less of why not
         if isinstance(local, Url) and local.scheme in ("s3", "gs"):  # whose names have no room for a visit
             _forget_fetched(local)
         with allowed(local), open_dataset(local) as dataset:
@@ -272,14 +272,14 @@ def _remedy(path: Path | Url, reason: str) -> str:
     if isinstance(path, Path) and "Permission denied" in reason and "not recognized as being" not in reason:
         return "make it readable"
     formats = f"give an undamaged, readable {', '.join(DRIVERS)} file"
-    if isinstance(path, Url) and path.remote:
+    if is_remote(path):
         return f"{formats}, or copy it to this machine first"
     return f"{formats} (or a VRT whose name ends in .vrt), or convert it with gdal_translate"
 
 
 def _forget_fetched(place: Path | Url) -> None:
     """Make GDAL forget what it fetched of a remote file; it takes an answer that broke off for the end of the file."""
-    if isinstance(place, Url) and place.remote:
+    if is_remote(place):
         with allowed(place), leaving_nothing(), suppress(InputError, *BROKEN):
             open_dataset(place).close()
 

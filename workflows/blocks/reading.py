@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.geometry import Window, round_up
-from fcn_batch.pipeline.core.location import Url, input_of
+from fcn_batch.pipeline.core.location import input_of, is_remote
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
 
 _LEAST_ROWS = 256
@@ -106,7 +106,7 @@ def slabs_ahead(info: RasterInfo, slab_bytes: int, spare: int) -> int:
 
     One of tall blocks, which each of the threads would fetch for itself, and of what is warped.
     """
-    remote = [isinstance(place, Url) and place.remote for place in (input_of(file.path) for file in info.sources)]
-    if remote != [True] or info.resampling is not None or info.storage_block[0] > _MOST_ROWS:
+    as_it_is = len(info.sources) == 1 and info.resampling is None and info.storage_block[0] <= _MOST_ROWS
+    if not (as_it_is and is_remote(input_of(info.sources[0].path))):
         return 1
     return 1 + min(_MOST_AHEAD - 1, max(0, spare) // slab_bytes)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.georeference import IDENTITY
-from fcn_batch.pipeline.core.location import Url, input_of
+from fcn_batch.pipeline.core.location import input_of, is_remote
 from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.crs import coordinate_attributes, system_name
@@ -180,7 +180,7 @@ def _image(seen: Survey, plan: Plan | None, *, local_only: bool) -> tuple[str | 
         return None, None
     bands = plan.bands[:3] if len(plan.bands) >= 3 else plan.bands[:1]
     try:
-        if local_only and any(isinstance(place, Url) and place.remote for place in map(input_of, plan.input.places)):
+        if local_only and any(map(is_remote, map(input_of, plan.input.places))):
             return None, "not shown: it is on another machine"
         pixels = thumbnail(plan.input, bands, seen.step)
         changed = _changed(plan.input)

@@ -13,7 +13,7 @@ from typing import Literal
 from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
-from fcn_batch.pipeline.core.location import Input, Url, input_of
+from fcn_batch.pipeline.core.location import Input, Url, input_of, is_remote
 from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.raster import slides
 from fcn_batch.workflows.inputs.items import holds_items, in_items
@@ -69,7 +69,7 @@ def dated_inputs(
 def refuse_remote(inputs: Iterable[Path | Url], *, local_only: bool) -> None:
     """OptionError for an input on another machine where `local_only` forbids them."""
     for one in inputs if local_only else ():
-        if isinstance(one, Url) and one.remote:
+        if is_remote(one):
             raise OptionError(f"{one}: not on this machine, and --local-only forbids that; copy it to a file")
 
 

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.plan import InputIdentity
 from fcn_batch.pipeline.core.source import Pixels, RasterSource
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.warped import WarpedSource
 from fcn_batch.workflows.inputs.sources import level_of, source_of
 from fcn_batch.workflows.inputs.tolerant import TolerantSource
 
 
-def thumbnail(identity: InputIdentity, bands: Sequence[int], step: int, on_error: OnError | None = None) -> Pixels:
+def thumbnail(identity: InputIdentity, bands: Sequence[int], step: int, on_error: OnError = FAIL) -> Pixels:
     """An input with `step` x `step` of its pixels as one, `bands` counting from 1.
 
     ceil(height / step) rows and ceil(width / step) columns. InputError when it cannot be opened or, unless `on_error`
     says otherwise, decoded.
     """
-    source = TolerantSource(_fine_enough(identity, step), on_error or OnError())
+    source = TolerantSource(_fine_enough(identity, step), on_error)
     try:
         rows, cols = (-(-side // step) for side in (identity.height, identity.width))
         grid = Grid(Size(rows, cols), identity.georeference.coarser(step, step))

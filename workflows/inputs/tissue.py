@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.source import Pixels
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError
 from fcn_batch.pipeline.raster.clip import outlined
 from fcn_batch.workflows.inputs.thumbnail import thumbnail
 
@@ -27,12 +27,12 @@ _MOST_POINTS = 20_000
 
 
 def find_tissue(
-    identity: InputIdentity, bands: Sequence[int], known: Sequence[Plan] = (), on_error: OnError | None = None
+    identity: InputIdentity, bands: Sequence[int], known: Sequence[Plan] = (), on_error: OnError = FAIL
 ) -> tuple[Area | None, str]:
     """The tissue of a slide, in its pixels, and what to say of it; None: take all of it.
 
     `bands` show red, green and blue. What an earlier plan of the same input knows is not looked for again. `on_error`:
-    what to do where the slide cannot be read; None: fail.
+    what to do where the slide cannot be read.
     """
     if identity.microns is None or identity.crs_wkt is not None or identity.dtype != "uint8" or len(bands) != 3:
         return None, ""

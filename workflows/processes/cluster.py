@@ -33,7 +33,6 @@ from fcn_batch.workflows.processes.workers import Workers
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_WITHOUT_WORKERS_S = 60.0  # long enough for a batch system to start a lost worker again
 _LOOKS_MEANWHILE = 60  # how often it is looked for workers, and for a signal to stop, in that time
 _LOOK_EVERY_S = 1.0
 _TELL_EVERY_S = 1.0
@@ -50,7 +49,7 @@ def on_workers(ticket: JobTicket, works: Sequence[Work], workers: Workers, on_re
                 f"--cluster cuda: a plan for {ticket.device}; leave --device out: each process has its own"
             )
     with connected(workers, stop, folder) as client:
-        run = _Run(client, workers.told, on_receipt, stop, workers.own, workers.patience or _WITHOUT_WORKERS_S)
+        run = _Run(client, workers.told, on_receipt, stop, workers.own, workers.patience)
         _on_cluster(run, ticket, works)
 
 

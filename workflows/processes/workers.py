@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LAST_PORT = 65535
 _FILE = "file:"
+_WITHOUT_WORKERS_S = 60.0
+"""Long enough for a batch system to start a lost worker again."""
 _RESTART_S = 600.0
 """Lost processes of this machine are started again at once; beside other work that took more than a minute."""
 
@@ -116,10 +118,12 @@ class Workers:
         return Each(self.cluster.cores, None if memory is None else memory // 2, apart=True)
 
     @property
-    def patience(self) -> float | None:
-        """Seconds that lost ones may be waited for; None: as for any scheduler."""
+    def patience(self) -> float:
+        """Seconds that lost ones may be waited for."""
+        if not self.own:
+            return _WITHOUT_WORKERS_S
         if self.cluster is None or self.cluster.kind == "cuda":
-            return _RESTART_S if self.own else None
+            return _RESTART_S
         return seconds_of(self.cluster.wait)
 
     @property
