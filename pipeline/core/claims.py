@@ -153,7 +153,7 @@ class Claim:
             os.pwrite(self._descriptor, last, 0)
             os.ftruncate(self._descriptor, len(last))
         finally:
-            self._claims._let_go(self._descriptor)  # noqa: SLF001
+            self._claims._let_go(self._descriptor)  # noqa: SLF001 - as above
 
 
 @contextmanager

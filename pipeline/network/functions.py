@@ -34,7 +34,7 @@ class Plain:
         """Compute."""
         return self.function(*inputs)
 
-    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:  # noqa: ARG002
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:
         """Nothing to prepare."""
         return self
 
@@ -51,7 +51,7 @@ class Scale:
         """Multiply and add."""
         return torch.addcmul(self.summand, inputs[0], self.factor)
 
-    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:  # noqa: ARG002
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:
         """Move the constants."""
         return replace(self, factor=self.factor.to(device, dtype), summand=self.summand.to(device, dtype))
 
@@ -115,7 +115,7 @@ class _Packed:
         )
         return out
 
-    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:  # noqa: ARG002
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:
         return self
 
 
@@ -145,7 +145,7 @@ class TransposedConvolution:
             self.dilation,
         )
 
-    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:  # noqa: ARG002
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:
         """Move the weights."""
         bias = None if self.bias is None else self.bias.to(device, dtype)
         return replace(self, weight=self.weight.to(device, dtype), bias=bias)

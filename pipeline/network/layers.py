@@ -11,6 +11,7 @@ whole), here for a 3x3 convolution with padding 1::
 `needs` may leave the map: at -1 there is the padding at the top, beyond the last row that at the bottom.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -22,7 +23,7 @@ from fcn_batch.pipeline.core.reach import Reach
 from fcn_batch.pipeline.network.functions import Function, Plain
 
 
-class Layer:
+class Layer(ABC):
     """A layer whose output rows are its input rows: the base of all others."""
 
     def total(self, rows: int) -> int:
@@ -48,9 +49,9 @@ class Layer:
         """`rows` with so many more above and below the map's true edges: zeros, if not said otherwise."""
         return functional.pad(rows, (0, 0, top, bottom)) if top or bottom else rows
 
+    @abstractmethod
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """Output rows `start` to `stop` of the inputs' rows ``needs(start, stop)``: (1, channels, rows, cols)."""
-        raise NotImplementedError
 
     def bare(self) -> Self:
         """This layer without its function, and so without weights: it can only count."""
@@ -74,7 +75,7 @@ class Pointwise(Layer):
 
     function: Function
 
-    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:  # noqa: ARG002
+    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """Apply the function."""
         return self.function(inputs)
 
@@ -118,7 +119,7 @@ class Sliding(Layer):
         """`rows` with so many more rows of `fill` above and below."""
         return functional.pad(rows, (0, 0, top, bottom), value=self.fill) if top or bottom else rows
 
-    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:  # noqa: ARG002
+    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """Slide."""
         return self.function(inputs)
 
@@ -244,7 +245,7 @@ class Pad(Layer):
             return _repeat_edges(rows, top, bottom)
         return functional.pad(rows, (0, 0, top, bottom), value=self.fill)
 
-    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:  # noqa: ARG002
+    def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """Pad or cut the columns."""
         if self.fill is None:
             return functional.pad(inputs[0], (self.left, self.right, 0, 0), mode="replicate")

@@ -4,6 +4,7 @@ Pixels go to the device as they are in the file; scaling, the network and the ch
 there, and one byte a pixel comes back; three if it is asked how sure the network is.
 """
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from fractions import Fraction
@@ -153,7 +154,7 @@ def make_tiles(
     return _GraphTiles(graph, scaling, precision, grid[1], coarse=grid[2])
 
 
-class _Tiles:
+class _Tiles(ABC):
     """What both kinds of tiles have in common."""
 
     def __init__(self, scaling: Scaling, stride: int) -> None:
@@ -161,8 +162,8 @@ class _Tiles:
         self._scaling = scaling
         self._stride = stride
 
-    def _run(self, image: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, image: torch.Tensor) -> torch.Tensor: ...
 
     def _scores(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> torch.Tensor:
         rows, cols = valid.shape

@@ -92,7 +92,7 @@ def _batch_norm(recorder: Recorder, call: fx.Node) -> None:
 
 
 def _relu(recorder: Recorder, call: fx.Node) -> None:
-    before = recorder.last_convolution(call.args[0])  # type: ignore[arg-type]
+    before = recorder.last_convolution(call.args[0])  # type: ignore[arg-type]  # torch types it as any kind of argument
     if before is None:
         recorder.add(call, Pointwise(Plain(functional.relu)), (recorder.value(call.args[0]),))
         return
