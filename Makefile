@@ -1,6 +1,5 @@
-# POSIX make; needs python3 >= 3.11 with venv. What each target is for: `make help`.
+# GNU make; needs python3 >= 3.11 with venv. What each target is for: `make help`.
 # Environments: .venv runs the product, .venv-test the checks; pip keeps what it fetched in its usual cache.
-.POSIX:
 PYTHON = python3
 VENV = .venv
 TEST_VENV = .venv-test
@@ -19,7 +18,7 @@ NAME = landcover-world
 DATA = .
 
 .PHONY: help demo test check test-long test-faults test-cluster test-lowest test-interop interop-page bench docs cli-page
-.PHONY: model clean
+.PHONY: model clean links lint
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
@@ -45,11 +44,20 @@ demo: $(VENV)/.installed
 test: $(TEST_VENV)/.installed
 	$(MAKE) check BIN=$(TEST_VENV)/bin
 
-check:
+# mypy and import-linter read a package from one folder: here it is, of links.
+LINKS = build/links/fcn_batch
+links:
+	@mkdir -p $(LINKS)
+	@ln -sfn ../../../commands ../../../configs ../../../pipeline ../../../workflows $(LINKS)
+	@ln -sfn ../../../fcn_batch/__init__.py ../../../fcn_batch/__main__.py ../../../fcn_batch/py.typed $(LINKS)
+
+lint: links
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	cd build/links && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
+
+check: lint
 	$(BIN)/python -m pytest -m "not long and not faults and not cluster and not slurm"
 
 test-long: $(TEST_VENV)/.installed-data

@@ -112,7 +112,7 @@ def whole(raster: Path) -> NDArray[np.uint8]:
 
 def segmented(raster: Path, folder: Path, options: list[str]) -> NDArray[np.uint8]:
     """Class numbers of the map that `fcn-batch segment` makes with `options`."""
-    command = [sys.executable, "-m", "fcn_batch.cli", "segment", str(raster), "-m", MODEL, "-o", str(folder)]
+    command = [sys.executable, "-m", "fcn_batch", "segment", str(raster), "-m", MODEL, "-o", str(folder)]
     subprocess.run([*command, "-q", "--overwrite", "--precision", "fp32", *options], check=True, stdout=subprocess.PIPE)
     with rasterio.open(folder / f"{raster.stem}.classes.tif") as file:
         return np.asarray(file.read(1), np.uint8)  # ids of this model are 0, 1, 2, …

@@ -72,7 +72,7 @@ def _large(folder: Path, model: Path, side: int) -> Large:
     return _noted(Large(side**2 / 1e6, ours.wall_s, timing["stitch_s"], *peaks))
 
 
-_SEGMENT = (sys.executable, "-m", "fcn_batch.cli", "segment")
+_SEGMENT = (sys.executable, "-m", "fcn_batch", "segment")
 
 
 def _scene(folder: Path, rows: int, cols: int) -> Path:

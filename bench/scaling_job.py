@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from fcn_batch.cli import main as program
+from fcn_batch.commands.main import main as program
 from fcn_batch.workflows.blocks import cut
 from fcn_batch.workflows.run import _ended
 

@@ -39,7 +39,7 @@ class System:
         if self.ours:
             fixed = ["segment", str(raster), "--model", model, "--output", str(output), "--quiet"]
             chosen = ["--precision", precision, "--device", device, *self.options]
-            return [sys.executable, "-m", "fcn_batch.cli", *fixed, *chosen]
+            return [sys.executable, "-m", "fcn_batch", *fixed, *chosen]
         files = [str(raster), model, str(output / "map.tif")]
         if self == GEODEEP:
             return [sys.executable, "-m", "bench.onnx_job", *files]

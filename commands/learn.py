@@ -14,7 +14,7 @@ from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, exampl
     epilog=examples(
         "fcn-batch train configs/models/landcover-world.toml --epochs 1",
         "fcn-batch train roofs.toml --data survey/ -o roofs.safetensors",
-        "torchrun --nproc-per-node 2 -m fcn_batch.cli train roofs.toml",
+        "torchrun --nproc-per-node 2 -m fcn_batch train roofs.toml",
     ),
 )
 @click.argument("recipe", type=PATH)

@@ -5,11 +5,11 @@
     (maps,) = fcn_batch.segment("big_image.tif", "maps/")
     classes = fcn_batch.open_classes(maps)     # an xarray DataArray
 
-The names below do what the commands of the same names do. The folders of the project (``pipeline/``, ``workflows/``,
-``configs/``) and ``cli.py`` stand at the top of the repository; relative links beside this file give them one
-importable name, ``fcn_batch``.
+The names below do what the commands of the same names do. In a checkout the sub-packages (``commands/``,
+``workflows/``, ``pipeline/``, ``configs/``) are folders at the top of the repository; a wheel holds them here.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ __all__ = [
     "validate",
     "verify",
 ]
+
+if not Path(__file__).with_name("pipeline").is_dir():  # a checkout: the sub-packages are one folder up
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 COMMAND = "python -m tests.cli_page"

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.store.classstore import ClassStore
@@ -27,7 +27,7 @@ DEGREES = Affine(1 / 16, 0, -20, 0, -1 / 16, 40)
 _DRIVER = """
 import fcn_batch.workflows.blocks.cut as cut
 import fcn_batch.workflows.plan as plan
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 
 cut.CHUNK, cut._STRIP_PIXELS, cut._LANE, plan.available_cpus = {chunk}, {{"cpu": 2**13}}, {chunk}, lambda: 1
 cut._HALOS_PER_SEGMENT = {halos}

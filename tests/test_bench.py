@@ -137,7 +137,7 @@ def test_the_schedule_measures_every_system_in_every_section(*, quick: bool) -> 
 
 def test_command_lines(tmp_path: Path) -> None:
     ours = DEFAULT.command(Path("a.tif"), "m", tmp_path, "bf16", "cpu")
-    assert ours[1:5] == ["-m", "fcn_batch.cli", "segment", "a.tif"]
+    assert ours[1:5] == ["-m", "fcn_batch", "segment", "a.tif"]
     assert ours[ours.index("--precision") + 1] == "bf16"
     assert DEFAULT.made(Path("x/a.tif"), tmp_path) == tmp_path / "a.classes.tif"
     peer = MONAI.command(Path("a.tif"), "m", tmp_path, "fp32", "cpu")

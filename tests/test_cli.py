@@ -15,7 +15,7 @@ import pytest
 from rasterio.transform import Affine
 
 import fcn_batch as package
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 from fcn_batch.pipeline.core.errors import FcnBatchError
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
@@ -23,7 +23,7 @@ from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
 
-PROGRAM = [sys.executable, "-m", "fcn_batch.cli"]
+PROGRAM = [sys.executable, "-m", "fcn_batch"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_an_unforeseen_error_has_code_1_and_a_hint(raster: Path, monkeypatch: py
     ],
 )
 def test_where_nothing_can_be_written_to(where: str, code: int, told: str, raster: Path, model: Path) -> None:
-    command = f'"{sys.executable}" -m fcn_batch.cli segment "{raster}" -m "{model}" -o "{raster.parent}/out" {where}'
+    command = f'"{sys.executable}" -m fcn_batch segment "{raster}" -m "{model}" -o "{raster.parent}/out" {where}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == code
     assert told in done.stderr

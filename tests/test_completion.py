@@ -12,7 +12,7 @@ from fcn_batch.commands.completion import SHELLS
 from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch
 
-PROGRAM = "import sys; from fcn_batch.cli import main; main(prog_name='fcn-batch')"
+PROGRAM = "import sys; from fcn_batch.commands.main import main; main(prog_name='fcn-batch')"
 MODELS = ["auto", "aerial", "buildings", "landcover-world", "nuclei"]
 
 

@@ -1,9 +1,11 @@
 """The exit codes in the code and the ones promised in the documentation are the same."""
 
+import pickle
 import re
 from pathlib import Path
 
-from fcn_batch.pipeline.core.errors import FcnBatchError
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError
+from tests.messages import APPROVED, approved, messages
 
 TABLE = Path(__file__).parents[1] / "docs" / "exit-codes.md"
 # codes without an exception: done, done with masked blocks, stopped and resumable
@@ -36,3 +38,32 @@ def test_the_table_lists_the_codes_without_an_error() -> None:
 def test_no_code_means_two_things() -> None:
     codes = [code for code, _ in _documented()]
     assert codes == sorted(set(codes))
+
+
+def test_the_texts_are_the_approved_ones() -> None:
+    """After a look at the change: python -m tests.messages."""
+    assert APPROVED.read_text("utf-8") == approved()
+
+
+def test_every_error_has_a_code_and_a_template_with_its_fields() -> None:
+    found = list(messages())
+    wrong = [one for one in found if one.template is not None and one.names != one.fields]
+    wrong += [
+        one for one in found if one.code is not None and one.template and not re.fullmatch(r"[a-z0-9-]+", one.code)
+    ]
+    assert wrong == []
+
+
+def test_a_code_belongs_to_one_kind_of_error() -> None:
+    kinds: dict[str | None, set[str]] = {}
+    for one in messages():
+        if one.template is not None:
+            kinds.setdefault(one.code, set()).add(one.kind)
+    assert {code: names for code, names in kinds.items() if len(names) > 1} == {}
+
+
+def test_an_error_is_the_same_after_a_journey() -> None:
+    error = InputError("input-missing", "{path} does not exist; {n:,} others do", path=Path("a.tif"), n=1000)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - of this process
+    assert (type(again), str(again), again.code) == (InputError, "a.tif does not exist; 1,000 others do", error.code)
+    assert again.fields == {"path": "a.tif", "n": 1000}

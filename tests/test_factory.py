@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.imports import locate
 from fcn_batch.pipeline.core.model_card import Factory

@@ -7,7 +7,7 @@ import click
 import numpy as np
 import pytest
 
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 from fcn_batch.workflows.learning.models import embedded
 from tests.models import save_tiny_model
 from tests.rasters import write_raster

@@ -46,7 +46,7 @@ def test_a_plan_is_logged_on_standard_error(tmp_path: Path, model: Path) -> None
 
 def test_twice_tells_of_gdal_too(tmp_path: Path, model: Path) -> None:
     """GDAL's own messages come by rasterio's log."""
-    command = [sys.executable, "-m", "fcn_batch.cli", "plan", scene(tmp_path / "a.tif", 40, 50), "-m", model, "-vv"]
+    command = [sys.executable, "-m", "fcn_batch", "plan", scene(tmp_path / "a.tif", 40, 50), "-m", model, "-vv"]
     told = run_program(command).stderr
     assert re.search(r" rasterio\.\S+ DEBUG .*GDAL", told)
     assert re.search(r" rasterio\.\S+ DEBUG CPLE_None in GDAL: GDALOpen", told)
@@ -103,7 +103,7 @@ def test_dask_is_heard_only_with_it() -> None:
 
 
 def test_workers_are_heard(tmp_path: Path, model: Path) -> None:
-    command = [sys.executable, "-m", "fcn_batch.cli", "segment", scene(tmp_path / "a.tif", 40, 50), "-m", model]
+    command = [sys.executable, "-m", "fcn_batch", "segment", scene(tmp_path / "a.tif", 40, 50), "-m", model]
     told = run_program([*command, "-q", "-v", "--workers", "1"])
     assert told.returncode == 0, told.stderr
     assert "distributed.scheduler" in told.stderr

@@ -1,12 +1,15 @@
 """The wheel and the source distribution hold the package and nothing else; citation, notice and dependencies agree."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from tests.lowest import pins
 from tests.rasters import noise, write_raster
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("commands", "pipeline", "workflows", "configs")
+MAPPED = ("commands", "pipeline", "workflows", "configs")
+"""Folders at the top of the repository that are sub-packages of fcn_batch."""
 NAME = f"fcn_batch-{fcn_batch.__version__}"
 """What wheel and source distribution, and the top folder of either, begin with."""
 _BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
@@ -34,11 +38,82 @@ def _checkout_files() -> list[Path]:
 
 
 def _checkout(target: Path) -> Path:
-    """A copy of the checkout's files in `target`, its links still links: nothing that earlier builds left is in it."""
+    """A copy of the checkout's files in `target`: nothing that earlier builds left is in it."""
     for name in _checkout_files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
     return target
+
+
+def _python(*arguments: str, cwd: Path, path: str = "") -> str:
+    """Run this Python in a folder, without what is installed in its environment; return what it prints."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path:
+        environ["PYTHONPATH"] = path
+    command = [sys.executable, "-S", *arguments]
+    run = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with the checkout's files as its one commit."""
+    folder = _checkout(tmp_path_factory.mktemp("repository"))
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def _from_zip(repository: Path, target: Path) -> Path:
+    archive = target / "forge.zip"
+    subprocess.run(["git", "archive", "--prefix=x/", "-o", archive, "HEAD"], cwd=repository, check=True)
+    shutil.unpack_archive(archive, target)  # as pip unpacks it: no links, no modes
+    return target / "x"
+
+
+def _from_tar(repository: Path, target: Path) -> Path:
+    archive = target / "forge.tar"
+    subprocess.run(["git", "archive", "--prefix=x/", "-o", archive, "HEAD"], cwd=repository, check=True)
+    shutil.unpack_archive(archive, target, filter="data")
+    return target / "x"
+
+
+def _without_links(repository: Path, target: Path) -> Path:
+    clone = ["git", "clone", "-q", "-c", "core.symlinks=false", repository, target / "x"]
+    subprocess.run(clone, check=True, capture_output=True)
+    return target / "x"
+
+
+@pytest.mark.parametrize("kind", ["plain", "editable"])
+@pytest.mark.parametrize("fetch", [_from_zip, _from_tar, _without_links])
+def test_every_way_to_install_gives_the_whole_package(
+    repository: Path, tmp_path: Path, fetch: Callable[[Path, Path], Path], kind: str
+) -> None:
+    source, site = fetch(repository, tmp_path), tmp_path / "site"
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--no-compile", "--target", str(site)]
+    how = ["-e", str(source)] if kind == "editable" else [str(source)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *how], cwd=tmp_path, check=True)
+    libraries = sysconfig.get_path("purelib")  # without the .pth files there: those of the checkout under test
+    start = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({libraries!r}); "
+    code = start + "import fcn_batch.pipeline.core, fcn_batch.commands.main; print(fcn_batch.pipeline.core.__file__)"
+    # from elsewhere the installed package is meant, in the root of the clone the files there
+    for where, home in ((tmp_path, source if kind == "editable" else site), (source, source)):
+        assert Path(_python("-c", code, cwd=where)).is_relative_to(home)
+    for program in (["cli.py"], ["-m", "bench.run"], ["-m", "fcn_batch"]):
+        assert "usage: " in _python(*program, "--help", cwd=source, path=f"{site}{os.pathsep}{libraries}").lower()
+
+
+def test_the_list_of_packages_is_complete() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = {path.parent for path in _checkout_files() if path.name == "__init__.py" and path.parts[0] in MAPPED}
+    assert set(settings["packages"]) == {"fcn_batch", *(".".join(("fcn_batch", *f.parts)) for f in folders)}
+    assert settings["package-dir"] == {"fcn_batch": "fcn_batch", **{f"fcn_batch.{name}": name for name in MAPPED}}
+
+
+def test_no_link_is_tracked() -> None:
+    assert [path for path in _checkout_files() if (ROOT / path).is_symlink()] == []
 
 
 def _build(kind: str, source: Path, target: Path) -> Path:
@@ -67,10 +142,9 @@ def _files(wheel: Path) -> set[str]:
 
 
 def _package() -> set[str]:
-    """The importable package: all that git tracks in the linked folders, under the one name that leads to them."""
-    files = [path for path in _checkout_files() if path.parts[0] in LINKED]
-    top = {"fcn_batch/__init__.py", "fcn_batch/py.typed", "fcn_batch/cli.py"}
-    return top | {f"fcn_batch/{path.as_posix()}" for path in files}
+    """The importable package: all that git tracks in its folders, under the one name that leads to them."""
+    files = [path for path in _checkout_files() if path.parts[0] in ("fcn_batch", *MAPPED)]
+    return {f"fcn_batch/{path.as_posix().removeprefix('fcn_batch/')}" for path in files}
 
 
 def _wheel_files() -> set[str]:
@@ -83,8 +157,9 @@ def _sdist_files() -> set[str]:
     """The package, what the wheel is built with, and what the backend writes itself."""
     ours = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "NOTICE", "README.md", "pyproject.toml"}
     written = {"PKG-INFO", "SOURCES.txt", "dependency_links.txt", "entry_points.txt", "requires.txt", "top_level.txt"}
+    package = {str(path) for path in _checkout_files() if path.parts[0] in ("fcn_batch", *MAPPED)}
     return (
-        {f"{NAME}/{name}" for name in _package() | ours | {"PKG-INFO", "setup.cfg"}}
+        {f"{NAME}/{name}" for name in package | ours | {"PKG-INFO", "setup.cfg"}}
         | {f"{NAME}/fcn_batch.egg-info/{name}" for name in written}
     )  # fmt: skip
 
@@ -121,7 +196,7 @@ def test_the_wheel_says_its_licence(wheel: Path) -> None:
 
 def test_the_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
-    code = "import fcn_batch.pipeline.core.geometry as g, fcn_batch.cli; print(g.__file__)"
+    code = "import fcn_batch.pipeline.core.geometry as g, fcn_batch.commands.main; print(g.__file__)"
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
@@ -147,11 +222,11 @@ def test_an_installed_wheel_segments(wheel: Path, tmp_path: Path, monkeypatch: p
 
     where = python("-c", "import fcn_batch.configs, fcn_batch; print(fcn_batch.__file__, fcn_batch.configs.__file__)")
     assert all(Path(path).is_relative_to(site) for path in where.split())
-    assert "segment" in python("-m", "fcn_batch.cli", "--help")
-    listed = python("-m", "fcn_batch.cli", "model", "list")
+    assert "segment" in python("-m", "fcn_batch", "--help")
+    listed = python("-m", "fcn_batch", "model", "list")
     assert all(model.card.name in listed for model in embedded())
     write_raster(work / "a.tif", noise(3, 100, 120), photometric="RGB")
-    made = python("-m", "fcn_batch.cli", "segment", "-q", "--model", "landcover-world", "a.tif", "-o", "maps")
+    made = python("-m", "fcn_batch", "segment", "-q", "--model", "landcover-world", "a.tif", "-o", "maps")
     assert {Path(line).name for line in made.split()} >= {"a.classes.zarr", "a.classes.tif"}
     assert fcn_batch.__version__ in python(str(site / "bin" / "fcn-batch"), "--version")
 

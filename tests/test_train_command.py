@@ -47,7 +47,7 @@ from tests.test_scoring import whole_image
 ROOT = Path(__file__).parents[1]
 _DRIVER = """
 import torch
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 from fcn_batch.workflows.learning import train
 
 torch.set_num_threads(1)
@@ -448,7 +448,7 @@ def test_two_processes_write_one_model(data: Path, tmp_path: Path) -> None:
     recipe = write_toml(data / "tiny.toml", recipe_values(**parts))
     output, alone = tmp_path / "m.safetensors", tmp_path / "alone.safetensors"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "fcn_batch.cli", "train", recipe, "-o", output, "--device", "cpu"]
+    command = [*torchrun, "-m", "fcn_batch", "train", recipe, "-o", output, "--device", "cpu"]
     run = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,

@@ -20,7 +20,7 @@ from fcn_batch.workflows.outputs.publishing import outputs_of
 from fcn_batch.workflows.plan import Options, prepare
 from fcn_batch.workflows.processes.topology import count_of
 
-PROGRAM = (sys.executable, "-P", "-m", "fcn_batch.cli")
+PROGRAM = (sys.executable, "-P", "-m", "fcn_batch")
 """This Python and this program, whatever lies in the folder of a job or on its PATH."""
 GRACE_S = 90
 """Seconds that a run gets to finish its blocks: with what it needs to end, less than what is left at the signal."""

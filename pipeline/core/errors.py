@@ -3,15 +3,48 @@
 The code is what the shell sees; `docs/exit-codes.md` is the table for people, and a test keeps the two the same.
 1 is left to unforeseen errors (a bug), 2 is also click's own for usage errors, 75 is "try again later" in sysexits.h
 (batch systems requeue on it), 130 is an interrupt from the keyboard.
+
+An error carries a code, a stable word such as ``input-missing``, and the fields of its message. Programs and tests
+look at these; the wording may change. ``tests/messages.txt`` lists all codes with their texts.
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+_Error = TypeVar("_Error", bound="FcnBatchError")
 
 
 class FcnBatchError(Exception):
-    """Something the user can mend; the message says what is wrong, the value, and what to do."""
+    """An error that the user can correct.
+
+    `template` is the message: what is wrong, the value, and what to do, with a ``{name}`` for each of `fields`.
+
+    >>> error = InputError("input-missing", "{path} does not exist; check the name", path="a.tif")
+    >>> str(error), error.code, error.fields["path"]
+    ('a.tif does not exist; check the name', 'input-missing', 'a.tif')
+    """
 
     exit_code: ClassVar[int] = 1
+    code: str
+    fields: dict[str, Any]
+
+    def __init__(self, code: str, template: str | None = None, /, **fields: Any) -> None:
+        if template is None:  # not converted yet
+            code, template = "", code.replace("{", "{{").replace("}", "}}")
+        super().__init__(template.format(**fields))
+        self.code, self.fields = code, fields
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Errors travel between processes; fields that might not are sent as text."""
+        plain = {name: v if isinstance(v, int | float | str) else str(v) for name, v in self.fields.items()}
+        return _received, (type(self), str(self), self.code, plain)
+
+
+def _received(kind: type[_Error], message: str, code: str, fields: dict[str, Any]) -> _Error:
+    """Return the error that another process sent."""
+    error = kind.__new__(kind, message)
+    error.code, error.fields = code, fields
+    return error
 
 
 class OptionError(FcnBatchError):

@@ -1,6 +1,6 @@
 """Several processes that train one network: the one door to torch.distributed.
 
-`torchrun --nproc-per-node N -m fcn_batch.cli train …` starts N processes and tells each its number in the environment.
+`torchrun --nproc-per-node N -m fcn_batch train …` starts N processes and tells each its number in the environment.
 """
 
 import os

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fcn_batch.cli import main as program
+from fcn_batch.commands.main import main as program
 from fcn_batch.pipeline.core import errors
 from fcn_batch.pipeline.core.journal import Journal, Receipt
 from fcn_batch.workflows import plan

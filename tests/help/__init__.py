@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from fcn_batch.cli import main
+from fcn_batch.commands.main import main
 
 FOLDER = Path(__file__).parent
 WIDTH = 100

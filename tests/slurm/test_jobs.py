@@ -94,7 +94,7 @@ def test_an_array_of_the_program_as_it_is(
     folder.mkdir()
     image, model = scene(folder / "a b's %A.tif", 9000, 200), save_tiny_model(folder / "my $model.safetensors")
     words = ["segment", image, "-m", model, "-o", folder / "here", "--threads", 1]
-    result = run_program([sys.executable, "-m", "fcn_batch.cli", *words])
+    result = run_program([sys.executable, "-m", "fcn_batch", *words])
     assert result.returncode == 0, result.stderr
     out = folder / "jobs"
     result_of_submit = fcn_batch("submit", "slurm", image, "-m", model, "-o", out, "--parts", 3, "--mem", "1500M")
