@@ -11,7 +11,7 @@ from fcn_batch.pipeline.core.maps import ClassMap
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.workflows.finished.maps import open_map
-from fcn_batch.workflows.outputs.ground import Ground, ground_of
+from fcn_batch.pipeline.raster.ground import Ground, ground_of
 from fcn_batch.workflows.outputs.publishing import find_outputs
 
 _REPORT = ".run.json"

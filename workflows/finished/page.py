@@ -31,7 +31,7 @@ from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.resolution import metres
 from fcn_batch.workflows.inputs.sources import source_of
 from fcn_batch.workflows.inputs.thumbnail import thumbnail
-from fcn_batch.workflows.outputs.ground import Ground
+from fcn_batch.pipeline.raster.ground import Ground
 
 SIDE = 2000
 """Rows and columns of the map in the page, at most."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from fcn_batch.pipeline.core.classes import ClassInfo
 from fcn_batch.workflows.finished.survey import Survey, paint
-from fcn_batch.workflows.outputs.ground import Ground, round_length
+from fcn_batch.pipeline.raster.ground import Ground, round_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
