@@ -14,9 +14,9 @@ from rasterio.features import shapes as shapes_of
 
 from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import OptionError
-from fcn_batch.pipeline.raster import polygonise as module
-from fcn_batch.pipeline.raster.outlines import Regions, Strip
-from fcn_batch.pipeline.raster.polygonise import polygonise
+from fcn_batch.pipeline.raster import polygons as module
+
+from fcn_batch.pipeline.raster.polygons import Regions, Strip, polygonise
 
 Ids = NDArray[np.uint8]
 IDS = st.sampled_from([0, 0, 0, 1, 1, 7, NODATA])

@@ -23,7 +23,7 @@ from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.raster.crs import projjson
 from fcn_batch.pipeline.raster.features import libraries
-from fcn_batch.pipeline.raster.outlines import Regions
+from fcn_batch.pipeline.raster.polygons import Regions
 
 VectorKind = Literal["gpkg", "geojson", "geoparquet", "flatgeobuf"]
 """Formats that polygons can be written in."""
