@@ -16,10 +16,10 @@ from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.maps import Ids
 from fcn_batch.pipeline.raster.crs import row_areas_m2
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.ground import Ground, ground_of
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished.quicklook import NODATA_COLOUR, quicklook_png
 from fcn_batch.workflows.finished.survey import most_frequent, survey
-from fcn_batch.pipeline.raster.ground import Ground, ground_of
 from tests.memorymaps import ArrayMap, legend_of, patches, utm, wkt
 
 METRE = Ground(1.0, (-1.0, 0.0), same=True)

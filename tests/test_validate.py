@@ -20,8 +20,7 @@ from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.store.classstore import ClassStore, consolidate
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.console.progress import Quiet
-from fcn_batch.workflows.finished.validate import validate
-from fcn_batch.workflows.finished.validation import Check, Validation
+from fcn_batch.workflows.finished.validate import Check, Validation, validate
 from fcn_batch.workflows.outputs.publishing import find_run
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster

@@ -23,8 +23,7 @@ from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished import verify as verify_module
-from fcn_batch.workflows.finished.verification import Sample, Verification
-from fcn_batch.workflows.finished.verify import verify
+from fcn_batch.workflows.finished.verify import Sample, Verification, verify
 from fcn_batch.workflows.outputs.publishing import find_run
 from tests.models import save_tiny_model
 from tests.processors import BF16

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fcn_batch.pipeline.core.classes import ClassInfo
-from fcn_batch.workflows.finished.survey import Survey, paint
 from fcn_batch.pipeline.raster.ground import Ground, round_length
+from fcn_batch.workflows.finished.survey import Survey, paint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
