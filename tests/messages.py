@@ -39,13 +39,13 @@ class Message:
 @cache
 def messages() -> tuple[Message, ...]:
     """Every error that the source makes by the name of its class."""
-    found = []
-    for folder in ("commands", "workflows", "pipeline"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _KINDS:
-                    found.append(_message(f"{path.relative_to(ROOT)}:{node.lineno}", node.func.id, node))
-    return tuple(found)
+    return tuple(
+        _message(f"{path.relative_to(ROOT)}:{node.lineno}", node.func.id, node)
+        for folder in ("commands", "workflows", "pipeline")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _KINDS
+    )
 
 
 def _message(where: str, kind: str, call: ast.Call) -> Message:
