@@ -32,9 +32,8 @@ from fcn_batch.pipeline.core.claims import only_one
 from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.tiling import Work
-from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.fcn import Fcn, Upsample
 from fcn_batch.pipeline.network.stream import RowStream
-from fcn_batch.pipeline.network.upsample import Upsample
 from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import segment as segment_module
