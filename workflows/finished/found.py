@@ -100,7 +100,7 @@ def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
     from fcn_batch.pipeline.raster.regrid import Regridded
     from fcn_batch.workflows.inputs.sources import finest_grid
 
-    if found.plan is None or not found.plan.input.sources:
+    if found.plan is None:
         raise OptionError(f"--grid input: nothing says which input {found.path} was made from; leave it out")
     grid, made = finest_grid(found.plan.input), source.size
     if found.plan.input.ground is not None:  # a map has no transform then, or that of pixels of another level
