@@ -41,7 +41,7 @@ def trained(schedule: Schedule, batches: Sequence[Batch], peers: Peers = ALONE) 
     try:
         losses += [trainer.step(shared(batch, peers)) for batch in batches]
     except TrainingError as caught:
-        error = str(caught)
+        error = f"{caught.code} at step {caught.fields['step']}"
     state = {"network": network.state_dict(), "average": trainer.averaged.state_dict()}
     flat = {f"{part}.{name}": tensor.numpy() for part, tensors in state.items() for name, tensor in tensors.items()}
     return {"weights": flat, "losses": losses, "error": error, "sum": peers.sum(peers.rank + 1.0)}
