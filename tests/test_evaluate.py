@@ -163,11 +163,26 @@ def read_as_meant(folder: Path) -> tuple[Ids, Ids]:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_all_numbers_are_those_of_the_whole_arrays(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel of the map is read once, in small parts."""
     monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
+    times, largest = np.zeros((150, 170), int), 0
+    kind: Any = FinishedMap if name.endswith("zarr") else MapFile
+    read = kind.read
+
+    def note(self: Any, window: Window) -> Ids:
+        nonlocal largest
+        times[window.slices()] += 1
+        largest = max(largest, window.pixels)
+        ids: Ids = read(self, window)
+        return ids
+
+    monkeypatch.setattr(kind, "read", note)
     found = evaluated(folder / name, folder / "truth.tif", *MEANING, "--boundary", 3)
     assert_same(found, brute_force(*read_as_meant(folder), 3))
     assert found["pixels"] + found["pixels_without_label"] == 150 * 170
     assert found["boundary"]["mean_iu"] < found["mean_iu"] - 0.02  # there is more than boundary
+    assert (times == 1).all()
+    assert largest == (64 * 64 if name.endswith("zarr") else 150 * 170)  # the COG's blocks are larger than the map
 
 
 def test_a_class_without_pixels_has_no_numbers_and_a_wrong_one_counts_as_zero(folder: Path) -> None:
@@ -240,26 +255,6 @@ def test_labels_that_are_polygons(tmp_path: Path) -> None:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
-def test_every_pixel_is_read_once_in_small_parts(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
-    times, largest = np.zeros((150, 170), int), 0
-    kind: Any = FinishedMap if name.endswith("zarr") else MapFile
-    read = kind.read
-
-    def note(self: Any, window: Window) -> Ids:
-        nonlocal largest
-        times[window.slices()] += 1
-        largest = max(largest, window.pixels)
-        ids: Ids = read(self, window)
-        return ids
-
-    monkeypatch.setattr(kind, "read", note)
-    evaluated(folder / name, folder / "truth.tif", *MEANING)
-    assert (times == 1).all()
-    assert largest == (64 * 64 if name.endswith("zarr") else 150 * 170)  # the COG's blocks are larger than the map
 
 
 @pytest.mark.parametrize(

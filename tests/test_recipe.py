@@ -4,10 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fcn_batch.pipeline.core.errors import TrainingError
@@ -51,48 +48,6 @@ def test_the_strips_of_the_world() -> None:
     assert {w.stop_row for w in test} == {2250}
     assert sum(w.width for w in train) == (12 - 1 - 3 - 1) * 450
     assert {w.height for w in train} == {2700}
-
-
-@st.composite
-def _splits(draw: st.DrawFn) -> StripSplit:
-    strips = draw(st.permutations(range(8)))
-    cuts = sorted(draw(st.tuples(st.integers(1, 4), st.integers(5, 8))))
-    return StripSplit(
-        width=draw(st.integers(1, 9)),
-        val=tuple(strips[: cuts[0]]),
-        test=tuple(strips[cuts[0] : cuts[1]]),
-        never=tuple(strips[cuts[1] :][:1]),
-        score_rows=draw(st.none() | st.tuples(st.integers(0, 5), st.integers(6, 12))),
-    )
-
-
-@settings(max_examples=50)
-@given(_splits(), st.integers(1, 10), st.integers(1, 80))
-def test_strips_are_disjoint_and_cover_the_raster(split: StripSplit, height: int, width: int) -> None:
-    size = Size(height, width)
-    use_of = np.full((height, width), -1)
-    for number, use in enumerate(USES):
-        regions = split.regions("", size, Path())[use]
-        assert regions == sorted(regions, key=lambda w: w.col)
-        for window in regions:
-            assert window == window.clipped(size)
-            assert (use_of[window.slices()] == -1).all(), "a pixel has two uses"
-            use_of[window.slices()] = number
-        joined = {w.stop_col for w in regions} & {w.col for w in regions}
-        assert not joined, "neighbouring strips are one window"
-    lists = (None, split.val, split.test)
-    for col in range(width):
-        strip = col // split.width
-        for row in range(height):
-            start, stop = split.score_rows or (0, height)
-            if strip in split.never:
-                expected = -1
-            elif strip in split.val or strip in split.test:
-                expected = next(n for n, named in enumerate(lists) if named and strip in named)
-                expected = expected if start <= row < stop else -1
-            else:
-                expected = 0
-            assert use_of[row, col] == expected
 
 
 def test_what_a_file_says_is_what_is_read(tmp_path: Path) -> None:

@@ -48,25 +48,18 @@ def whole_image(network: FcnNetwork, image: LabelledImage, spec: InputSpec, reci
     return Confusion.count(truth[start:stop, scored], channels[start:stop, scored], len(recipe.classes))
 
 
-@dataclass
-class Seen:
-    """Windows read and cores kept by `evaluate`, in pairs."""
-
-    reads: list[Window]
-    cores: list[tuple[slice, slice]]
-
-
-def _watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What is read and kept from now on; tiles run in double precision."""
-    seen = Seen([], [])
+def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Window, tuple[slice, slice]]]:
+    """Windows that are read and cores kept from now on, in pairs; tiles run in double precision."""
+    reads: list[Window] = []
+    seen: list[tuple[Window, tuple[slice, slice]]] = []
     read, channels = LabelledImage.read, predictor._Tiles.channels
 
     def reading(self: LabelledImage, window: Window) -> Pixels:
-        seen.reads.append(window)
+        reads.append(window)
         return read(self, window)
 
     def predicting(self: Any, values: Any, valid: Any, core: tuple[slice, slice]) -> NDArray[np.uint8]:
-        seen.cores.append(core)
+        seen.append((reads[-1], core))
         return channels(self, values, valid, core)
 
     monkeypatch.setattr(LabelledImage, "read", reading)
@@ -91,8 +84,8 @@ def test_scores_are_those_of_the_whole_image(
     seen = _watched(monkeypatch)
     found = evaluate(network, [image], spec, 2, use)
     monkeypatch.undo()
-    assert len(seen.cores) == len(seen.reads) >= len(dict(USES)[use])
-    for window, core in zip(seen.reads, seen.cores, strict=True):
+    assert len(seen) >= len(dict(USES)[use])
+    for window, core in seen:
         _sees_all(network, window, core)
     assert found.counts.sum() > 0
     assert np.array_equal(found.counts, whole_image(network, image, spec, recipe, use).counts)

@@ -76,6 +76,32 @@ def test_all_cells_are_one_window_and_squares_come_before_stripes() -> None:
     assert joined(cells, 10, Size(60, 200)) == [Window(0, 0, 40, 40), Window(0, 40, 10, 160)]
 
 
+# strips
+
+
+@st.composite
+def _strips(draw: st.DrawFn) -> StripSplit:
+    strips = draw(st.permutations(range(8)))
+    cuts = sorted(draw(st.tuples(st.integers(1, 4), st.integers(5, 8))))
+    rows = draw(st.none() | st.tuples(st.integers(0, 5), st.integers(6, 12)))
+    val, test, never = tuple(strips[: cuts[0]]), tuple(strips[cuts[0] : cuts[1]]), tuple(strips[cuts[1] :][:1])
+    return StripSplit(width=draw(st.integers(1, 9)), val=val, test=test, never=never, score_rows=rows)
+
+
+@settings(max_examples=50)
+@given(_strips(), st.integers(1, 10), st.integers(1, 80))
+def test_strips_cover_the_raster(split: StripSplit, height: int, width: int) -> None:
+    use_of = uses(split, "a.tif", grid_of(height, width))
+    start, stop = split.score_rows or (0, height)
+    for row, col in np.ndindex(height, width):
+        strip = col // split.width
+        scored = 1 if strip in split.val else 2 if strip in split.test else -1 if strip in split.never else 0
+        assert use_of[row, col] == (scored if scored < 1 or start <= row < stop else -1)
+    for regions in split.regions("", Size(height, width), NOWHERE).values():
+        assert regions == sorted(regions, key=lambda w: w.col)
+        assert not {w.stop_col for w in regions} & {w.col for w in regions}, "neighbouring strips are one window"
+
+
 # blocks
 
 

@@ -3,10 +3,8 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,15 +32,6 @@ from tests.runs import fcn_batch
 from tests.test_scoring import whole_image
 
 ROOT = Path(__file__).parents[1]
-_DRIVER = """
-import torch
-from fcn_batch.commands.main import main
-from fcn_batch.workflows.learning import train
-
-torch.set_num_threads(1)
-train._LEAST_SECONDS, train._SHARE_OF_TIME = 0.0, 1e9
-main()
-"""
 STAGED: dict[str, Any] = {
     "architecture": {"dropout": 0.3},
     "augment": {"jitter": 0.1, "scale": 1.3},
@@ -215,37 +204,6 @@ def test_a_training_that_died_comes_to_the_same_weights(
         assert content == uninterrupted[name], f"{name} differs"
 
 
-def test_a_killed_program_goes_on_when_started_again(
-    data: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
-) -> None:
-    output = tmp_path / "m.safetensors"
-    recipe = write_toml(data / "tiny.toml", recipe_values(**STAGED))
-    command = [sys.executable, "-c", _DRIVER, "train", str(recipe), "-o", str(output), "--device", "cpu"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        table = output.with_suffix(".training") / "loss.csv"
-        until = time.monotonic() + PATIENCE_S
-        while process.poll() is None and time.monotonic() < until:
-            if table.exists() and "\n2,2," in table.read_text():
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.02)
-        _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
-    before = len(_losses(output.with_suffix(".training")))
-    seen: list[int] = []
-
-    class Counted(Quiet):
-        """Counts the steps that are done now."""
-
-        def advance(self, amount: int) -> None:
-            """One more."""
-            seen.append(amount)
-
-    train(Order(tiny_recipe(**STAGED), data, output, device="cpu"), Counted())
-    assert sum(seen) == 9 - before
-    assert _written(output) == uninterrupted
-
-
 @pytest.mark.usefixtures("often")
 def test_what_cannot_be_gone_on_with(data: Path, tmp_path: Path) -> None:
     """A checkpoint of another recipe, and one that is damaged; until `--restart`."""
@@ -398,24 +356,20 @@ def test_the_data_lie_beside_the_recipe_unless_told(
 
 
 def test_two_processes_write_one_model(data: Path, tmp_path: Path) -> None:
-    parts: dict[str, Any] = {"schedule": {"steps": 3, "evaluate_every": 2, "optimiser": "sgd"}}
-    recipe = write_toml(data / "tiny.toml", recipe_values(**parts))
+    """Each holds half of a batch, and does it in two parts: the losses and weights of one process."""
+    schedule = {"steps": 3, "evaluate_every": 2, "optimiser": "sgd", "momentum": 0.9, "bias_rate": 2.0}
+    recipe = write_toml(data / "tiny.toml", recipe_values(schedule={**schedule, "accumulate": 2}))
     output, alone = tmp_path / "m.safetensors", tmp_path / "alone.safetensors"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "fcn_batch", "train", str(recipe), "-o", str(output), "--device", "cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "fcn_batch", "train", str(recipe), "-o", str(output), "--device", "cpu"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
+        command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == f"{output}\n"
     assert run.stderr.count("stage 1, step 3: ") == 1
-    _made(tiny_recipe(**parts), data, alone)
+    _made(tiny_recipe(schedule=schedule), data, alone)
     together, single = (_losses(path.with_suffix(".training")) for path in (output, alone))
     assert [loss for *_, loss in together] == pytest.approx([loss for *_, loss in single], rel=1e-5)
     weights = [load_model(path)[1].state_dict() for path in (output, alone)]

@@ -237,19 +237,6 @@ def test_a_batch_without_labels_teaches_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_unlabelled_pixels_do_not_count() -> None:
-    """Whatever the image holds there, for a network that looks at single pixels."""
-    (batch,) = _batches(1)
-    images = np.where(batch.labels[:, None] == 255, np.float32(5), batch.images)
-    losses = []
-    for seen in (batch.images, images):
-        network = nn.Conv2d(2, 2, 1).double()
-        nn.init.eye_(network.weight[:, :, 0, 0].detach())
-        nn.init.zeros_(network.bias)  # type: ignore[arg-type]
-        losses.append(_trainer(network).step(Batch(seen, batch.labels)))
-    assert losses[0] == losses[1] > 0
-
-
 # the average, and going on
 
 
