@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,9 @@ from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError, TrainingError
 from fcn_batch.pipeline.core.geometry import Size, Window
-from fcn_batch.pipeline.core.maps import ClassMap, Ids
 from fcn_batch.pipeline.core.metrics import Confusion
 from fcn_batch.pipeline.raster.gdal import gdal_cache
-from fcn_batch.pipeline.raster.labels import Grid, Labels, open_labels
+from fcn_batch.pipeline.raster.labels import Grid, open_labels
 from fcn_batch.pipeline.raster.mapfile import GREY
 from fcn_batch.workflows.console.progress import RunProgress
 from fcn_batch.workflows.finished.found import find_map
@@ -221,7 +219,8 @@ def evaluate(request: Request, progress: RunProgress) -> Evaluation:
         with gdal_cache(cache_mb(predicted.block)), _labels_as_input():
             labels = open_labels(request.labels, Grid(predicted.size, predicted.georeference), burn=request.burn)
             with closing(labels):
-                for window, given, ids in _chunks(predicted, labels):
+                for window in chunk_windows(predicted.size, predicted.block):
+                    given, ids = predicted.read(window), labels.read(window)
                     truth = translation.of(ids)
                     if (unknown := truth == UNKNOWN).any():
                         raise _unknown_labels(request, window, sorted(set(ids[unknown].tolist())))
@@ -308,22 +307,6 @@ def _labels_as_input() -> Iterator[None]:
         for key, option in _OPTION_FOR.items():
             problem = problem.replace(f"`{key}`", option)
         raise InputError("reference-unusable", "{problem}", problem=problem, path=error.fields.get("path")) from error
-
-
-def _chunks(predicted: ClassMap, labels: Labels) -> Iterator[tuple[Window, Ids, NDArray[np.int32]]]:
-    """Yield both maps chunk by chunk, left to right and down; one chunk is read while another is counted."""
-
-    def read(window: Window) -> tuple[Window, Ids, NDArray[np.int32]]:
-        return window, predicted.read(window), labels.read(window)
-
-    windows = chunk_windows(predicted.size, predicted.block)
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, next(windows))
-        for window in windows:
-            chunk = ahead.result()
-            ahead = reader.submit(read, window)
-            yield chunk
-        yield ahead.result()
 
 
 def _write(found: Evaluation, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ and comes to the same weights as if nothing had happened.
 """
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,36 +71,24 @@ def train(order: Order, progress: RunProgress) -> Path | None:
         peers = stack.enter_context(joined(device))
         keep_pages()
         if peers.leads:
-            _make_folder(order.beside)
-            stack.callback(_remove_if_empty, order.beside)
-            stack.enter_context(only_one(order.beside / ".lock"))
+            try:
+                stack.enter_context(only_one(order.beside.with_suffix(".lock")))
+            except OSError as error:
+                reason = error.strerror
+                raise OutputError(
+                    "output-unwritable", "{path} ({reason}): choose another -o FILE", path=order.output, reason=reason
+                ) from error
         images = open_images(order.recipe, order.folder)
         spec = band_statistics(images, order.recipe)
         training = _Training(order, images, spec, device, peers, progress if peers.leads else Quiet())
+        if peers.leads:
+            order.beside.mkdir(exist_ok=True)
         stack.callback(training.progress.stop)
         network = training.run()
         if not peers.leads:
             return None
         training.finish(network)
     return order.output
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "output-unwritable",
-            "{path} cannot be made: {reason}; choose another -o FILE",
-            path=folder,
-            reason=error.strerror,
-        ) from error
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Leave nothing behind of a training that was refused."""
-    with suppress(OSError):
-        folder.rmdir()
 
 
 class _Training:
