@@ -39,7 +39,7 @@ def test_rows_are_labels_and_a_share_of_one_is_dark() -> None:
     found = dark(right, "a", "b", "c")
     assert found.mean() > 0.05
     assert dark(half, "a", "b", "c").mean() < 0.01
-    assert np.corrcoef(*np.nonzero(found))[0, 1] > 0.3  # down and to the right
+    assert np.corrcoef(np.array(np.nonzero(found)))[0, 1] > 0.3  # down and to the right
     both_called_the_second = dark(Confusion.count(np.array([0, 1]), np.array([1, 1]), 2), "a", "b")
     assert both_called_the_second.sum(axis=0).max() > 1.5 * both_called_the_second.sum(axis=1).max()
 
@@ -58,7 +58,7 @@ def test_few_and_many_classes(classes: int) -> None:
 
 def test_samples_show_image_labels_and_prediction_in_colour() -> None:
     image = np.full((20, 20, 3), (200, 10, 10), np.uint8)
-    maps = [np.full((20, 20), k, np.uint8) for k in (0, 1)]
-    picture = pixels(samples_png([("$a$", image, *maps), ("b", image, maps[0], maps[1])], legend("a", "b")))
+    zero, one = (np.full((20, 20), k, np.uint8) for k in (0, 1))
+    picture = pixels(samples_png([("$a$", image, zero, one), ("b", image, zero, one)], legend("a", "b")))
     for colour in ((200, 10, 10), (128, 0, 128), (128, 1, 128)):
         assert (picture == colour).all(axis=-1).mean() > 0.1, colour

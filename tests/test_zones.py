@@ -1,6 +1,7 @@
 """The table of classes by zone says what brute force says, zone by zone."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,14 @@ def as_rows(path: Path) -> list[Any]:
     def number(text: str) -> Any:
         return float(text) if text else ""
 
-    keys = {"zone": str, "class_id": int, "class": str, "pixels": int, "area_m2": number, "share": number}
+    keys: dict[str, Callable[[str], Any]] = {
+        "zone": str,
+        "class_id": int,
+        "class": str,
+        "pixels": int,
+        "area_m2": number,
+        "share": number,
+    }
     return [tuple(kind(row[key]) for key, kind in keys.items()) for row in rows_of(path)]
 
 

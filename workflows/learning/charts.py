@@ -31,11 +31,12 @@ def confusion_png(confusion: Confusion, legend: Legend, nothing: str | None = No
     counts = confusion.matrix if nothing is None else confusion.counts
     shares = ratio(counts, np.repeat(confusion.truth[:, None], counts.shape[1], axis=1))
     names, few = _names(legend), len(legend) <= _MOST_NUMBERED
+    across = names if nothing is None else [*names, nothing]
     cell = 0.6 if few else 0.2
     with _figure(3.5 + cell * counts.shape[1], 2.5 + cell * len(names)) as (figure, png):
         axes = figure.add_subplot(xlabel="prediction", ylabel="label", title="Share of each label's pixels")
         picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        axes.set_xticks(range(counts.shape[1]), [*names, nothing][: counts.shape[1]], rotation="vertical")
+        axes.set_xticks(range(counts.shape[1]), across, rotation="vertical")
         axes.set_yticks(range(len(names)), names)
         for (row, column), share in np.ndenumerate(shares) if few else ():
             if not np.isnan(share):

@@ -221,10 +221,10 @@ def evaluate(request: Request, progress: RunProgress) -> Evaluation:
             with closing(labels):
                 for window in chunk_windows(predicted.size, predicted.block):
                     given, ids = predicted.read(window), labels.read(window)
-                    truth = translation.of(ids)
-                    if (unknown := truth == UNKNOWN).any():
+                    translated = translation.of(ids)
+                    if (unknown := translated == UNKNOWN).any():
                         raise _unknown_labels(request, window, sorted(set(ids[unknown].tolist())))
-                    truth = truth.astype(np.uint8)
+                    truth = translated.astype(np.uint8)
                     confusion += Confusion.count(truth, given, NODATA)
                     given_pixels += np.bincount(given.ravel(), minlength=NODATA + 1)
                     if sweep is not None:
@@ -313,10 +313,11 @@ def _write(found: Evaluation, folder: Path) -> list[Path]:
     """Write metrics.json, confusion.csv and confusion.png, each whole; the folder is made if it is missing."""
     nothing = NOTHING if found.confusion.counts[:, -1].any() else None
     picture = confusion_png(found.confusion, found.legend, nothing)
+    parts: list[bytes | str] = [found.to_json() + "\n", found.to_csv(), picture]
     paths = [folder / name for name in _FILES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(paths, (found.to_json() + "\n", found.to_csv(), picture), strict=True):
+        for path, data in zip(paths, parts, strict=True):
             write_whole(path, data)
     except OSError as error:
         raise OutputError(
