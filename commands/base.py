@@ -44,7 +44,7 @@ class Command(click.Command):
         except KeyboardInterrupt:
             _tell("interrupted; run the same command again to go on")
             ctx.exit(_INTERRUPTED)
-        except Exception as error:  # the last resort: a bug, reported in one line
+        except Exception as error:
             if ctx.meta["debug"]:
                 traceback.print_exc()
             message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 from fcn_batch.pipeline.network.weights import save_model
 from fcn_batch.workflows.learning.models import check_model, describe_check, describe_model, find_model
 from tests.models import tiny_architecture, tiny_card, tiny_dilated, tiny_network

@@ -24,8 +24,7 @@ from fcn_batch.pipeline.raster.gdal import gdal_cache
 from fcn_batch.pipeline.raster.labels import Grid, open_labels
 from fcn_batch.pipeline.raster.mapfile import GREY
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.found import find_map
-from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows
+from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows, find_map
 from fcn_batch.workflows.learning.charts import confusion_png
 from fcn_batch.workflows.learning.labelids import UNKNOWN, Translation, listed
 
