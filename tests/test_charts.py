@@ -39,7 +39,8 @@ def test_rows_are_labels_and_a_share_of_one_is_dark() -> None:
     found = dark(right, "a", "b", "c")
     assert found.mean() > 0.05
     assert dark(half, "a", "b", "c").mean() < 0.01
-    assert np.corrcoef(np.array(np.nonzero(found)))[0, 1] > 0.3  # down and to the right
+    rows, cols = np.nonzero(found)
+    assert np.corrcoef(rows, cols)[0, 1] > 0.3  # down and to the right
     both_called_the_second = dark(Confusion.count(np.array([0, 1]), np.array([1, 1]), 2), "a", "b")
     assert both_called_the_second.sum(axis=0).max() > 1.5 * both_called_the_second.sum(axis=1).max()
 

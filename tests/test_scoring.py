@@ -51,7 +51,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Window, tuple[slice,
     """Windows that are read and cores kept from now on, in pairs; tiles run in double precision."""
     reads: list[Window] = []
     seen: list[tuple[Window, tuple[slice, slice]]] = []
-    read, channels = LabelledImage.read, predictor._Tiles.channels
+    read, channels = LabelledImage.read, predictor.Tiles.channels
 
     def reading(self: LabelledImage, window: Window) -> Pixels:
         reads.append(window)
@@ -62,15 +62,13 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Window, tuple[slice,
         return channels(self, values, valid, core)
 
     monkeypatch.setattr(LabelledImage, "read", reading)
-    monkeypatch.setattr(predictor._Tiles, "channels", predicting)
+    monkeypatch.setattr(predictor.Tiles, "channels", predicting)
     monkeypatch.setattr(scoring, "Scaling", lambda spec, device: Scaling(spec, device, torch.float64))
     monkeypatch.setattr(scoring, "graph_of", lambda _network, _bands: (None, ["tiles of modules stay in double"]))
     return seen
 
 
-@pytest.mark.parametrize(
-    ("use", "tile", "rows"), [("val", 24, None), ("test", 24, [5, 43]), ("test", 512, None)], ids=str
-)
+@pytest.mark.parametrize(("use", "tile", "rows"), [("val", 512, None), ("test", 24, [5, 43])], ids=str)
 def test_scores_are_those_of_the_whole_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Literal["val", "test"], tile: int, rows: Any
 ) -> None:
@@ -102,18 +100,15 @@ def _sees_all(network: Fcn, read: Window, core: tuple[slice, slice]) -> None:
         assert last.max() < start + length
 
 
-@pytest.mark.parametrize(("use", "strips"), USES)
-def test_scores_in_single_precision_are_nearly_those(
-    tmp_path: Path, use: Literal["val", "test"], strips: tuple[int, ...]
-) -> None:
+def test_scores_in_single_precision_are_nearly_those(tmp_path: Path) -> None:
     """Also of a network that is being trained: no dropout when it is scored."""
     _, labels = two_colours(tmp_path)
     recipe = tiny_recipe(architecture={"dropout": 0.5})
     (image,), spec = opened(tmp_path, recipe)
     network = _network(recipe).train()
-    found = evaluate(network, [image], spec, 2, use).counts
-    whole = whole_image(network, image, spec, recipe, use).counts
-    known = labels[:, np.isin(np.arange(COLS) // STRIP, strips)] != 255
+    found = evaluate(network, [image], spec, 2, "test").counts
+    whole = whole_image(network, image, spec, recipe, "test").counts
+    known = labels[:, np.isin(np.arange(COLS) // STRIP, TESTED)] != 255
     assert found.sum() == whole.sum() == known.sum()
     assert np.abs(found - whole).sum() <= 2e-3 * whole.sum()
 
