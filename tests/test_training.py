@@ -1,6 +1,8 @@
 """The training loop: what a step does, that its parts do not show, and that it stops before it does harm."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -105,52 +107,40 @@ def test_class_weights(balance: float) -> None:
 # one step, by hand
 
 
-def _sgd(network: Small, rates: list[float], schedule: Schedule) -> torch.optim.Optimizer:
-    """Weights and biases of the trunk, then of the score layer."""
-    layers = (network.trunk[0], network.score)
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    decays = [schedule.weight_decay, 0.0] * 2
-    groups = [{"params": [p], "lr": r, "weight_decay": d} for p, r, d in zip(parameters, rates, decays, strict=True)]
-    return torch.optim.SGD(groups, momentum=schedule.momentum)
-
-
 @pytest.mark.parametrize("rates", ["fixed", "cosine"])
-def test_sgd_is_that_of_the_paper(rates: str) -> None:
-    """Momentum, biases at twice the rate and without decay, weighted mean over labelled pixels, clipped gradient."""
-    changes = {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, "rates": rates}
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_steps_are_those_of_the_optimiser(optimiser: str, rates: str) -> None:
+    """Biases at twice the rate and without decay, weighted mean over labelled pixels, clipped gradient."""
+    changes = {"optimiser": optimiser, "momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, "rates": rates}
     changes |= {"trunk_rate": 0.25, "stage_rate": 0.5, "learning_rate": 0.4}
     network, expected = _small(), _small()
     trainer = _trainer(network, (0.5, 3.0), stage=2, **changes)
-    rate = 0.4 * 0.5**2
-    peaks = [0.25 * rate, 0.25 * 2 * rate, rate, 2 * rate]
-    optimiser = _sgd(expected, peaks, trainer.schedule)
+    parameters = [p for layer in (expected.trunk[0], expected.score) for p in (layer.weight, layer.bias)]
+    peaks = [0.4 * 0.5**2 * factor for factor in (0.25, 0.25 * 2, 1, 2)]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(parameters, [0.1, 0.0] * 2, strict=True)]
+    optimisers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=0.9, lr=0),
+        "adamw": torch.optim.AdamW,
+    }
+    other = optimisers[optimiser](groups)
     weights = torch.tensor([0.5, 3.0], dtype=torch.float64)
     for step, batch in enumerate(_batches(3)):
         images, labels = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
-        optimiser.zero_grad()
+        other.zero_grad()
         loss = functional.cross_entropy(expected(images), labels, weights, ignore_index=255)
         loss.backward()
         nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(other.param_groups, peaks, strict=True):
             group["lr"] = peak * (rate_factor(step, 3) if rates == "cosine" else 1.0)
-        optimiser.step()
+        other.step()
         assert trainer.step(batch) == pytest.approx(float(loss.detach()), rel=1e-12)
     assert _furthest(_copied(network), _copied(expected)) < 1e-12
     assert _furthest(_copied(network), _copied(_small())) > 1e-3
 
 
-def test_adamw_decays_all_weights_alike() -> None:
-    network, expected = _small(), _small()
-    trainer = _trainer(network, rates="fixed", weight_decay=0.2)
-    optimiser = torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=0.2)
-    for batch in _batches(3):
-        images, labels = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
-        optimiser.zero_grad()
-        functional.cross_entropy(expected(images), labels, ignore_index=255).backward()
-        nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-        optimiser.step()
-        trainer.step(batch)
-    assert _furthest(_copied(network), _copied(expected)) < 1e-12
+def test_without_a_rate_of_their_own_biases_decay_too() -> None:
+    trainer = _trainer(_small(), weight_decay=0.2)
+    assert {group["weight_decay"] for group in trainer.state()["optimiser"]["param_groups"]} == {0.2}
 
 
 def test_dice_against_sums_over_pixels() -> None:
