@@ -1,9 +1,6 @@
 import itertools
-import json
 import resource
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,16 +162,6 @@ def test_ground_control_points_are_carried_on(tmp_path: Path, crs: CRS | None) -
     with opened(path) as dataset:
         assert (dataset.crs, tuple(dataset.transform)[:6]) == (None, IDENTITY)
         assert (dataset.read(1) == ids(700, 600)).all()
-
-
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
-def test_gdal_sees_the_ground_control_points(tmp_path: Path) -> None:
-    path = with_points(tmp_path, GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS))
-    told = json.loads(subprocess.run(["gdalinfo", "-json", path], capture_output=True, check=True).stdout)
-    points = [[p[key] for key in ("line", "pixel", "x", "y", "z")] for p in told["gcps"]["gcpList"]]
-    assert np.allclose(points, POINTS, rtol=1e-12)
-    assert 'ID["EPSG",4326]' in told["gcps"]["coordinateSystem"]["wkt"]
-    assert told["bands"][0]["colorInterpretation"] == "Palette"
 
 
 def test_points_that_a_geotiff_has_no_room_for_stand_beside_it(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.limits import MAX_TEXT, parsed_toml, read_bounded
 from fcn_batch.pipeline.core.model_card import Architecture, TorchvisionFcn, TrainingData
-from fcn_batch.pipeline.core.splits import Frozen, Split
+from fcn_batch.pipeline.core.splits import Split
 
 
 class Identity(Frozen):
@@ -53,7 +54,7 @@ class Polygons(Frozen):
 
     field: str | None = None
     """Attribute that says which class a polygon is; none: all are `burn`."""
-    values: dict[str, int] = Field(default_factory=dict)
+    values: dict[str, int] = Field(default={})
     """Label id for each value of `field`."""
     burn: int = 1
     background: int = 0

@@ -15,9 +15,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.places import resolve
 
@@ -25,12 +26,6 @@ Use = Literal["train", "val", "test"]
 USES: tuple[Use, ...] = ("train", "val", "test")
 Regions = Mapping[Use, list[Window]]
 """Disjoint windows of one file, by their use; windows of different uses share no pixel."""
-
-
-class Frozen(BaseModel):
-    """A table of a recipe: keys that it does not know are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileSplit(Frozen):

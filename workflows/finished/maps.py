@@ -115,7 +115,7 @@ def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
     from fcn_batch.pipeline.raster.regrid import Regridded
     from fcn_batch.workflows.inputs.sources import finest_grid
 
-    if found.plan is None or not found.plan.input.sources:
+    if found.plan is None:
         raise OptionError(
             "run-unknown",
             "--grid input: nothing says which input {path} was made from; leave the option out",
