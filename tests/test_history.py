@@ -94,9 +94,9 @@ class _Evil:
 def test_checkpoints_of_another_make_or_recipe(tmp_path: Path, change: dict[str, Any]) -> None:
     _history(tmp_path).save({})
     path = tmp_path / "checkpoint.pt"
-    with refuses("checkpoint-of-another", path=path):
+    with refuses("training-of-another", path=path):
         History.open(tmp_path, "other", restart=False)
     torch.save({**torch.load(path), **change}, path)
-    with refuses("checkpoint-damaged", path=path):
+    with refuses("training-damaged", path=path):
         History.open(tmp_path, "recipe", restart=False)
     assert path.exists()

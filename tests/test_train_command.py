@@ -211,7 +211,7 @@ def test_what_cannot_be_gone_on_with(data: Path, tmp_path: Path) -> None:
     recipe = write_toml(data / "tiny.toml", recipe_values(schedule={"steps": 3, "batch": 1}))
     _crashed(tiny_recipe(schedule={"steps": 3, "batch": 1, "seed": 9}), data, output, 2)
     before = checkpoint.read_bytes()
-    for content, code in ((before, "checkpoint-of-another"), (before[:-100], "checkpoint-damaged")):
+    for content, code in ((before, "training-of-another"), (before[:-100], "training-damaged")):
         checkpoint.write_bytes(content)
         assert refused(_train(recipe, output), code, path=checkpoint).exit_code == 7
         assert checkpoint.read_bytes() == content, "it may still be of use"

@@ -305,7 +305,7 @@ def _labels_as_input() -> Iterator[None]:
         problem = str(error)
         for key, option in _OPTION_FOR.items():
             problem = problem.replace(f"`{key}`", option)
-        raise InputError("reference-unusable", "{problem}", problem=problem, path=error.fields.get("path")) from error
+        raise InputError("reference-unusable", "{problem}", problem=problem) from error
 
 
 def _write(found: Evaluation, folder: Path) -> list[Path]:

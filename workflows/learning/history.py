@@ -59,14 +59,14 @@ class History:
             history = cls(**{**state, "folder": folder, "looks": [Look(**look) for look in state["looks"]]})
         except Exception as error:  # torch raises errors of many kinds for a file that is damaged
             raise MismatchError(
-                "checkpoint-damaged",
+                "training-damaged",
                 "{path}: cannot go on from this checkpoint: {error}; give --restart to begin anew",
                 path=path,
                 error=error,
             ) from error
         if history.recipe != recipe:
             raise MismatchError(
-                "checkpoint-of-another",
+                "training-of-another",
                 "{path}: an interrupted training of another recipe (or other --epochs) lies here; finish that one, "
                 "or give --restart to begin anew",
                 path=path,
