@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fcn_batch.pipeline.core.plan import Plan
     from fcn_batch.workflows.finished.validate import Validation
     from fcn_batch.workflows.finished.verify import Verification
-    from fcn_batch.workflows.learning.evaluation import Evaluation
+    from fcn_batch.workflows.learning.evaluate import Evaluation
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.status import Status

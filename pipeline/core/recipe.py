@@ -205,15 +205,23 @@ def legend_of(classes: tuple[LearntClass, ...]) -> Legend:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe at `path`; TrainingError names every problem at once."""
+    """Return the recipe at `path`; TrainingError names every problem at once."""
     try:
         return Recipe.model_validate(parsed_toml(read_bounded(path, MAX_TEXT)))
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot read the recipe: {error.strerror}; give the TOML file that says what to train"
+            "recipe-unreadable",
+            "{path}: cannot read the recipe: {reason}; give the TOML file that says what to train",
+            path=path,
+            reason=error.strerror,
         ) from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise TrainingError(f"{path}: {problems}") from error
+        raise TrainingError("recipe-invalid", "{path}: {problems}", path=path, problems=problems) from error
     except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path}: not a TOML file, or one that is nested too deeply: {error}") from error
+        raise TrainingError(
+            "recipe-unreadable",
+            "{path}: not a TOML file, or one that is nested too deeply: {error}",
+            path=path,
+            error=error,
+        ) from error
