@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.georeference import GroundControl
 from fcn_batch.pipeline.core.maps import ClassMap
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.workflows.finished.maps import open_map
 from fcn_batch.workflows.outputs.ground import Ground, ground_of
 from fcn_batch.workflows.outputs.publishing import find_outputs
