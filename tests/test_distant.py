@@ -19,6 +19,7 @@ from fcn_batch.pipeline.core.location import Url
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.remote import folder_of
+from fcn_batch.pipeline.store.opening import Guarded
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import find_source, source_of

@@ -147,7 +147,7 @@ def open_group(path: Path) -> zarr.Group:
 
 
 def open_nodes(place: Path | Url, server_of: ServerOf | None) -> tuple[Node, zarr.Group | None]:
-    """The array or group at `place`, of either format, and the group that an array is in; errors of zarr and obstore."""
+    """The array or group at `place`, and the group that an array is in; errors of zarr and obstore."""
     if isinstance(place, Url):
         if server_of is None:
             raise ValueError("a server is needed for a URL")
