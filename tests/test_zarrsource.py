@@ -415,7 +415,7 @@ def test_anything_in_the_metadata_may_be_anything(tmp_path: Path, name: str) -> 
                     assert "\n" not in str(error)  # noqa: PT017 - that there is no other error is the point
                     unreadable += 1
         file.write_text(before)
-    assert min(read, unreadable) > 10
+    assert min(read, unreadable) > 5
 
 
 def test_a_damaged_chunk_can_be_left_out(tmp_path: Path) -> None:

@@ -137,7 +137,9 @@ def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
     if mode != "r" and path.parent.is_symlink():
         raise ValueError(f"{path.parent.name} is a link; put the folder itself there")
     store = Guarded(LocalStore(path.parent.resolve(), read_only=mode == "r"))
-    return judged(zarr.open_array(store, path=path.name, mode=mode, zarr_format=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on codecs that `judged` refuses
+        return judged(zarr.open_array(store, path=path.name, mode=mode, zarr_format=3))
 
 
 def open_group(path: Path) -> zarr.Group:
@@ -177,10 +179,10 @@ def judged(array: zarr.Array[Any]) -> zarr.Array[Any]:
     if not codecs <= _CODECS:
         known = ", ".join(sorted(_CODECS))
         raise ValueError(f"{name} is stored with {', '.join(sorted(codecs))[:100]}; known are {known}")
-    if max(shape, default=0) > MAX_SIDE or math.prod(shape) > MAX_PIXELS * MAX_BANDS:
-        raise ValueError(f"{name} has a shape of {shape!r:.60}; the limit is {MAX_SIDE} rows or columns")
+    if max(shape, default=0) > MAX_SIDE or math.prod(shape) > MAX_PIXELS * (MAX_BANDS if len(shape) > 2 else 1):
+        raise ValueError(f"{name} has a shape of {shape!r:.60}; the limits are {MAX_SIDE} rows and {MAX_PIXELS} pixels")
     chunk, file = item * math.prod(array.chunks), item * math.prod(array.shards or array.chunks)
-    if chunk > MAX_BLOCK_BYTES or file > MAX_SHARD_BYTES:
+    if min(array.chunks, default=1) < 1 or chunk > MAX_BLOCK_BYTES or file > MAX_SHARD_BYTES:
         raise ValueError(
             f"{name} has chunks of {' x '.join(map(str, array.chunks))[:80]}, {chunk} bytes each, in files of {file}; "
             f"the limits are {MAX_BLOCK_BYTES} and {MAX_SHARD_BYTES}"

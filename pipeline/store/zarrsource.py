@@ -1,6 +1,6 @@
 """Zarr stores of others as sources of pixels: OME-Zarr images, what xarray, rioxarray and GDAL write, bare arrays.
 
-Where the image is in a store and what its values mean, `zarrimage.py` says; zarr is opened in `opening.py`.
+Where the image is in a store, `zarrimage.py` says, and what its values mean `zarrmeaning.py`.
 """
 
 import math
@@ -20,16 +20,9 @@ from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
 from fcn_batch.pipeline.core.location import Url
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
-from fcn_batch.pipeline.store.opening import Guarded, ServerOf, judged, why
-from fcn_batch.pipeline.store.zarrimage import (
-    Image,
-    descriptions_of,
-    image_at,
-    nodata_of,
-    place_of,
-    roles_of,
-    scales_of,
-)
+from fcn_batch.pipeline.store.opening import Node, ServerOf, judged, why
+from fcn_batch.pipeline.store.zarrimage import Image, image_at, store_of
+from fcn_batch.pipeline.store.zarrmeaning import descriptions_of, nodata_of, place_of, roles_of, scales_of
 
 _LOW = 1024
 """Rows of chunks that slabs are about as high as: taller ones are kept decoded while slabs are read from them.
@@ -267,8 +260,9 @@ def _check(place: Path | Url, image: Image) -> None:
 
 def _files(image: Image) -> Iterator[str]:
     """What changes with the input: the metadata of groups, and arrays by their folder or, if not listed, metadata."""
-    for node in (*reversed(image.groups), *image.arrays):
-        store: Guarded = node.store  # type: ignore[assignment] # as opening.py has it
+    nodes: list[Node] = [*reversed(image.groups), *image.arrays]
+    for node in nodes:
+        store = store_of(node)
         if isinstance(node, zarr.Array) and not store.web:
             yield store.named(node.path) + ("" if store.root is not None else "/")
         else:
