@@ -236,7 +236,7 @@ def test_a_map_that_loses_its_place_is_refused(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900)])
 def test_tiny_maps(tmp_path: Path, shape: tuple[int, int]) -> None:
     values = ids(*shape)
     with opened(write(tmp_path, values)) as dataset:

@@ -109,7 +109,7 @@ def test_a_pixel_has_the_same_bits_whatever_is_around_it(rows: int, cols: int, r
     assert torch.equal(confidence_planes(scores[:, row : row + rows, col : col + cols]), whole)
 
 
-@pytest.mark.parametrize("piece", [1, 100, 1000])
+@pytest.mark.parametrize("piece", [1, 1000])
 def test_large_tiles_are_done_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(3, 50, 40)
     whole, needed = confidence_planes(scores), confidence_bytes(3, 2000)

@@ -12,14 +12,12 @@ import pytest
 import rasterio
 import tensorstore
 import xarray
-from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
-from fcn_batch.pipeline.store.classstore import ClassStore, ConfidenceStore
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import file_sha256
 from fcn_batch.workflows.outputs.checksums import checksums
@@ -353,20 +351,3 @@ def test_what_belongs_to_no_run_is_refused(tmp_path: Path, name: str, content: s
         (tmp_path / name).write_text(content)
     with refuses(code):
         find_run(tmp_path / name)
-
-
-# --- the store of confidences --------------------------------------------------------------------------------
-
-
-def planes_of(folder: Path) -> NDArray[np.uint8]:
-    store = ConfidenceStore(folder / SURE)
-    return store.read(Window(0, 0, store.size.height, store.size.width))
-
-
-def test_the_store_gives_what_was_written(made: Path) -> None:
-    planes = planes_of(made)
-    assert planes.shape == (2, 300, 330)
-    with xarray.open_zarr(made / SURE, mask_and_scale=False) as dataset:
-        assert (dataset.confidence.values == planes[0]).all()
-        assert (dataset.margin.values == planes[1]).all()
-    assert ClassStore(made / STORE).size == ConfidenceStore(made / SURE).size

@@ -270,9 +270,11 @@ def find_outputs(path: Path) -> Outputs:
     """
     if path.is_dir() and path.suffix != ".zarr":
         reports = sorted(path.glob(f"*{_REPORT}"))
-        if len(reports) != 1:
+        if not reports:
+            raise InputError("run-missing", "{path}: holds no report of a run; give NAME.run.json", path=path)
+        if len(reports) > 1:
             raise InputError(
-                "run-ambiguous" if reports else "run-missing",
+                "run-ambiguous",
                 "{path}: holds {reports} reports of runs; give the NAME.run.json that is meant",
                 path=path,
                 reports=len(reports),
