@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window, round_up
 from fcn_batch.pipeline.core.georeference import GroundControl
 from fcn_batch.pipeline.core.maps import ClassMap
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.raster.ground import Ground, ground_of
 from fcn_batch.pipeline.raster.mapfile import MapFile
 from fcn_batch.pipeline.store.finished import FinishedMap

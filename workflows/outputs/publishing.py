@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.durable import sync
 from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.location import Input, Mosaic
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.store.levels import group_attributes
 
 _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
