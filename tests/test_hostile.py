@@ -33,7 +33,7 @@ from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import identify
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
+from fcn_batch.workflows.inputs.sources import thumbnail
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster

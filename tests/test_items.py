@@ -10,7 +10,7 @@ import pytest
 
 from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
 from fcn_batch.pipeline.core.location import Url
-from fcn_batch.workflows.inputs.items import holds_items, in_items
+from fcn_batch.workflows.inputs.many import holds_items, in_items
 
 TAKEN = datetime(2024, 5, 17, 10, 30, tzinfo=UTC)
 

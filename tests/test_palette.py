@@ -9,7 +9,7 @@ import pytest
 import rasterio
 
 from fcn_batch.pipeline.core.geometry import Window
-from fcn_batch.pipeline.core.palette import PaletteSource
+from fcn_batch.pipeline.core.source import PaletteSource
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.inputs.sources import find_source, in_colours

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fcn_batch.pipeline.core.errors import TrainingError
-from fcn_batch.pipeline.core.places import expand, resolve
+from fcn_batch.pipeline.core.location import expand, resolve
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from zarr.storage import ObjectStore
 from fcn_batch.pipeline.core.errors import InputError, OutputError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.location import Url, input_of
-from fcn_batch.pipeline.raster.bucket import Bucket
 from fcn_batch.pipeline.raster.gdal import gdal_cache, reaching
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
-from fcn_batch.pipeline.raster.remote import store_of
+from fcn_batch.pipeline.raster.remote import Bucket, store_of
 from fcn_batch.workflows.blocks.reading import RowReader
 from fcn_batch.workflows.plan import Options, prepare
 from tests.models import save_tiny_model
@@ -216,7 +215,7 @@ def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
+    monkeypatch.setattr("fcn_batch.pipeline.core.tolerance.time.sleep", lambda _: None)
     path = cog(served.folder / "a.tif", 600, 600)
     segmented(path, "-m", model, "-o", tmp_path / "local")
     served.fail_every = 4

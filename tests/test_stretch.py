@@ -18,7 +18,7 @@ from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.stretch import Histogram, Stretch
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.workflows.inputs import stretching
-from fcn_batch.workflows.inputs.stretching import choose_stretch
+from fcn_batch.workflows.inputs.bands import choose_stretch
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented

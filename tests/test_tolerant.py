@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from fcn_batch.pipeline.core.errors import DecodingError, InputError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.source import Pixels, RasterSource
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from tests.rasters import noise, write_raster
 from tests.sources import ArraySource
 

@@ -29,14 +29,13 @@ from fcn_batch.pipeline.core.decoded import Decoded
 from fcn_batch.pipeline.core.errors import DecodingError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterSource, SourceFile
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.many import inputs_of
 from fcn_batch.workflows.inputs.sources import find_source, source_of
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks

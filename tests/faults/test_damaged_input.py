@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.errors import DecodingError, InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from tests.rasters import write_raster
 
 CODECS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fcn_batch.pipeline.core.geometry import Window
-from fcn_batch.pipeline.core.places import resolve
+from fcn_batch.pipeline.core.location import resolve
 from fcn_batch.pipeline.core.splits import (
     BlockSplit,
     FileSplit,
