@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -26,16 +25,11 @@ from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.shutil import copy
 from rasterio.transform import Affine
-from torch.nn import functional
 
 from fcn_batch.pipeline.core.claims import only_one
-from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.tiling import Work
-from fcn_batch.pipeline.network.fcn import Fcn
 from fcn_batch.pipeline.network.stream import RowStream
-from fcn_batch.pipeline.network.upsample import Upsample
-from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.blocks.steps import run_work
@@ -44,6 +38,7 @@ from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Workers
+from tests.exact import assert_exact
 from tests.models import save_tiny_model
 from tests.patience import PATIENCE_S
 from tests.processors import needs_bf16
@@ -62,8 +57,6 @@ from tests.runs import (
     tree,
 )
 
-TIE = 1e-4
-"""Scores closer than this (they are about 1 in size) may be ordered otherwise in another order of summing."""
 NAMES = (
     *("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"),
     *("a.stac.json", "a.run.json"),
@@ -106,44 +99,9 @@ def report_of(folder: Path, stem: str = "a") -> dict[str, Any]:
 # --- right ---------------------------------------------------------------------------------------------------
 
 
-def normalised(values: NDArray[Any], valid: NDArray[np.bool_], full_scale: float) -> NDArray[np.float32]:
-    """As the tiny model's card says: the same mean and deviation in all bands."""
-    with np.errstate(invalid="ignore"):
-        image = (values.astype(np.float64) / full_scale - 0.392) / 0.225
-    return np.where(valid, image, 0).astype(np.float32)
-
-
-@cache
-def network_of(model: Path) -> Fcn:
-    network = load_model(model)[1]
-    assert isinstance(network, Fcn)
-    return network
-
-
-def scores_of(model: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One pass over all of an image."""
-    network = network_of(model)
-    rows, cols = image.shape[1:]
-    padded = functional.pad(torch.from_numpy(image), (0, -cols % network.stride, 0, -rows % network.stride))
-    with torch.inference_mode():
-        out: NDArray[np.float32] = network(padded[None])[0, :, :rows, :cols].numpy()
-    return out
-
-
-def assert_best(classes: NDArray[np.uint8], scores: NDArray[Any], valid: NDArray[np.bool_], *, step: int = 10) -> None:
-    """The map has the best class of each valid pixel, but where two are as good; and no data elsewhere."""
-    assert (classes[~valid] == NODATA).all()
-    assert (classes[valid] % step == 0).all()
-    assert (classes[valid] != NODATA).all()
-    chosen = np.take_along_axis(scores, np.where(valid, classes // step, 0)[None].astype(np.int64), axis=0)[0]
-    lost = scores.max(axis=0) - chosen
-    assert lost[valid].max(initial=0) < TIE
-    assert (lost[valid] > 0).mean() < 1e-3 if valid.any() else True
-
-
-def mosaic(dtype: str, height: int, width: int) -> NDArray[Any]:
+def mosaic(height: int, width: int) -> NDArray[Any]:
     """Noise with a hole of zeros across several blocks, one lonely pixel, and a whole empty corner."""
-    values = noise(3, height, width, dtype, seed=5)
+    values = noise(3, height, width, seed=5)
     values[:, 100:190, 90:200] = 0
     values[:, 140, 150] = 77
     values[:, :130, 260:] = 0
@@ -151,41 +109,15 @@ def mosaic(dtype: str, height: int, width: int) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    ("size", "options"),
-    [
-        ((300, 330), []),
-        ((300, 330), ["--tile", "32"]),
-        ((384, 257), ["--tile", "96"]),
-        ((1, 1), []),
-        ((31, 450), ["--tile", "64"]),
-        ((129, 1), []),
-    ],
+    ("size", "tile"),
+    [((300, 330), None), ((300, 330), 32), ((384, 257), 96), ((1, 1), None), ((31, 450), 64), ((129, 1), None)],
 )
 def test_the_map_is_that_of_one_pass_over_the_whole_image(
-    tmp_path: Path, model: Path, size: tuple[int, int], options: list[str]
+    tmp_path: Path, model: Path, size: tuple[int, int], tile: int | None
 ) -> None:
-    values = noise(3, *size)
-    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
-    segmented(path, "-m", model, *options)
-    everywhere = np.ones(size, np.bool_)
-    classes = class_map(tmp_path, "a")
-    assert_best(classes, scores_of(model, normalised(values, everywhere, 255)), everywhere)
-    assert report_of(tmp_path)["blocks"] == -(-size[0] // 128) * -(-size[1] // 128)
-    assert size[0] < 200 or len(np.unique(classes)) == 6
-
-
-@pytest.mark.parametrize("blending", [[], ["--tile", "96", "--overlap", "32"]])
-def test_pixels_without_data_are_masked_and_count_as_the_mean(tmp_path: Path, model: Path, blending: list[str]) -> None:
-    values = mosaic("uint8", 300, 330)
-    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
-    segmented(path, "-m", model, *blending)
-    valid = (values != 0).any(axis=0)
-    scores = scores_of(model, normalised(values, valid, 255))
-    classes = class_map(tmp_path, "a")
-    assert ((classes == NODATA) == ~valid).all()
-    if not blending:
-        assert_best(classes, scores, valid)
-    assert report_of(tmp_path)["nodata_pixels"] == (~valid).sum()
+    made = assert_exact(write_raster(tmp_path / "a.tif", noise(3, *size), photometric="RGB"), model, tile=tile)
+    assert made.report["blocks"] == -(-size[0] // 128) * -(-size[1] // 128)
+    assert size[0] < 200 or len(np.unique(made.classes)) == 6
 
 
 def test_nan_and_infinity_are_no_data(tmp_path: Path, model: Path) -> None:
@@ -193,82 +125,25 @@ def test_nan_and_infinity_are_no_data(tmp_path: Path, model: Path) -> None:
     values[0, 20:90, 30:150] = np.nan
     values[1, 150:, :40] = np.inf
     values[2, 100, 200] = -np.inf
-    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
-    segmented(path, "-m", model, "--full-scale", "255")
-    valid = np.isfinite(values).all(axis=0)
-    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
+    made = assert_exact(write_raster(tmp_path / "a.tif", values, photometric="RGB"), model, full_scale=255)
+    assert made.report["nodata_pixels"] == 70 * 120 + 50 * 40 + 1
 
 
 def test_a_model_with_another_grid(tmp_path: Path) -> None:
     """Stride 8, halo 40."""
     model = save_tiny_model(tmp_path / "fine.safetensors", input_upsampling=4)
-    values = noise(3, 130, 150)
-    path = write_raster(tmp_path / "a.tif", values, photometric="RGB")
-    everywhere = np.ones((130, 150), np.bool_)
-    segmented(path, "-m", model, "-o", tmp_path / "streamed")
-    streamed = class_map(tmp_path / "streamed", "a")
-    assert_best(streamed, scores_of(model, normalised(values, everywhere, 255)), everywhere)
-    segmented(path, "-m", model, "--tile", "40")
-    assert report_of(tmp_path)["plan"]["cut"] == {
+    path = write_raster(tmp_path / "a.tif", noise(3, 130, 150), photometric="RGB")
+    assert_exact(path, model, output=tmp_path / "streamed")
+    assert assert_exact(path, model, tile=40).report["plan"]["cut"] == {
         "way": "tiles", "chunk": 128, "lane": 128, "segment": 256, "tile": 40, "overlap": 40, "stride": 8,
         "blend": None,
     }  # fmt: skip
-    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, everywhere, 255)), everywhere)
-
-
-def window_of(blend: str, tile: int, overlap: int, *, first: bool, last: bool) -> NDArray[np.float64]:
-    """Unnormalised weights of a tile along one axis."""
-    place = np.arange(tile) + 0.5
-    if blend == "gaussian":
-        return np.asarray(np.exp(-((place - tile / 2) ** 2) / (2 * (tile / 8) ** 2)))
-    rise = np.ones(tile) if first or not overlap else np.clip(place / overlap, 0, 1)
-    fall = np.ones(tile) if last or not overlap else np.clip((tile - place) / overlap, 0, 1)
-    weights: NDArray[np.float64] = rise * fall
-    if blend == "hann":
-        weights = np.sin(weights * np.pi / 2) ** 2
-    return (weights > 0.5).astype(np.float64) if blend == "none" else weights
-
-
-@cache
-def coarse_network_of(model: Path) -> tuple[Fcn, int]:
-    """A network without its last upsampling, and the factor of that."""
-    network = load_model(model)[1]
-    assert isinstance(network, Fcn)
-    factor = network.stride * network.up_final(torch.zeros(1, 6, 1, 1)).shape[2] // 32
-    network.up_final = Upsample(1)
-    return network, factor
-
-
-def blended(model: Path, image: NDArray[np.float32], tile: int, overlap: int, blend: str) -> NDArray[np.float64]:
-    """Weighted mean of the scores of all tiles that hold a cell, over the whole raster at once, then upsampled."""
-    network, side = coarse_network_of(model)
-    _, height, width = image.shape
-    down, across = -(-height // side), -(-width // side)
-    sums, total = np.zeros((6, down, across)), np.zeros((down, across))
-    tile, overlap = tile // side, overlap // side
-    rows, cols = (range(0, max(length - overlap, 1), tile - overlap) for length in (down, across))
-    for row in rows:
-        for col in cols:
-            seen = torch.from_numpy(image[:, row * side : (row + tile) * side, col * side : (col + tile) * side])
-            padded = functional.pad(seen, (0, -seen.shape[2] % 32, 0, -seen.shape[1] % 32))
-            part = (slice(row, row + tile), slice(col, col + tile))
-            weights = np.outer(
-                window_of(blend, tile, overlap, first=row == 0, last=row == rows[-1]),
-                window_of(blend, tile, overlap, first=col == 0, last=col == cols[-1]),
-            )[: total[part].shape[0], : total[part].shape[1]]
-            with torch.inference_mode():
-                scores = network(padded[None])[0].numpy()[:, : weights.shape[0], : weights.shape[1]]
-            sums[(slice(None), *part)] += scores * weights
-            total[part] += weights
-    mean = torch.from_numpy(sums / total)[None]
-    wide = functional.interpolate(mean, scale_factor=side, mode="bilinear", align_corners=False)
-    out: NDArray[np.float64] = wide[0, :, :height, :width].numpy()
-    return out
 
 
 @pytest.mark.parametrize(
     ("tile", "overlap", "blend"),
     [
+        (None, None, None),
         (96, 32, "hann"),
         (128, 64, "linear"),
         (96, 32, "gaussian"),
@@ -277,15 +152,13 @@ def blended(model: Path, image: NDArray[np.float32], tile: int, overlap: int, bl
         (128, 64, "hann"),
     ],
 )
-def test_blended_maps_are_weighted_means_of_tiles(
-    tmp_path: Path, model: Path, tile: int, overlap: int, blend: str
+def test_pixels_without_data_are_masked_and_count_as_the_mean(
+    tmp_path: Path, model: Path, tile: int | None, overlap: int | None, blend: str | None
 ) -> None:
-    values = mosaic("uint8", 300, 330)
-    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
-    segmented(path, "-m", model, "--tile", tile, "--overlap", overlap, "--blend", blend)
-    valid = (values != 0).any(axis=0)
-    scores = blended(model, normalised(values, valid, 255), tile, overlap, blend)
-    assert_best(class_map(tmp_path, "a"), scores, valid)
+    """Blended maps are weighted means of tiles."""
+    path = write_raster(tmp_path / "a.tif", mosaic(300, 330), nodata=0, photometric="RGB")
+    made = assert_exact(path, model, tile=tile, overlap=overlap, blend=blend)
+    assert made.report["nodata_pixels"] == (~made.valid).sum() > 9900
 
 
 @pytest.mark.parametrize("blend", ["hann", "linear", "gaussian", "none"])
@@ -438,9 +311,8 @@ def test_one_plan_makes_the_same_bytes_on_any_number_of_workers(
     made = {}
     for workers in (0, 1, 2, 4):
         folder = tmp_path / str(workers)
-        segmented(path, "-m", model, "-o", folder, "--workers", workers)
+        cut = assert_exact(path, model, output=folder, workers=workers).report["plan"]["cut"]
         made[workers] = output_bytes(folder, "a")
-        cut = report_of(folder)["plan"]["cut"]
         assert (cut["way"], cut["lane"], cut["segment"]) == ("stream", 128, 256), "three lanes of three segments"
     assert made[0] == made[1] == made[2] == made[4]
 
@@ -453,8 +325,6 @@ def test_one_plan_makes_the_same_bytes_on_any_number_of_workers(
         patch.setattr(segment_module, "execute", shuffled)
         segmented(path, "-m", model, "-o", tmp_path / "shuffled")
     assert output_bytes(tmp_path / "shuffled", "a") == made[0]
-    valid = (values != 0).any(axis=0)
-    assert_best(class_map(tmp_path / "0", "a"), scores_of(model, normalised(values, valid, 255)), valid)
 
 
 def test_segments_are_begun_from_top_to_bottom(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,12 +381,9 @@ def test_long_stretches_without_data_change_nothing_else(
     for rows, cols in STRETCHES[stretches]:
         values[:, rows, cols] = 0
     path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
-    valid = (values != 0).any(axis=0)
-    segmented(path, "-m", model)
-    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
+    done = assert_exact(path, model).report["forward_passes_per_pixel"]
     full = fcn_batch("plan", path, "-m", model).stdout
     share = float(re.findall(r"cost +([\d.]+) forward", full)[0])
-    done = report_of(tmp_path)["forward_passes_per_pixel"]
     assert done < share - 0.1 if stretches not in ("hardly long enough", "stairs") else done <= share + 0.005
 
     def one_by_one(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
@@ -565,19 +432,11 @@ def test_less_memory_means_narrower_lanes_and_the_same_map(
 ) -> None:
     monkeypatch.setattr("fcn_batch.workflows.blocks.cut._LANE", 2**18)
     monkeypatch.setattr("fcn_batch.workflows.blocks.cut._LOADING", 0)
-    values = mosaic("uint8", 300, 900)
-    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
-    segmented(path, "-m", model, "-o", tmp_path / "wide")
-    wide = report_of(tmp_path / "wide")["plan"]["cut"]
-    assert wide["lane"] == 1024
+    path = write_raster(tmp_path / "a.tif", mosaic(300, 900), nodata=0, photometric="RGB")
+    assert assert_exact(path, model, output=tmp_path / "wide").report["plan"]["cut"]["lane"] == 1024
     needed = prepare(path, Options(model=str(model))).memory
-    segmented(path, "-m", model, "-o", tmp_path / "narrow", "--memory", int(0.8 * needed))
-    narrow = report_of(tmp_path / "narrow")["plan"]["cut"]
-    assert narrow["lane"] < 1024
-    valid = (values != 0).any(axis=0)
-    scores = scores_of(model, normalised(values, valid, 255))
-    for folder in ("wide", "narrow"):
-        assert_best(class_map(tmp_path / folder, "a"), scores, valid)
+    narrow = assert_exact(path, model, output=tmp_path / "narrow", memory=int(0.8 * needed))
+    assert narrow.report["plan"]["cut"]["lane"] < 1024
     # without the option, what the earlier run chose is kept; with another one it is another plan
     assert "complete already" in segmented(path, "-m", model, "-o", tmp_path / "narrow").stderr
     other = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "narrow", "--memory", 2 * needed)
@@ -603,11 +462,9 @@ def test_when_memory_runs_out_strips_are_halved(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int
 ) -> None:
     monkeypatch.setattr("fcn_batch.workflows.blocks.cut._STRIP_PIXELS", {"cpu": 2**16})
-    values = mosaic("uint8", 1000, 330)
-    path = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+    path = write_raster(tmp_path / "a.tif", mosaic(1000, 330), nodata=0, photometric="RGB")
     seen = short_of_memory(monkeypatch, most, after=after)
-    segmented(path, "-m", model)
-    report = report_of(tmp_path)
+    report = assert_exact(path, model).report
     planned = report["plan"]["cut"]["tile"]
     assert planned == 160
     lowest = {128: 64, 64: 64, 32: 32}[most]  # halved, on the network's grid
@@ -615,8 +472,6 @@ def test_when_memory_runs_out_strips_are_halved(
     assert report["notes"][-1] == (
         f"memory ran out: some rows were done in strips of {lowest} instead of {planned}; the same classes but at ties"
     )
-    valid = (values != 0).any(axis=0)
-    assert_best(class_map(tmp_path, "a"), scores_of(model, normalised(values, valid, 255)), valid)
 
 
 def test_when_memory_has_run_out_the_run_can_be_taken_up(
