@@ -54,7 +54,7 @@ class Command(click.Command):
                 message = f"standard output cannot be written ({error.strerror}); make room, or send it elsewhere"
                 code = OutputError.exit_code
             _tell(message)
-            ctx.exit(code)
+            raise SystemExit(code) from error  # not ctx.exit: click's newest would lose the error, which tests look at
 
 
 def _heard(context: click.Context, _option: click.Parameter, verbose: int) -> None:
