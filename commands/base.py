@@ -44,7 +44,7 @@ class Command(click.Command):
         except KeyboardInterrupt:
             _tell("interrupted; run the same command again to go on")
             ctx.exit(_INTERRUPTED)
-        except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
+        except Exception as error:
             if ctx.meta["debug"]:
                 traceback.print_exc()
             message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
@@ -94,7 +94,7 @@ def parameter(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
         try:
             return parse(text)
         except OptionError as error:
-            raise click.BadParameter(str(error)) from None
+            raise click.BadParameter(str(error)) from error
 
     return parsed
 

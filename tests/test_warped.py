@@ -268,7 +268,7 @@ class Broken(Placed):
     """Cannot be decoded."""
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
-        raise undecodable("a.tif", window, "broken")
+        raise undecodable("a.tif", window, f"bands {bands}")
 
 
 def test_errors() -> None:

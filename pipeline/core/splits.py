@@ -14,20 +14,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size, Window
 
 Use = Literal["train", "val", "test"]
 USES: tuple[Use, ...] = ("train", "val", "test")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FileSplit(_Frozen):
+class FileSplit(Frozen):
     """Whole files: named in a list, or by patterns that their names match.
 
     A pattern with a slash is compared with the whole name ("tile3/*"), one without also with its last part.
@@ -59,7 +56,7 @@ class FileSplit(_Frozen):
         return next((use for use in USES if found == [use]), None if found else "train")
 
 
-class StripSplit(_Frozen):
+class StripSplit(Frozen):
     """Which columns are for what: strips of equal width, so that no test pixel is near a training window.
 
     Strip s holds columns s * width to (s + 1) * width - 1. Training uses what no other list names.
@@ -108,7 +105,7 @@ class StripSplit(_Frozen):
         return regions
 
 
-class BlockSplit(_Frozen):
+class BlockSplit(Frozen):
     """Square blocks of each file, drawn by a hash of the file's name, the block's place and the seed.
 
     A block's use does not depend on which other files there are. Neighbouring blocks look alike, so scores are
@@ -142,7 +139,7 @@ class BlockSplit(_Frozen):
         return joined(np.array(wanted, np.bool_), self.size, size)
 
 
-class RegionSplit(_Frozen):
+class RegionSplit(Frozen):
     """Polygons drawn for validation and for the test; cells of the raster go where their centres lie.
 
     A cell that shares ground with such a polygon and is not its own belongs to nobody; so does one whose centre is

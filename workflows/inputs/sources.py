@@ -70,11 +70,10 @@ def find_source(given: Input, level: int | None = None) -> RasterSource:
 
 def source_of(identity: InputIdentity) -> RasterSource:
     """The source that a plan was made for, opened when it is first read; in whatever process."""
-    files = identity.sources or (SourceFile(path=identity.path),)
     grid = Grid(identity.size, identity.georeference)
-    if len(files) > 1:
-        return _placed(identity.path, [_opened(file) for file in files], grid)
-    source = _opened(files[0])
+    if len(identity.sources) > 1:
+        return _placed(identity.path, [_opened(file) for file in identity.sources], grid)
+    source = _opened(identity.sources[0])
     return source if identity.resampling is None else WarpedSource(source, grid, identity.resampling)
 
 
