@@ -163,8 +163,7 @@ def segment(
     from fcn_batch.pipeline.core.tolerance import OnError
     from fcn_batch.workflows.blocks.part import Part
     from fcn_batch.workflows.console.progress import progress_for
-    from fcn_batch.workflows.inputs.many import dated_inputs, refuse_remote
-    from fcn_batch.workflows.inputs.mosaics import inputs_or_mosaic
+    from fcn_batch.workflows.inputs.many import dated_inputs, inputs_or_mosaic, refuse_remote
     from fcn_batch.workflows.outputs.upload import destination
     from fcn_batch.workflows.processes.clusters import read_cluster
     from fcn_batch.workflows.processes.topology import count_of

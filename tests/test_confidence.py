@@ -426,5 +426,5 @@ def test_plan_and_ticket_must_agree(wanted: bool, raster: Path, model: Path, tmp
     create_store(journal.folder / "a.classes.zarr", prepared.plan, prepared.model.card.legend)
     name = None if wanted else "a.confidence.zarr"
     ticket = JobTicket(str(journal.folder), "a.classes.zarr", prepared.plan.fingerprint, "cpu", name)
-    with pytest.raises(ValueError):  # noqa: PT011 - plan and ticket differ in this only
+    with pytest.raises(ValueError):
         open_job(ticket)

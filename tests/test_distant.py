@@ -215,7 +215,7 @@ def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
+    monkeypatch.setattr("fcn_batch.pipeline.core.tolerance.time.sleep", lambda _: None)
     path = by_xarray(scene(tmp_path / "a.tif"), served.folder / "a.zarr", 3)
     options = ("-m", model, "--bands", "1,2,3")
     segmented(path, *options, "-o", tmp_path / "local")

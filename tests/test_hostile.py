@@ -34,7 +34,7 @@ from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import identify
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
+from fcn_batch.workflows.inputs.sources import thumbnail
 from tests.errors import refused, refuses
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
@@ -553,7 +553,7 @@ def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: 
     one_line(fcn_batch("train", path), 8)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "KiB"
     if text is None:
-        with pytest.raises(OSError) as error:  # noqa: PT011 - its number is looked at
+        with pytest.raises(OSError) as error:
             read_bounded(path, 100)
         assert error.value.errno == errno.EFBIG
 

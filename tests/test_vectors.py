@@ -255,7 +255,7 @@ def test_burns_that_do_not_fit(tmp_path: Path, burn: Burn, code: str, fields: di
 
 def test_burns_that_contradict_themselves() -> None:
     for burn in ({"field": "a"}, {"values": {"a": 1}}):
-        with pytest.raises(ValueError):  # noqa: PT011 - it has one reason
+        with pytest.raises(ValueError):
             Burn(**burn)
 
 

@@ -27,7 +27,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, Trans
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterSource, SourceFile
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.pipeline.store.opening import Guarded
@@ -35,7 +35,6 @@ from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.many import inputs_of
 from fcn_batch.workflows.inputs.sources import find_source, source_of
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from tests.errors import refuses
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
@@ -367,7 +366,7 @@ def test_threads_and_other_processes_read_the_same(tmp_path: Path) -> None:
 def test_wrong_windows_and_bands(tmp_path: Path) -> None:
     found = source(bare_array(noise(3, 40, 50), tmp_path / "a.zarr", 3))
     for window, bands in ((Window(0, 0, 41, 50), (1,)), (Window(0, 0, 40, 50), (4,)), (Window(0, 0, 40, 50), (0,))):
-        with pytest.raises(ValueError):  # noqa: PT011 - a plain one
+        with pytest.raises(ValueError):
             found.read(window, bands)
 
 

@@ -14,7 +14,7 @@ from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
 from fcn_batch.pipeline.core.tiling import Blend
-from fcn_batch.pipeline.core.tolerance import FAIL, OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
     check_precision,
@@ -38,14 +38,11 @@ from fcn_batch.workflows.blocks.cut import (
 from fcn_batch.workflows.blocks.kernel import kernel_here
 from fcn_batch.workflows.blocks.reading import slab_rows, slabs_ahead
 from fcn_batch.workflows.console.logs import LOG
-from fcn_batch.workflows.inputs.areas import Box, choose_area
-from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, numbered
+from fcn_batch.workflows.inputs.area import Box, choose_area, find_tissue
+from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, choose_scaling, numbered
 from fcn_batch.workflows.inputs.identity import check_sums, identify
 from fcn_batch.workflows.inputs.resolution import georeference_notes, ground_sample_distance, resolution_note
 from fcn_batch.workflows.inputs.sources import at_microns, at_resolution, find_source, in_colours
-from fcn_batch.workflows.inputs.stretching import choose_scaling
-from fcn_batch.workflows.inputs.tissue import find_tissue
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.learning.models import find_model
 from fcn_batch.workflows.processes.topology import Each, available_cpus

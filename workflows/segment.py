@@ -21,7 +21,7 @@ from fcn_batch.pipeline.core.location import Input, Url
 from fcn_batch.pipeline.core.plan import Free
 from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.pipeline.core.tolerance import OnError
-from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.pipeline.raster.remote import Bucket
 from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.blocks.part import Part
 from fcn_batch.workflows.console.progress import RunProgress

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size, Window
-from fcn_batch.pipeline.core.places import resolve
+from fcn_batch.pipeline.core.location import resolve
 
 Use = Literal["train", "val", "test"]
 USES: tuple[Use, ...] = ("train", "val", "test")

@@ -15,7 +15,7 @@ from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.source import RasterInfo, cache_needed
-from fcn_batch.pipeline.core.tolerance import FAIL, OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.confidence import PLANES
 from fcn_batch.pipeline.network.device import keep_pages, set_threads
@@ -27,7 +27,6 @@ from fcn_batch.workflows.blocks.commit import Committer
 from fcn_batch.workflows.blocks.kernel import kernel_here
 from fcn_batch.workflows.blocks.reading import slab_rows
 from fcn_batch.workflows.inputs.sources import source_of
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 
 _SMALL_CACHE_MB = 64
 _WARPING_CACHE_MB = 256

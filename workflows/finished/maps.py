@@ -111,8 +111,7 @@ def on_grid_of_input(found: Found, source: ClassMap) -> ClassMap:
 
     OptionError without a run's plan, InputError when the input is not there any more.
     """
-    from fcn_batch.pipeline.raster.alignment import Grid
-    from fcn_batch.pipeline.raster.regrid import Regridded
+    from fcn_batch.pipeline.raster.alignment import Grid, Regridded
     from fcn_batch.workflows.inputs.sources import finest_grid
 
     if found.plan is None:

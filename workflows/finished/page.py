@@ -30,8 +30,7 @@ from fcn_batch.workflows.finished.quicklook import share_text
 from fcn_batch.workflows.finished.survey import Covered, Survey
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.resolution import metres
-from fcn_batch.workflows.inputs.sources import source_of
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
+from fcn_batch.workflows.inputs.sources import source_of, thumbnail
 
 SIDE = 2000
 """Rows and columns of the map in the page, at most."""

@@ -12,8 +12,8 @@ from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.location import expand, resolve
 from fcn_batch.pipeline.core.model_card import InputSpec
-from fcn_batch.pipeline.core.places import expand, resolve
 from fcn_batch.pipeline.core.recipe import Images, Place, Recipe
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
 from fcn_batch.pipeline.core.splits import USES, Regions, RegionSplit, Split, Use, joined

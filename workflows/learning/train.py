@@ -18,9 +18,9 @@ import numpy as np
 
 from fcn_batch.pipeline.core.claims import only_one
 from fcn_batch.pipeline.core.errors import OutputError, TrainingError
+from fcn_batch.pipeline.core.location import resolve
 from fcn_batch.pipeline.core.metrics import Confusion
 from fcn_batch.pipeline.core.model_card import InputSpec, ModelCard, Scores
-from fcn_batch.pipeline.core.places import resolve
 from fcn_batch.pipeline.core.recipe import Recipe
 from fcn_batch.pipeline.network.device import choose_device, keep_pages
 from fcn_batch.pipeline.network.distributed import Peers, joined, local_device

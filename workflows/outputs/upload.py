@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.pipeline.raster.remote import Bucket
 from fcn_batch.workflows.inputs.many import RASTER_SUFFIXES
 from fcn_batch.workflows.outputs.publishing import Outputs
 
