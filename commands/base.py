@@ -94,7 +94,7 @@ def parameter(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
         try:
             return parse(text)
         except OptionError as error:
-            raise click.BadParameter(str(error)) from None
+            raise click.BadParameter(str(error)) from error
 
     return parsed
 

@@ -21,6 +21,7 @@ from fcn_batch.pipeline.raster.gdal import driver_names
 from fcn_batch.workflows import doctor
 from fcn_batch.workflows.doctor import EXTRAS, Findings, Folder, examine
 from fcn_batch.workflows.learning.models import embedded
+from tests.errors import error_of
 from tests.runs import fcn_batch
 
 
@@ -109,10 +110,9 @@ def test_a_place_that_is_no_folder_is_a_problem(tmp_path: Path, kind: str) -> No
         place.touch()
     result = fcn_batch("doctor", "--folder", place)
     assert result.exit_code == OutputError.exit_code
-    trouble = "does not exist" if kind == "missing" else "is no folder"
-    last = f"{place}: {trouble}; create it, or choose another folder with --folder"
-    assert result.stdout.splitlines()[-1] == f"problem      {last}"
-    assert result.stderr == f"fcn-batch: {last}\n"
+    error = error_of(result)
+    assert (error.code, str(place) in error.fields["what"]) == ("installation-unfit", True)
+    assert result.stdout.splitlines()[-1] == f"problem      {error}"
     told = json.loads(fcn_batch("doctor", "--folder", place, "--json").stdout)
     assert told["ok"] is False
     assert told["problems"][0]["code"] == OutputError.exit_code

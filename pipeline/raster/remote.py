@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.location import Url
@@ -76,6 +76,23 @@ def store_at(base: str, url: Url, timeout: str | None = None) -> Any:
     if url.scheme == "s3" and (server := endpoint()):
         options["config"] = {"endpoint": server, "virtual_hosted_style_request": False}
     return from_url(base, **options)
+
+
+def folder_of(url: Url) -> tuple[Any, str, str]:
+    """Return the server of a folder, what the server is called, and the folder's key there.
+
+    InputError for a URL with a query: what is in the folder has no name.
+    """
+    parts = urlsplit(url.text)
+    if parts.query or parts.fragment:
+        raise InputError(
+            "url-with-query",
+            "{url}: a zarr store is a folder, so its URL cannot have a query; give it without",
+            url=url,
+        )
+    base = f"{url.scheme}://{parts.netloc}"
+    path = unquote(parts.path) if url.scheme in ("http", "https") else parts.path
+    return store_at(base, url), base, path.strip("/")
 
 
 def unreached(name: object, error: Exception) -> InputError:

@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
 from fcn_batch.pipeline.core.location import Input, Url, input_of, is_remote
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.raster import slides
 from fcn_batch.workflows.inputs.items import holds_items, in_items
 

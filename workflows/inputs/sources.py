@@ -15,7 +15,7 @@ from functools import reduce
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from fcn_batch.pipeline.core.distant import Place
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.errors import FormatError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
@@ -25,11 +25,10 @@ from fcn_batch.pipeline.core.mosaic import MosaicSource, Piece, mosaic_problem
 from fcn_batch.pipeline.core.palette import PaletteSource
 from fcn_batch.pipeline.core.plan import InputIdentity
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, SourceFile
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, local_path
-from fcn_batch.pipeline.raster.remotefolder import RemoteFolder
+from fcn_batch.pipeline.raster.remote import folder_of
 from fcn_batch.pipeline.raster.slides import INSTALL, SUFFIXES, SlideSource, installed, wants_slide_reader
 from fcn_batch.pipeline.raster.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
@@ -60,11 +59,10 @@ def find_source(given: Input, level: int | None = None) -> RasterSource:
 
 def source_of(identity: InputIdentity) -> RasterSource:
     """The source that a plan was made for, opened when it is first read; in whatever process."""
-    files = identity.sources or (SourceFile(path=identity.path),)
     grid = Grid(identity.size, identity.georeference)
-    if len(files) > 1:
-        return _placed(identity.path, [_opened(file) for file in files], grid)
-    source = _opened(files[0])
+    if len(identity.sources) > 1:
+        return _placed(identity.path, [_opened(file) for file in identity.sources], grid)
+    source = _opened(identity.sources[0])
     return source if identity.resampling is None else WarpedSource(source, grid, identity.resampling)
 
 
@@ -142,7 +140,7 @@ def finest_grid(identity: InputIdentity) -> Grid:
 
 def _finest(given: Path | Url) -> RasterSource:
     if (place := _zarr_at(given)) is not None:
-        return _looked_at(ZarrSource(place, 0, wkt_of))
+        return _looked_at(ZarrSource(place, 0, wkt_of, folder_of))
     if isinstance(given, Path) and wants_slide_reader(local_path(given)):
         return _looked_at(SlideSource(str(given), installed()[0]))
     try:
@@ -153,7 +151,7 @@ def _finest(given: Path | Url) -> RasterSource:
         return _slide(given, error)
 
 
-def _zarr_at(given: Path | Url) -> Place | None:
+def _zarr_at(given: Path | Url) -> Path | Url | None:
     """Where the zarr store is that is named; None when it is something else. At URLs the name tells."""
     if isinstance(given, Path):
         return local_path(given).absolute() if holds_zarr(given) else None
@@ -161,8 +159,8 @@ def _zarr_at(given: Path | Url) -> Place | None:
     if not path.endswith("/") and not any(part.endswith(".zarr") for part in PurePosixPath(path).parts):
         return None
     if not given.remote:
-        raise InputError(f"{given}: zarr stores are not read out of archives; unpack it first")
-    return RemoteFolder(given)
+        raise InputError("store-in-archive", "{path}: zarr stores are not read out of archives; unpack it", path=given)
+    return given
 
 
 def _looked_at(source: RasterSource) -> RasterSource:
@@ -192,17 +190,12 @@ def _slide(path: Path, error: InputError) -> RasterSource:
 def _opened(file: SourceFile) -> RasterSource:
     opened: dict[str, Callable[[], RasterSource]] = {
         "rasterio": lambda: RasterioSource(file.path, level=file.level),
-        "zarr": lambda: ZarrSource(_named(file.path), file.level, wkt_of),
+        "zarr": lambda: ZarrSource(input_of(file.path), file.level, wkt_of, folder_of),
         "openslide": lambda: SlideSource(file.path, "openslide", file.level),
         "tiffslide": lambda: SlideSource(file.path, "tiffslide", file.level),
     }
     source = opened[file.by]()
     return PaletteSource(source) if file.colours else source
-
-
-def _named(text: str) -> Place:
-    place = input_of(text)
-    return RemoteFolder(place) if isinstance(place, Url) else place
 
 
 def _mosaic(name: str, sources: Sequence[RasterSource]) -> RasterSource:
