@@ -74,7 +74,7 @@ def assert_exact(
     values, valid = truth or pixels_of(inputs[0], card, options.get("bands"))
     image = scaled(values, valid, card, options.get("full_scale"))
     if options.get("overlap") in (None, "auto"):
-        scores = whole_scores(model, image)
+        scores: NDArray[Any] = whole_scores(model, image)
     else:
         scores = blended_scores(model, image, options["tile"], options["overlap"], options.get("blend") or "hann")
     stored = zarr.open_array(str(paths[0] / "classes"), mode="r")

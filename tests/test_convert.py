@@ -184,7 +184,7 @@ def test_names_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("sea\n\n land \nsea\n")
     for names, expected in ((None, ["class 0", "class 1", "class 2"]), ("names.txt", ["sea", "land", "sea (2)"])):
         output = tmp_path / "a.safetensors"
-        convert_file(Conversion(path, output, classes=names and tmp_path / names, overwrite=True))
+        convert_file(Conversion(path, output, classes=None if names is None else tmp_path / names, overwrite=True))
         assert [c.name for c in load_model(output)[0].card.legend.classes] == expected
 
 

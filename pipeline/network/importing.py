@@ -178,7 +178,10 @@ def _filled(
     with torch.device("meta"):  # the tensors are taken as they are, not copied
         network = build_network(architecture, bands, classes)
     _assign(source, network, tensors)
-    kind = architecture.name if dilated else f"FCN-{architecture.stride}s over {architecture.trunk}"
+    if isinstance(architecture, TorchvisionFcn):
+        kind: str = architecture.name
+    else:
+        kind = f"FCN-{architecture.stride}s over {architecture.trunk}"
     return network.eval(), ModelCard(
         name=facts.name,
         version="1",

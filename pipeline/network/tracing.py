@@ -4,6 +4,8 @@ No number is computed: torch hands every call on a `_Traced` map to it, and each
 looks at. Tests find the same by following NaN, and by the layers that are recorded (`Graph.reach`).
 """
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 from torch import nn
@@ -44,8 +46,8 @@ class _Traced:
     def __torch_function__(cls, function: Any, _types: Any, args: Any, kwargs: Any = None) -> "_Traced":
         name, options = function.__name__, kwargs or {}
         if name == "cat":
-            first, *others = args[0]
-            return sum(others, first)
+            joined: _Traced = reduce(add, args[0])
+            return joined
         return args[0] if name in _POINTWISE else cls(_after(name, args[0].reach, args[1:], options))
 
 

@@ -50,7 +50,7 @@ class Trunk(nn.Module):
         if self.pads:
             x = functional.pad(x, self.pads)
         lists = (nn.Sequential, nn.ModuleList)
-        layers = [layer for part in self.children() for layer in (part if type(part) in lists else [part])]
+        layers = [layer for part in self.children() for layer in (part.children() if type(part) in lists else [part])]
         maps = []
         for index, layer in enumerate(layers[: self.ends[-1] + 1]):
             x = layer(x)
@@ -73,11 +73,11 @@ def build_trunk(architecture: Architecture, bands: int) -> Trunk:
 
 
 def _vgg16(bands: int, width: float) -> Trunk:
-    sizes = [v if isinstance(v, str) else max(1, round(v * width)) for v in cfgs["D"]]
-    features = make_layers(sizes)
+    widths = {v: max(1, round(v * width)) for v in cfgs["D"] if isinstance(v, int)}
+    features = make_layers([v if isinstance(v, str) else widths[v] for v in cfgs["D"]])
     if bands != 3:
-        features[0] = nn.Conv2d(bands, sizes[0], 3, padding=1)
-    return Trunk({"features": features}, (16, 23, 30), (sizes[8], sizes[12], sizes[16]))
+        features[0] = nn.Conv2d(bands, widths[64], 3, padding=1)
+    return Trunk({"features": features}, (16, 23, 30), (widths[256], widths[512], widths[512]))
 
 
 def _alexnet(bands: int, width: float) -> Trunk:
@@ -130,7 +130,7 @@ class _ConvNorm(nn.Sequential):
         before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2
         alike = before == after  # then the convolution pads by itself
         conv = nn.Conv2d(incoming, outgoing, kernel, stride, before if alike else 0, groups=groups, bias=False)
-        layers = {} if alike else {"pad": nn.ZeroPad2d((before, after) * 2)}
+        layers: dict[str, nn.Module] = {} if alike else {"pad": nn.ZeroPad2d((before, after) * 2)}
         layers |= {"conv": conv, "norm": nn.BatchNorm2d(outgoing, eps=1e-3, momentum=0.01)}
         super().__init__(OrderedDict(layers if linear else {**layers, "relu6": nn.ReLU6()}))
 
@@ -147,7 +147,7 @@ class _Block(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, incoming, rows, cols) to (n, outgoing, rows / stride, cols / stride)."""
-        y: torch.Tensor = super().forward(x)
+        y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]  # torch does not type it
         return x + y if self.residual else y
 
 
