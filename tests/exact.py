@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.model_card import ModelCard
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.upsample import Upsample
+from fcn_batch.pipeline.network.fcn import Fcn, Upsample
 from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from tests.runs import segmented

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 from fcn_batch.pipeline.network.weights import save_model
 from fcn_batch.workflows.learning.models import check_model, describe_check, describe_model, find_model
 from tests.exact import assert_exact

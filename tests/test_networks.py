@@ -17,14 +17,11 @@ from fcn_batch.pipeline.core.model_card import Architecture, TorchvisionFcn
 from fcn_batch.pipeline.network.alexnet import AlexTrunk
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.efficientnet import EfficientNetLite0Trunk, from_lukemelas
-from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.fcn import DilatedFcn, Fcn, FcnNetwork, bilinear_kernel, build_network
 from fcn_batch.pipeline.network.googlenet import GoogLeNetTrunk
 from fcn_batch.pipeline.network.graph import Graph
-from fcn_batch.pipeline.network.networks import FcnNetwork, build_network
 from fcn_batch.pipeline.network.probe import Grid, probe
-from fcn_batch.pipeline.network.torchvision_fcn import DilatedFcn
 from fcn_batch.pipeline.network.trunk import Trunk
-from fcn_batch.pipeline.network.upsample import bilinear_kernel
 from fcn_batch.pipeline.network.vgg import VggTrunk
 from tests.models import tiny_architecture, tiny_dilated, tiny_network
 from tests.networks import BANDS, image, programmed, stacked, streamed

@@ -13,10 +13,9 @@ from torch.nn import functional
 
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.reach import Reach
-from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.fcn import Fcn, Upsample
 from fcn_batch.pipeline.network.probe import Grid, probe
 from fcn_batch.pipeline.network.trial import compare_window, forward, try_out
-from fcn_batch.pipeline.network.upsample import Upsample
 from tests.models import tiny_architecture, tiny_network
 
 Convolution = tuple[int, int, int]  # kernel, stride, padding

@@ -15,8 +15,7 @@ from fcn_batch.pipeline.core.model_card import Architecture, InputSpec
 from fcn_batch.pipeline.core.recipe import Recipe
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.network import predictor
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import Fcn, FcnNetwork
 from fcn_batch.pipeline.network.predictor import Scaling
 from fcn_batch.workflows.learning import scoring
 from fcn_batch.workflows.learning.labelled import LabelledImage

@@ -20,7 +20,7 @@ from shapely.geometry import shape
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.workflows.outputs.footprint import Footprint, footprint
+from fcn_batch.pipeline.raster.ground import Footprint, footprint
 from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.outputs.stac import make_item
 from tests.memorymaps import legend_of, plan_of, utm, wkt

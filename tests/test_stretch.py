@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.model_card import Band, InputSpec
-from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.stretch import Histogram, Stretch
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.workflows.inputs import stretching
 from fcn_batch.workflows.inputs.stretching import choose_stretch
-from tests.models import save_tiny_model
+from tests.models import save_tiny_model, scaled
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented
 from tests.sources import info_of
@@ -73,7 +72,7 @@ def test_a_stretched_band_is_what_it_would_be_stretched_first(
     spec = InputSpec(bands=(Band(name="a", mean=mean, std=std),), gsd_m=1)
     stretch = Stretch(by="x", ranges=((low, low + width),))
     values = np.linspace(low, low + width, 11)[None, None]
-    found = normalise(values, np.ones(values.shape[1:], bool), stretch.applied(spec), dtype=np.float64)
+    found = scaled(values, np.ones(values.shape[1:], bool), stretch.applied(spec), dtype=np.float64)
     expected = ((values - low) / (stretch.ranges[0][1] - low) - mean) / std
     np.testing.assert_allclose(found, expected, atol=1e-9 * (1 + abs(low)))
 

@@ -21,7 +21,7 @@ from click.testing import Result
 from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.metrics import Confusion
 from fcn_batch.pipeline.core.recipe import Recipe
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 from fcn_batch.pipeline.network.training import Trainer, from_bytes
 from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space

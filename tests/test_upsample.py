@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from fcn_batch.pipeline.core.reach import Reach
-from fcn_batch.pipeline.network.upsample import LearnedUpsample, Upsample, bilinear_kernel
+from fcn_batch.pipeline.network.fcn import LearnedUpsample, Upsample, bilinear_kernel
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])

@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 
 from fcn_batch.pipeline.core.errors import ModelError
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import Fcn, FcnNetwork
 from fcn_batch.pipeline.network.weights import load_model, read_card, save_model, structure
 from tests.models import save_tiny_model, tiny_architecture, tiny_card, tiny_dilated, tiny_network
 

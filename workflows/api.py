@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from fcn_batch.pipeline.core.model_card import ModelCard
     from fcn_batch.pipeline.core.plan import Plan
-    from fcn_batch.workflows.finished.validation import Validation
-    from fcn_batch.workflows.finished.verification import Verification
+    from fcn_batch.workflows.finished.validate import Validation
+    from fcn_batch.workflows.finished.verify import Verification
     from fcn_batch.workflows.learning.evaluation import Evaluation
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.segment import Request
@@ -131,7 +131,7 @@ def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
     except ImportError as error:
         raise OptionError("extra-missing", "open_classes needs xarray: pip install 'fcn-batch[xarray]'") from error
 
-    from fcn_batch.workflows.finished.found import run_in
+    from fcn_batch.workflows.finished.maps import run_in
 
     path = _place(source)
     if "://" not in path:
@@ -150,7 +150,7 @@ def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
 
 def report(source: PathLike) -> dict[str, Any]:
     """What a run says of itself: plan, classes with pixels and areas, speed; `source` as for `open_classes`."""
-    from fcn_batch.workflows.finished.found import run_in
+    from fcn_batch.workflows.finished.maps import run_in
 
     path = run_in(Path(_place(source)))
     try:

@@ -8,8 +8,8 @@ from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.model_card import Architecture, InputSpec
 from fcn_batch.pipeline.core.scalings import input_spec
 from fcn_batch.pipeline.network.checkpoints import read_tensors
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 from fcn_batch.pipeline.network.foreign import FIRST, Foreign, Tensors, recognise
-from fcn_batch.pipeline.network.networks import FcnNetwork
 from fcn_batch.pipeline.network.surgery import widen
 from fcn_batch.pipeline.network.weights import read_card
 

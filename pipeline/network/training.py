@@ -28,7 +28,7 @@ from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.recipe import Schedule
 from fcn_batch.pipeline.network.distributed import ALONE, Peers
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 
 _WARM_UP = 0.05
 _AVERAGE_DECAY = 0.999

@@ -70,7 +70,9 @@ def write_zones(
     try:
         write_whole(target, text.getvalue())
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}; choose another place") from error
+        raise OutputError(
+            "output-unwritable", "{path} cannot be written: {reason}; choose another place", path=target, reason=error
+        ) from error
 
 
 def _count(

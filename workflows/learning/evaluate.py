@@ -21,8 +21,7 @@ from fcn_batch.pipeline.raster.gdal import gdal_cache
 from fcn_batch.pipeline.raster.labels import Burn, Grid, Labels, open_labels
 from fcn_batch.pipeline.raster.mapfile import GREY
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.found import find_map
-from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows
+from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows, find_map
 from fcn_batch.workflows.learning.evaluation import Evaluation, evaluation_files, refuse_to_clobber, write_evaluation
 from fcn_batch.workflows.learning.meaning import UNKNOWN, Meaning, Translation, check_kind, listed, polygons_mean
 

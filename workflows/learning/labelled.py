@@ -14,11 +14,11 @@ from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.model_card import InputSpec
-from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.places import expand, resolve
 from fcn_batch.pipeline.core.recipe import Images, Place, Recipe
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
 from fcn_batch.pipeline.core.splits import USES, Use, check_split
+from fcn_batch.pipeline.network.predictor import Scaling
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.labels import NO_LABEL, Burn, Grid, Labels, open_labels
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
@@ -84,7 +84,8 @@ class LabelledImage:
     def read_image(self, window: Window, spec: InputSpec) -> NDArray[np.float32]:
         """Normalised bands of a window: (bands, rows, cols)."""
         pixels = self.read(window)
-        return normalise(pixels.values, pixels.valid, spec).astype(np.float32, copy=False)
+        image: NDArray[np.float32] = Scaling(spec, "cpu").image(pixels.values, pixels.valid, pixels.valid.shape)[0].numpy()
+        return np.ascontiguousarray(image)
 
     def parts(self, use: Use) -> Iterator[Window]:
         """The regions for `use`, in pieces that fit into memory."""

@@ -24,8 +24,7 @@ from fcn_batch.pipeline.core.places import resolve
 from fcn_batch.pipeline.core.recipe import Recipe
 from fcn_batch.pipeline.network.device import choose_device, keep_pages
 from fcn_batch.pipeline.network.distributed import Peers, joined, local_device
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.networks import build_network
+from fcn_batch.pipeline.network.fcn import Fcn, build_network
 from fcn_batch.pipeline.network.start import start_from
 from fcn_batch.pipeline.network.surgery import grow
 from fcn_batch.pipeline.network.training import STORED, Trainer, class_weights, round_weights, seed
