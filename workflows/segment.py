@@ -151,8 +151,8 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
     finally:
         for line in tally.lines() if tally.several else ():
             progress.note(line)
-    if (error := tally.error()) is not None:
-        raise error
+    if (failure := tally.error()) is not None:
+        raise failure
 
 
 def _there_already(prepared: Prepared, outputs: Outputs, request: Request) -> bool:
