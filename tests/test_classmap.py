@@ -1,9 +1,6 @@
 import itertools
-import json
 import resource
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,16 +164,6 @@ def test_ground_control_points_are_carried_on(tmp_path: Path, crs: CRS | None) -
         assert (dataset.read(1) == ids(700, 600)).all()
 
 
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
-def test_gdal_sees_the_ground_control_points(tmp_path: Path) -> None:
-    path = with_points(tmp_path, GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS))
-    told = json.loads(subprocess.run(["gdalinfo", "-json", path], capture_output=True, check=True).stdout)
-    points = [[p[key] for key in ("line", "pixel", "x", "y", "z")] for p in told["gcps"]["gcpList"]]
-    assert np.allclose(points, POINTS, rtol=1e-12)
-    assert 'ID["EPSG",4326]' in told["gcps"]["coordinateSystem"]["wkt"]
-    assert told["bands"][0]["colorInterpretation"] == "Palette"
-
-
 def test_points_that_a_geotiff_has_no_room_for_stand_beside_it(tmp_path: Path) -> None:
     number = np.arange(11_000.0)
     many = np.stack([number % 700, number % 599, number / 7, -number / 3, 0 * number], axis=1)
@@ -249,7 +236,7 @@ def test_a_map_that_loses_its_place_is_refused(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900)])
 def test_tiny_maps(tmp_path: Path, shape: tuple[int, int]) -> None:
     values = ids(*shape)
     with opened(write(tmp_path, values)) as dataset:

@@ -84,14 +84,7 @@ def test_side_files_that_name_no_classes(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [
-        [(1, "a", 1), (1, "b", 1)],
-        [(1, "a", 1), (1, "a", 2)],
-        [(1, "a", 300)],
-        [(1, "a", -1)],
-        [(1, "a", "one")],
-    ],
+    "rows", [[(1, "a", 1), (1, "b", 1)], [(1, "a", 1), (1, "a", 2)], [(1, "a", 300)], [(1, "a", -1)], [(1, "a", "one")]]
 )
 def test_names_that_make_no_legend(tmp_path: Path, rows: list[tuple[object, ...]]) -> None:
     path = with_table(tmp_path, *rows)

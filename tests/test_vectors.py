@@ -271,12 +271,7 @@ def test_several_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shapes", "crs", "code", "fields"),
     [
-        (
-            [shapely.box(0, 0, 9, 9)],
-            UTM,
-            "labels-elsewhere",
-            {"image": grid_of(40, 50)},
-        ),
+        ([shapely.box(0, 0, 9, 9)], UTM, "labels-elsewhere", {"image": grid_of(40, 50)}),
         ([shapely.box(-60, 0, -59, 1)], LONLAT, "labels-elsewhere", {}),
         ([], UTM, "labels-elsewhere", {"polygons": "0 polygons"}),
         ([shapely.Polygon()], UTM, "labels-elsewhere", {"polygons": "0 polygons"}),

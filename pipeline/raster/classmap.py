@@ -34,12 +34,7 @@ BLOCK = 512
 """Rows and columns of a storage block."""
 CACHE_MB = 256
 """GDAL's block cache while writing: a row of blocks of a map 500 000 pixels wide."""
-COG_OPTIONS = {
-    "compress": "DEFLATE",
-    "blocksize": BLOCK,
-    "overview_resampling": "MODE",
-    "bigtiff": "IF_SAFER",
-}
+COG_OPTIONS = {"compress": "DEFLATE", "blocksize": BLOCK, "overview_resampling": "MODE", "bigtiff": "IF_SAFER"}
 """Options of GDAL's COG driver."""
 _STRUCTURE = b"GDAL_STRUCTURAL_METADATA_SIZE="
 Windows = Iterable[tuple[Window, NDArray[np.uint8]]]

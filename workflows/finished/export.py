@@ -22,14 +22,7 @@ from fcn_batch.pipeline.core.location import input_of
 from fcn_batch.pipeline.core.majority import Majority
 from fcn_batch.pipeline.core.maps import ClassMap, DerivedMap, Ids
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.maps import (
-    Found,
-    cache_mb,
-    chunk_windows,
-    find_map,
-    ground_control,
-    on_grid_of_input,
-)
+from fcn_batch.workflows.finished.maps import Found, cache_mb, chunk_windows, find_map, ground_control, on_grid_of_input
 from fcn_batch.workflows.finished.survey import Survey, survey
 from fcn_batch.workflows.finished.targets import ENDINGS, VECTORS
 from fcn_batch.workflows.outputs.publishing import find_run
@@ -74,42 +67,26 @@ class Order:
                 value=self.target,
                 choices=", ".join(ENDINGS),
             )
-        for option, value, targets in (
-            ("min-area", self.min_area, VECTORS),
-            ("simplify", self.simplify, VECTORS),
-            ("zones", self.zones, ("csv",)),
-            ("grid", None if self.grid == "map" else self.grid, ("cog",)),
+        for option, value in (("min-area", self.min_area), ("simplify", self.simplify)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError("option-value", "--{option} {value}: give 0 or more", option=option, value=value)
+        endings = ENDINGS[self.target]
+        vectors, one_file = self.target in VECTORS, (self.zones is None) != (self.clip is None)
+        for option, given, fits, remedy in (
+            ("min-area", self.min_area, vectors, f"it is for {', '.join(VECTORS)}"),
+            ("simplify", self.simplify, vectors, f"it is for {', '.join(VECTORS)}"),
+            ("zones", self.zones, self.target == "csv", "it is for csv"),
+            ("grid", self.grid if self.grid != "map" else None, self.target == "cog", "it is for cog"),
+            ("field", self.field, self.zones is not None, "give --zones, whose attribute it names"),
+            ("layer", self.layer, one_file, "give one of --zones and --clip, whose layer it names"),
+            ("output", self.output, str(self.output).lower().endswith(endings), f"end it in {' or '.join(endings)}"),
         ):
-            if value is not None and self.target not in targets:
+            if given is not None and not fits:
                 raise OptionError(
                     "option-conflict",
-                    "--{option} does not go with --to {target}; it is for {targets}",
-                    option=option,
-                    target=self.target,
-                    targets=", ".join(targets),
-                )
-            if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
-                raise OptionError("option-value", "--{option} {value}: give 0 or more", option=option, value=value)
-        if self.field is not None and self.zones is None:
-            raise OptionError(
-                "option-conflict",
-                "--{option} does not go without --zones, whose attribute it names",
-                option="field",
-            )
-        if self.layer is not None and (self.zones is None) == (self.clip is None):
-            raise OptionError(
-                "option-conflict",
-                "--{option} goes with either --zones or --clip, whose file it is in; with both, use one layer a file",
-                option="layer",
-            )
-        if self.output is not None and not self.output.name.lower().endswith(ENDINGS[self.target]):
-            raise OptionError(
-                "option-conflict",
-                "-o {path} does not go with --to {target}; give a name that ends in {endings}",
-                path=self.output,
-                target=self.target,
-                endings=" or ".join(ENDINGS[self.target]),
-            )
+                    "--{option} {value} does not go with the rest of the command (--to {target}); {remedy}",
+                    option=option, value=given, target=self.target, remedy=remedy,
+                )  # fmt: skip
 
 
 class Named(DerivedMap):

@@ -59,10 +59,10 @@ def quicklook_png(seen: Survey, ground: Ground | None, title: str, subtitle: str
     bar = length / pixel if pixel else 0.0
     room = max(float(width), 26 * letter, bar + 2 * letter)
     figure = Figure(figsize=(1, 1), dpi=72, facecolor="white")  # a point is a pixel
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     legend = _legend(figure, _entries(seen), letter, room - (bar + 3 * letter if bar else 0))
     with _any_glyph():
-        classes = legend.get_window_extent(canvas.get_renderer())
+        classes = legend.get_window_extent()
     beside = classes.width + bar + 3 * letter <= room
     scale = 7.5 * letter if bar else 0.0
     foot = max(classes.height, scale) if beside else classes.height + scale

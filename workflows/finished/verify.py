@@ -75,7 +75,7 @@ class Sample:
     def __str__(self) -> str:
         """Place and counts."""
         place = f"rows {self.row}..{self.row + self.height - 1}, cols {self.col}..{self.col + self.width - 1}"
-        return f"{place}: {self.compared:,} px, {self.differ:,} differ, {self.ties:,} of them at ties"
+        return f"{place}: {self.compared:,} px, {self.differ:,} differ, {self.ties:,} of them ties"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Verification:
 
     @property
     def ties(self) -> int:
-        """Those of them at ties."""
+        """Those of them that are ties."""
         return sum(sample.ties for sample in self.samples)
 
     @property
@@ -121,7 +121,7 @@ class Verification:
         return [
             ("run", self.run),
             ("windows", f"{len(self.samples)} at random (seed {self.seed}), {self.compared:,} px"),
-            ("differ", f"{self.differ:,} px ({100 * self._share:.4f} %), {self.ties:,} of them at ties"),
+            ("differ", f"{self.differ:,} px ({100 * self._share:.4f} %), {self.ties:,} of them ties"),
             ("result", self._result()),
             *(("window", str(sample)) for sample in self.samples),
             *(("note", note) for note in self.notes),
@@ -137,7 +137,7 @@ class Verification:
         if not self.ok:
             wrong = self.differ - self.ties
             return f"{wrong:,} label{'s are' if wrong > 1 else ' is'} not what the network gives"
-        return "exact: every label is what the network gives" + (", but at ties" if self.ties else "")
+        return "exact: every label is what the network gives" + (", except for ties" if self.ties else "")
 
 
 def verify(path: Path, samples: int, seed: int, progress: RunProgress, *, local_only: bool = False) -> Verification:
@@ -394,7 +394,7 @@ def _notes(plan: Plan, device: str) -> list[str]:
         ("torch", kernel.torch, torch_version()),
     ]
     return [
-        f"{name}: the map was made with {then}, verified with {now}: labels may differ at ties"
+        f"{name}: the map was made with {then}, verified with {now}: labels may differ where two scores tie"
         for name, then, now in pairs
         if then != now
     ]

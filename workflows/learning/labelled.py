@@ -84,7 +84,9 @@ class LabelledImage:
     def read_image(self, window: Window, spec: InputSpec) -> NDArray[np.float32]:
         """Normalised bands of a window: (bands, rows, cols)."""
         pixels = self.read(window)
-        image: NDArray[np.float32] = Scaling(spec, "cpu").image(pixels.values, pixels.valid, pixels.valid.shape)[0].numpy()
+        image: NDArray[np.float32] = (
+            Scaling(spec, "cpu").image(pixels.values, pixels.valid, pixels.valid.shape)[0].numpy()
+        )
         return np.ascontiguousarray(image)
 
     def parts(self, use: Use) -> Iterator[Window]:

@@ -20,17 +20,16 @@ _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
 """File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
 
 _REPORT = ".run.json"
-_ENDINGS = (
-    ".classes.zarr",
-    ".classes.tif",
-    ".classes.tif.aux.xml",
-    ".classes.qml",
-    ".confidence.zarr",
-    ".pyramid.zarr",
-    ".stac.json",
-    _REPORT,
-)
-"""Of the names of a run's outputs."""
+
+
+class _Name:
+    """The name of an output: that of the run with an ending."""
+
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+
+    def __get__(self, outputs: "Outputs | None", _: type) -> str:
+        return self.ending if outputs is None else f"{outputs.stem}{self.ending}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +54,22 @@ class Outputs:
         """Of the run that lies in the staging folder."""
         return Journal(self.staging)
 
-    @property
-    def store(self) -> str:
-        """The class map for analysis."""
-        return f"{self.stem}.classes.zarr"
-
-    @property
-    def cog(self) -> str:
-        """The class map for GIS."""
-        return f"{self.stem}.classes.tif"
-
-    @property
-    def side_file(self) -> str:
-        """Names and colours beside the COG."""
-        return f"{self.cog}.aux.xml"
-
-    @property
-    def style(self) -> str:
-        """Names and colours for QGIS, beside store and COG."""
-        return f"{self.stem}.classes.qml"
-
-    @property
-    def confidence(self) -> str:
-        """How sure the network was; only when it was asked for."""
-        return f"{self.stem}.confidence.zarr"
-
-    @property
-    def pyramid(self) -> str:
-        """The class map at several resolutions; only when it was asked for."""
-        return f"{self.stem}.pyramid.zarr"
-
-    @property
-    def item(self) -> str:
-        """The STAC item, for catalogues."""
-        return f"{self.stem}.stac.json"
-
-    @property
-    def report(self) -> str:
-        """The run's report; its presence means that all outputs are complete."""
-        return f"{self.stem}.run.json"
+    store = _Name(".classes.zarr")
+    """The class map for analysis."""
+    cog = _Name(".classes.tif")
+    """The class map for GIS."""
+    side_file = _Name(".classes.tif.aux.xml")
+    """Names and colours beside the COG."""
+    style = _Name(".classes.qml")
+    """Names and colours for QGIS, beside store and COG."""
+    confidence = _Name(".confidence.zarr")
+    """How sure the network was; only when it was asked for."""
+    pyramid = _Name(".pyramid.zarr")
+    """The class map at several resolutions; only when it was asked for."""
+    item = _Name(".stac.json")
+    """The STAC item, for catalogues."""
+    report = _Name(_REPORT)
+    """The run's report; its presence means that all outputs are complete."""
 
     def names(self, *, confidence: bool = True, pyramid: bool = True) -> list[str]:
         """What a run makes beside its report, in the order it appears; by default with all that is optional."""
@@ -294,15 +270,19 @@ def find_outputs(path: Path) -> Outputs:
     """
     if path.is_dir() and path.suffix != ".zarr":
         reports = sorted(path.glob(f"*{_REPORT}"))
-        if len(reports) != 1:
+        if not reports:
+            raise InputError("run-missing", "{path}: holds no report of a run; give NAME.run.json", path=path)
+        if len(reports) > 1:
             raise InputError(
-                "run-ambiguous" if reports else "run-missing",
+                "run-ambiguous",
                 "{path}: holds {reports} reports of runs; give the NAME.run.json that is meant",
                 path=path,
                 reports=len(reports),
             )
         path = reports[0]
-    for ending in sorted(_ENDINGS, key=len, reverse=True):
+    for ending in sorted(
+        (one.ending for one in vars(Outputs).values() if isinstance(one, _Name)), key=len, reverse=True
+    ):
         if path.name.endswith(ending) and path.name != ending:
             if not path.exists() and not path.is_symlink():
                 raise InputError(
