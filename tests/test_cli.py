@@ -227,7 +227,7 @@ def test_a_plan_for_people(raster: Path, model: Path) -> None:
             ("memory", "4 gb", 4 * 10**9),
         ),
         *(("memory", "500MiB", 500 * 2**20), ("memory", "0.5k", 500), ("memory", "2T", 2 * 10**12)),
-        *(("memory", " 7B ", 7), ("memory", "3ki", 3072), ("memory", "1.5KiB", 1536), ("memory", "4 gb", 4 * 10**9)),
+        *(("memory", " 7B ", 7), ("memory", "3ki", 3072), ("memory", "1.5KiB", 1536), ("memory", "4g", 4 * 10**9)),
         *(("precision", "auto", None), ("precision", "bf16", "bf16"), ("precision", "fp16", "fp16")),
         *(("tile", "auto", None), ("tile", "64", 64), ("overlap", "32", 32), ("bands", "3,B8", (3, "B8"))),
     ],
