@@ -16,11 +16,10 @@ from rasterio.transform import Affine
 
 import fcn_batch as package
 from fcn_batch.commands.main import main
-from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.workflows.plan import Options, prepare
-from tests.errors import error_of
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
 
@@ -260,8 +259,7 @@ def test_words_that_mean_nothing(raster: Path, option: str, word: str) -> None:
     result = fcn_batch("plan", raster, f"--{option}", word)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
-    if option in ("memory", "tile", "overlap", "bands", "bbox"):
-        assert isinstance(error_of(result), OptionError)
+    assert f"--{option}" in result.stderr
 
 
 def test_a_plan_tells_of_lanes_and_segments(raster: Path, model: Path) -> None:
