@@ -16,11 +16,10 @@ from rasterio.transform import Affine
 
 import fcn_batch as package
 from fcn_batch.commands.main import main
-from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.workflows.plan import Options, prepare
-from tests.errors import error_of
 from tests.models import save_tiny_model
 from tests.runs import fcn_batch, run_program, scene, segmented, small_blocks
 
@@ -227,7 +226,7 @@ def test_a_plan_for_people(raster: Path, model: Path) -> None:
             ("memory", "4 gb", 4 * 10**9),
         ),
         *(("memory", "500MiB", 500 * 2**20), ("memory", "0.5k", 500), ("memory", "2T", 2 * 10**12)),
-        *(("memory", " 7B ", 7), ("memory", "3ki", 3072), ("memory", "1.5KiB", 1536), ("memory", "4 gb", 4 * 10**9)),
+        *(("memory", " 7B ", 7), ("memory", "3ki", 3072), ("memory", "1.5KiB", 1536), ("memory", "4g", 4 * 10**9)),
         *(("precision", "auto", None), ("precision", "bf16", "bf16"), ("precision", "fp16", "fp16")),
         *(("tile", "auto", None), ("tile", "64", 64), ("overlap", "32", 32), ("bands", "3,B8", (3, "B8"))),
     ],
@@ -251,7 +250,7 @@ def test_words_for_values(raster: Path, option: str, word: str, value: object, m
             ("memory", word)
             for word in ("", "0", "4", "8192", "0GB", "-1", "4XB", "much", "nan", "inf", "1e999", "0.2")
         ),
-        *(("memory", word) for word in ("0.2", "4GBB", "4 5", "1e-3", "٤٤x")),
+        *(("memory", word) for word in ("4GBB", "4 5", "1e-3", "٤٤x")),
         *(("tile", "wide"), ("overlap", "1.5"), ("blend", "cosine"), ("precision", "fp8"), ("bands", "1,,2")),
         *(("bbox", "1,2,3"), ("bbox", "1,2,3,nan")),
     ],
@@ -260,8 +259,7 @@ def test_words_that_mean_nothing(raster: Path, option: str, word: str) -> None:
     result = fcn_batch("plan", raster, f"--{option}", word)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
-    if option in ("memory", "tile", "overlap", "bands", "bbox"):
-        assert isinstance(error_of(result), OptionError)
+    assert f"--{option}" in result.stderr
 
 
 def test_a_plan_tells_of_lanes_and_segments(raster: Path, model: Path) -> None:

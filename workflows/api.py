@@ -36,16 +36,11 @@ _OF_A_REQUEST = ("overwrite", "restart", "pyramid", "on_error", "allow_mixed", "
 _AUTO = ("tile", "overlap", "precision")
 """Options of which the word auto stands for what is done when they are not given."""
 _OF_LABELS: dict[str, Any] = {
+    **dict.fromkeys(("boundary", "output", "field", "burn", "background", "layer")),
     "ignore": (),
     "map": {},
-    "boundary": None,
-    "output": None,
-    "overwrite": False,
-    "field": None,
     "value": {},
-    "burn": None,
-    "background": None,
-    "layer": None,
+    "overwrite": False,
 }
 """Options of `evaluate`, and what they are when not given."""
 
@@ -102,7 +97,7 @@ def segment(
         paths.append(str(path))
         if paths[-1].endswith(_REPORT):
             made.append(Maps(tuple(paths)))
-            paths = []
+            paths.clear()
     return made
 
 
