@@ -270,7 +270,7 @@ def test_what_is_there_stays_unless_asked(store: Path) -> None:
 
 
 def test_the_map_itself_is_never_replaced(store: Path) -> None:
-    with refuses("output-is-input", path=store):
+    with refuses("output-is-map", path=store):
         write_pyramid(store, store.parent / "." / store.name, Quiet(), overwrite=True)
     assert open_map(store).size == SIZE
 

@@ -275,9 +275,7 @@ def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
     try:
         return TypeAdapter(Options).validate_python(chosen)
     except ValidationError as error:
-        raise OptionError(
-            "option-type", "option {problem}", option=error.errors()[0]["loc"][0], problem=first_problem(error)
-        ) from error
+        raise OptionError("option-type", "option {problem}", problem=first_problem(error)) from error
 
 
 def _check_names(given: Iterable[str], known: Sequence[str]) -> None:

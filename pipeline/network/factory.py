@@ -282,7 +282,7 @@ def _check_sizes(model: FactoryModel, network: nn.Module) -> None:
         first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
         if first is not None and first.in_channels != bands:
             raise ModelError(
-                "bands-mismatch",
+                "network-bands",
                 "{path}: [input] names {bands} bands, the network's first convolution takes {found}; correct the "
                 "bands or [arguments]",
                 path=model.path,

@@ -43,7 +43,7 @@ class MapFile:
         info = inspect(path, ID_DTYPES)
         if info.bands != 1:
             raise InputError(
-                "bands-mismatch",
+                "map-bands",
                 "{path}: {bands} bands; a class map has one, of class ids; take it with gdal_translate -b N",
                 path=path,
                 bands=info.bands,

@@ -141,7 +141,7 @@ def _layout(making: _Making, level: Level) -> Layout:
 def _staged(target: Path, source: Path | None, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all went well, and is removed when not."""
     if source is not None and target.resolve() == source.resolve():
-        raise OutputError("output-is-input", "{path}: is the map itself; give the output another name", path=target)
+        raise OutputError("output-is-map", "{path}: is the map itself; give the output another name", path=target)
     staging, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
     try:
         with only_one(target.with_name(f".{target.name}.lock")):
