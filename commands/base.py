@@ -81,6 +81,9 @@ class Group(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable(error.message)  # type: ignore[misc]  # final, but in name only
+            if isinstance(error.__cause__, FcnBatchError):
+                error.show()
+                raise SystemExit(error.exit_code) from error.__cause__  # as above
             raise
 
 

@@ -89,7 +89,9 @@ class _Evil:
 
 
 @pytest.mark.parametrize(
-    "change", [{"looks": None}, {"looks": [{"stage": 1}]}, {"speed": 3}, {"best": _Evil()}], ids=str
+    "change",
+    [{"looks": None}, {"looks": [{"stage": 1}]}, {"speed": 3}, {"best": _Evil()}],
+    ids=["looks", "look", "speed", "code"],
 )
 def test_checkpoints_of_another_make_or_recipe(tmp_path: Path, change: dict[str, Any]) -> None:
     _history(tmp_path).save({})
