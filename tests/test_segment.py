@@ -185,7 +185,9 @@ def test_pixels_without_data_are_masked_and_count_as_the_mean(tmp_path: Path, mo
     assert ((classes == NODATA) == ~valid).all()
     if not blending:
         assert_best(classes, scores, valid)
-    assert report_of(tmp_path)["nodata_pixels"] == (~valid).sum()
+    report = report_of(tmp_path)
+    assert report["nodata_pixels"] == (~valid).sum()
+    assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1), "of what has a class"
 
 
 def test_nan_and_infinity_are_no_data(tmp_path: Path, model: Path) -> None:
