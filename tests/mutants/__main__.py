@@ -120,6 +120,8 @@ def main() -> int:
         _say(f"no mutants: {', '.join(sorted(unknown))}")
         return 2
     chosen = [known[name] for name in options.names or known]
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # as of what a shell runs in the background: tests would inherit it
+        signal.signal(ignored, signal.SIG_DFL)
     if options.list:
         _say(*(f"{mutant.area:<11} {mutant.name:<40} {mutant.subject}" for mutant in chosen))
         return 0
