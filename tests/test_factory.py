@@ -245,7 +245,7 @@ def test_loading_draws_no_random_numbers(unet: Path) -> None:
         ("nets:make_unet", "nets.deep:make_unet", "factory: nets.deep: no such Python module"),
         ("nets:make_unet", "sys:exit", "factory: sys: no such Python module"),
         ("nets:make_unet", "nets:make_none", "has no function or class make_none"),
-        ("nets:make_unet", "nets:make_bad", "make_bad raised ZeroDivisionError: .*mend .arguments.* `none`"),
+        ("nets:make_unet", "nets:make_bad", "make_bad raised ZeroDivisionError: .*correct .arguments.* `none`"),
         ("nets:make_unet", "nets:make_text", "nets:make_text returned str; it must return a torch.nn.Module"),
         ("bands = 3", "depth = 3", "make_unet raised TypeError: .*depth"),
         ("bands = 3", 'bands = 3\nbig = "x"', "make_unet raised TypeError: .*big"),
@@ -277,7 +277,7 @@ def test_a_network_of_another_size(tmp_path: Path) -> None:
 )
 def test_modules_that_do_not_run(unet: Path, code: str, match: str) -> None:
     unet.with_name("nets.py").write_text(code)
-    _refused(unet, f"importing it raised .*{match}.*; mend the module")
+    _refused(unet, f"importing it raised .*{match}.*; correct the module")
 
 
 class _Burglar:
@@ -298,7 +298,7 @@ def test_weights_that_cannot_be(unet: Path, tmp_path: Path) -> None:
     _refused(unet, "not a whole safetensors file")
     state = safetensors.torch.load(good)
     for change, match in (
-        ({"score.bias": torch.full((4,), torch.nan)}, r"score\.bias hold NaN"),
+        ({"score.bias": torch.full((4,), torch.nan)}, r"score\.bias holds NaN"),
         ({"more": torch.zeros(1)}, "do not fit what nets:make_unet builds: .*more"),
     ):
         weights.write_bytes(safetensors.torch.save({**state, **change}))

@@ -1,8 +1,8 @@
 """Nobody changes what a command's help says without seeing it: `tests/help/` holds each one."""
 
+from importlib.metadata import version
 from pathlib import Path
 
-import click
 import pytest
 
 import tests.help
@@ -16,7 +16,7 @@ def test_the_help_is_as_it_was_read_last(name: str) -> None:
     file = FOLDER / name
     assert file.is_file(), f"{name} is not there: {AGAIN}"
     then = file.read_text("utf-8")
-    assert HELPS[name] == then, f"{name} differs (here with click {click.__version__}): {AGAIN}"
+    assert HELPS[name] == then, f"{name} differs (here with click {version('click')}): {AGAIN}"
 
 
 def test_there_are_no_files_of_other_commands() -> None:

@@ -167,7 +167,7 @@ class _Damaged(ArraySource):
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Any:
         if window.stop_row > 512:
-            raise InputError("cannot be decoded; get an undamaged copy")
+            raise InputError("pixels-unreadable", "cannot be decoded; get an undamaged copy")
         return super().read(window, bands)
 
 

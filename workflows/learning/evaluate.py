@@ -88,8 +88,6 @@ def request_for(
     field: str | None,
     values: tuple[tuple[str, int], ...],
     burn: int | None,
-    background: int | None,
-    layer: str | None,
     **others: Any,
 ) -> Request:
     """Return the request of the command line's options."""
@@ -100,7 +98,7 @@ def request_for(
             raise OptionError("option-values", "{option}: give one id for each value of --field NAME", option=given)
     if field is not None and (not values or burn is not None):
         raise OptionError("option-field", "--field {field}: give its --value VALUE=ID, and no --burn", field=field)
-    meaning = None
+    meaning, background, layer = None, others.pop("background", None), others.pop("layer", None)
     if any(given is not None for given in (field, burn, background, layer)):
         meaning = Burn(field, dict(values), 1 if burn is None else burn, background or 0, layer)
     return Request(prediction, labels, burn=meaning, **others)
