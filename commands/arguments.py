@@ -9,7 +9,7 @@ import click
 from fcn_batch.commands.base import parameter
 from fcn_batch.commands.inputs import INPUT_OPTIONS
 from fcn_batch.commands.names import complete_models
-from fcn_batch.workflows.words import bytes_of
+from fcn_batch.pipeline.core.units import bytes_of
 
 
 def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:

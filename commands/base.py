@@ -44,7 +44,7 @@ class Command(click.Command):
         except KeyboardInterrupt:
             _tell("interrupted; run the same command again to go on")
             ctx.exit(_INTERRUPTED)
-        except Exception as error:  # noqa: BLE001 - the last resort: a bug, told in one line
+        except Exception as error:
             if ctx.meta["debug"]:
                 traceback.print_exc()
             message, code = f"unforeseen error: {type(error).__name__}: {error}; --debug shows where", 1
@@ -54,7 +54,7 @@ class Command(click.Command):
                 message = f"standard output cannot be written ({error.strerror}); make room, or send it elsewhere"
                 code = OutputError.exit_code
             _tell(message)
-            ctx.exit(code)
+            raise SystemExit(code) from error  # not ctx.exit: click's newest would lose the error, which tests look at
 
 
 def _heard(context: click.Context, _option: click.Parameter, verbose: int) -> None:
