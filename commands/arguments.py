@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from fcn_batch.commands.base import parameter
+from fcn_batch.commands.completion import complete_models
 from fcn_batch.commands.inputs import INPUT_OPTIONS
-from fcn_batch.commands.names import complete_models
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.tiling import Blend
 from fcn_batch.pipeline.core.units import bytes_of
 
 
@@ -23,12 +25,13 @@ def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:
     return decorate
 
 
+@parameter
 def _auto_or_pixels(text: str) -> int | None:
     """``auto`` to None, anything else to a whole number."""
     try:
         return None if text == "auto" else int(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number of pixels") from None
+        raise OptionError("number-invalid", "{value!r} is neither auto nor a number of pixels", value=text) from None
 
 
 DEVICES = "auto|cpu|cuda[:N]|mps"
@@ -64,7 +67,7 @@ MODEL_OPTIONS = (
     ),
     click.option(
         "--blend",
-        type=click.Choice(["hann", "linear", "gaussian", "none"]),
+        type=click.Choice(get_args(Blend)),
         help="Weights of overlapping tiles, when --overlap is a number; default: hann.",
     ),
     click.option(
@@ -109,22 +112,24 @@ MODEL_OPTIONS = (
 model_options = _all(MODEL_OPTIONS)
 
 
+@parameter
 def _id_pair(text: str) -> tuple[int, int]:
     """``7=2`` to (7, 2)."""
     try:
         source, target = (int(part) for part in text.split("="))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a pair of ids like 7=2") from None
+        raise OptionError("pair-invalid", "{value!r} is not a pair of ids like 7=2", value=text) from None
     return source, target
 
 
+@parameter
 def _name_and_id(text: str) -> tuple[str, int]:
     """``forest=2`` to ("forest", 2); names may hold an equals sign."""
     name, _, number = text.rpartition("=")
     try:
         return name, int(number)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a value and an id like forest=2") from None
+        raise OptionError("pair-invalid", "{value!r} is not a value and an id like forest=2", value=text) from None
 
 
 POLYGON_OPTIONS = (
@@ -186,12 +191,15 @@ COMPARISON_OPTIONS = (
 comparison_options = _all(COMPARISON_OPTIONS)
 
 
+@parameter
 def _means(text: str) -> tuple[float, ...]:
     """``122.7,116.7,104`` to three numbers."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers like 122.7,116.7,104") from None
+        raise OptionError(
+            "number-invalid", "{value!r} is no list of numbers like 122.7,116.7,104", value=text
+        ) from None
 
 
 CONVERSION_OPTIONS = (

@@ -81,6 +81,9 @@ class Group(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = printable(error.message)  # type: ignore[misc]  # final, but in name only
+            if isinstance(error.__cause__, FcnBatchError):
+                error.show()
+                raise SystemExit(error.exit_code) from error.__cause__  # as above
             raise
 
 
@@ -94,7 +97,7 @@ def parameter(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
         try:
             return parse(text)
         except OptionError as error:
-            raise click.BadParameter(str(error)) from None
+            raise click.BadParameter(str(error)) from error
 
     return parsed
 

@@ -6,8 +6,7 @@ from typing import Any
 import click
 
 from fcn_batch.commands.base import PATH, Command, echo_path, examples
-
-TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "flatgeobuf", "csv")
+from fcn_batch.workflows.finished.targets import ENDINGS
 
 
 @click.command(
@@ -19,7 +18,7 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
     ),
 )
 @click.argument("source", metavar="MAP", type=PATH)
-@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="What to write.")
+@click.option("--to", "target", type=click.Choice([*ENDINGS]), required=True, help="What to write.")
 @click.option(
     "-o",
     "--output",
@@ -38,13 +37,13 @@ TARGETS = ("cog", "png", "html", "ome-zarr", "gpkg", "geojson", "geoparquet", "f
     "--min-area",
     type=click.FloatRange(min=0, min_open=True),
     metavar="M2",
-    help="Vectors: leave out polygons of fewer square metres (of fewer pixels, where no one knows the metres).",
+    help="Vectors: leave out polygons of fewer square metres (of fewer pixels, where the size of a pixel is unknown).",
 )
 @click.option(
     "--simplify",
     type=click.FloatRange(min=0, min_open=True),
     metavar="PIXELS",
-    help="Vectors: move borders by at most so many pixels to have fewer points; neighbours keep theirs in common.",
+    help="Vectors: move borders by at most this many pixels to have fewer points; neighbours keep their common border.",
 )
 @click.option("--zones", type=PATH, metavar="REGIONS", help="csv: areas in each of these polygons.")
 @click.option("--field", metavar="NAME", help="The attribute that names a zone; default: numbers.")

@@ -6,7 +6,7 @@ import click
 
 from fcn_batch.commands.arguments import conversion_options
 from fcn_batch.commands.base import PATH, Group, echo_pairs, echo_path, examples
-from fcn_batch.commands.names import complete_models
+from fcn_batch.commands.completion import complete_models
 
 
 @click.group(cls=Group)

@@ -7,7 +7,7 @@ import click
 
 from fcn_batch.commands.arguments import model_options
 from fcn_batch.commands.base import PATH, Command, echo_pairs, echo_path, examples
-from fcn_batch.commands.names import complete_files, complete_folders
+from fcn_batch.commands.completion import complete_files, complete_folders
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.plan import Options
@@ -163,8 +163,7 @@ def segment(
     from fcn_batch.pipeline.core.tolerance import OnError
     from fcn_batch.workflows.blocks.part import Part
     from fcn_batch.workflows.console.progress import progress_for
-    from fcn_batch.workflows.inputs.many import dated_inputs, refuse_remote
-    from fcn_batch.workflows.inputs.mosaics import inputs_or_mosaic
+    from fcn_batch.workflows.inputs.many import dated_inputs, inputs_or_mosaic, refuse_remote
     from fcn_batch.workflows.outputs.upload import destination
     from fcn_batch.workflows.processes.clusters import read_cluster
     from fcn_batch.workflows.processes.topology import count_of
@@ -254,7 +253,8 @@ def validate(output: Path, as_json: bool, quiet: bool) -> None:
     found = run(output, progress_for(quiet=quiet))
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
     if not found.ok:
-        raise IntegrityError(f"{output}: not as it was made; make it again with --overwrite, or get a good copy")
+        text = "{path}: not as it was made; make it again with --overwrite, or get a good copy"
+        raise IntegrityError("output-damaged", text, path=output)
 
 
 @click.command(
@@ -279,4 +279,5 @@ def verify(output: Path, samples: int, seed: int, local_only: bool, as_json: boo
     found = run(output, samples, seed, progress_for(quiet=quiet), local_only=local_only)
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
     if not found.ok:
-        raise IntegrityError(f"{output}: labels differ from what the network gives; see above, and make the map again")
+        text = "{path}: labels differ from what the network gives; see above, and make the map again"
+        raise IntegrityError("classes-wrong", text, path=output)

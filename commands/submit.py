@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fcn_batch.commands.base import PATH, Group, examples, parameter
-from fcn_batch.commands.names import complete_files
+from fcn_batch.commands.completion import complete_files
 from fcn_batch.commands.run import segment as segment_command
 from fcn_batch.pipeline.core.units import bytes_of
 

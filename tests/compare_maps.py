@@ -51,7 +51,8 @@ except ImportError:
 
 if __name__ == "__main__":
     for name, call in json.loads(Path(sys.argv[1]).read_text()).items():
-        result = CliRunner().invoke(main, ["segment", "-q", *call, "-o", str(Path(sys.argv[2], name.replace(" ", "-")))])
+        out = Path(sys.argv[2], name.replace(" ", "-"))
+        result = CliRunner().invoke(main, ["segment", "-q", *call, "-o", str(out)])
         if result.exit_code:
             print(f"{name}: exit code {result.exit_code}: {result.output}", file=sys.stderr)
 """

@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.model_card import ModelCard
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.upsample import Upsample
+from fcn_batch.pipeline.network.fcn import Fcn, Upsample
 from fcn_batch.pipeline.network.weights import load_model
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from tests.runs import segmented
@@ -75,7 +74,7 @@ def assert_exact(
     values, valid = truth or pixels_of(inputs[0], card, options.get("bands"))
     image = scaled(values, valid, card, options.get("full_scale"))
     if options.get("overlap") in (None, "auto"):
-        scores = whole_scores(model, image)
+        scores: NDArray[Any] = whole_scores(model, image)
     else:
         scores = blended_scores(model, image, options["tile"], options["overlap"], options.get("blend") or "hann")
     stored = zarr.open_array(str(paths[0] / "classes"), mode="r")

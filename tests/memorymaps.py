@@ -85,6 +85,14 @@ def plan_of(image: Path, model: Path | None = None, **changes: Any) -> Plan:
             way="stream", chunk=32, lane=round_up(size.width, 32), segment=32, tile=32, overlap=0, stride=32, blend=None
         ),
         kernel=Kernel(
-            device="cpu", torch="2.10.0+cpu", gdal="3.10.3", fcn_batch="0.5.0", threads=1, instructions="AVX2"
+            device="cpu",
+            torch="2.10.0+cpu",
+            gdal="3.10.3",
+            fcn_batch="0.5.0",
+            threads=1,
+            instructions="AVX2",
+            torchvision="0",
+            rasterio="1",
+            numpy="2",
         ),
     )

@@ -5,8 +5,8 @@ That file is what a reader looks through when wording changes; no other test kno
 
 import ast
 import string
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from fcn_batch.pipeline.core import errors
@@ -36,13 +36,16 @@ class Message:
         return frozenset(name.split(".")[0].split("[")[0] for _, name, _, _ in parsed if name is not None)
 
 
-def messages() -> Iterator[Message]:
+@cache
+def messages() -> tuple[Message, ...]:
     """Every error that the source makes by the name of its class."""
-    for folder in ("commands", "workflows", "pipeline"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _KINDS:
-                    yield _message(f"{path.relative_to(ROOT)}:{node.lineno}", node.func.id, node)
+    return tuple(
+        _message(f"{path.relative_to(ROOT)}:{node.lineno}", node.func.id, node)
+        for folder in ("commands", "workflows", "pipeline")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _KINDS
+    )
 
 
 def _message(where: str, kind: str, call: ast.Call) -> Message:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.networks import FcnNetwork
-from fcn_batch.pipeline.network.torchvision_fcn import DilatedFcn
+from fcn_batch.pipeline.network.fcn import DilatedFcn, Fcn, FcnNetwork
 from fcn_batch.pipeline.network.weights import save_model
 
 
@@ -51,6 +51,16 @@ def tiny_dilated(
         network = DilatedFcn(TorchvisionFcn(name=name), bands, classes)
         _shake(network)
     return network.to(dtype)
+
+
+def scaled(
+    values: NDArray[Any], valid: NDArray[np.bool_], spec: InputSpec, dtype: Any = np.float32
+) -> NDArray[np.floating]:
+    """What a network of `spec` sees of a raster's numbers, computed in float64."""
+    mean, std = (np.array([getattr(band, k) for band in spec.bands])[:, None, None] for k in ("mean", "std"))
+    known = np.where(valid, values, 0).astype(np.float64)
+    out: NDArray[np.floating] = np.where(valid, (known / spec.full_scale - mean) / std, 0).astype(dtype)
+    return out
 
 
 def _shake(network: FcnNetwork) -> None:

@@ -90,4 +90,4 @@ def columns(folder: Path) -> None:
 def opened(folder: Path, recipe: Recipe) -> tuple[list[LabelledImage], InputSpec]:
     """Images and what the network is to know of their bands."""
     images = open_images(recipe, folder)
-    return images, band_statistics(images, recipe)[0]
+    return images, band_statistics(images, recipe)

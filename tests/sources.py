@@ -15,7 +15,7 @@ from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.model_card import Band as BandSpec
 from fcn_batch.pipeline.core.model_card import InputSpec
 from fcn_batch.pipeline.core.plan import Cut, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.core.source import Pixels, RasterInfo
+from fcn_batch.pipeline.core.source import Pixels, RasterInfo, SourceFile
 from fcn_batch.pipeline.network.predictor import Scaling
 from fcn_batch.workflows.blocks.passes import Band, Effort, Pass
 from tests.rasters import noise
@@ -88,13 +88,24 @@ def make_plan(size: Size, cut: Cut, *, confidence: bool = False) -> Plan:
             dtype="uint8",
             crs_wkt=None,
             transform=IDENTITY,
+            sources=(SourceFile(path="/memory.tif"),),
         ),
         model=ModelIdentity(path="/model", name="model", version="1", sha256="0" * 64),
         bands=(1, 2, 3),
         full_scale=255.0,
         cut=cut,
         confidence=confidence,
-        kernel=Kernel(device="cpu", torch="", gdal="", fcn_batch="", threads=1, instructions=""),
+        kernel=Kernel(
+            device="cpu",
+            torch="",
+            gdal="",
+            fcn_batch="",
+            threads=1,
+            instructions="",
+            torchvision="0",
+            rasterio="1",
+            numpy="2",
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.raster.clip import inside
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from tests.errors import refused
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks
@@ -71,7 +72,7 @@ def test_areas_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValidationError):
             Area.model_validate({"polygons": polygons})
     monkeypatch.setattr(area_module, "MAX_POINTS", 7)
-    with pytest.raises(ValidationError, match="8 points, and 7 are allowed"):
+    with pytest.raises(ValidationError, match="8 points"):
         Area(polygons=((TRIANGLE,), (TRIANGLE,)))
 
 
@@ -151,26 +152,25 @@ def test_lanes_need_not_be_wider_than_the_area(tmp_path: Path, model: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code"),
     [
-        (["--bbox", "1,2,3"], 2, "is not a box like"),
-        (["--bbox", "1,2,3,nan"], 2, "is not a box like"),
-        (["--bbox", "3,2,1,4"], 2, "give west,south,east,north"),
-        (["--bbox", "500,500,501,501"], 4, "which spans"),
-        (["--bbox=-20,39.98,-19.98,40"], 4, "holds the centre of no pixel of"),
-        (["--bbox", "1,2,3,4", "--aoi", "x.geojson"], 2, "give one of them"),
-        (["--aoi", "none.geojson"], 4, "none.geojson"),
-        (["--aoi", "notes.txt"], 4, "no file of polygons"),
+        (["--bbox", "1,2,3"], None),
+        (["--bbox", "1,2,3,nan"], None),
+        (["--bbox", "3,2,1,4"], "option-value"),
+        (["--bbox", "500,500,501,501"], "box-elsewhere"),
+        (["--bbox=-20,39.98,-19.98,40"], "box-empty"),
+        (["--bbox", "1,2,3,4", "--aoi", "x.geojson"], "option-conflict"),
     ],
 )
 def test_what_is_refused(
-    raster: Path, model: Path, tmp_path: Path, options: list[str], code: int, told: str, monkeypatch: pytest.MonkeyPatch
+    raster: Path, model: Path, tmp_path: Path, options: list[str], code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "notes.txt").write_text("nothing")
     result = fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out", *options)
-    assert result.exit_code == code, result.stderr
-    assert told in result.stderr
+    if code is None:  # refused by click
+        assert result.exit_code == 2
+    else:
+        refused(result, code)
     assert not (tmp_path / "out").exists()
 
 
@@ -179,5 +179,4 @@ def test_polygons_elsewhere(raster: Path, model: Path, tmp_path: Path) -> None:
     far = {"type": "Polygon", "coordinates": [[(-100, -50), (-99, -50), (-99, -49), (-100, -50)]]}
     (tmp_path / "far.geojson").write_text(json.dumps(far))
     result = fcn_batch("segment", raster, "-m", model, "-o", tmp_path / "out", "--aoi", tmp_path / "far.geojson")
-    assert result.exit_code == 4
-    assert "none of its polygons lies on" in result.stderr
+    refused(result, "polygons-elsewhere", path=tmp_path / "far.geojson", raster=raster)

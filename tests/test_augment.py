@@ -1,8 +1,10 @@
 """Training windows as they are changed: flips and turns are exact, labels stay with their pixels, colours in bounds."""
 
+from itertools import product
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -13,9 +15,9 @@ SIDE = 6
 PLAIN = Augment(flips=False, turns=False)
 
 
-def _window(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def _window() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Three bands of unlike values, and labels that number the pixels."""
-    image = np.random.default_rng(seed).normal(size=(3, SIDE, SIDE)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(3, SIDE, SIDE)).astype(np.float32)
     return image, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
 
 
@@ -24,6 +26,7 @@ def _dice(*first: float) -> NDArray[np.float64]:
     return np.array([*first, *[0.5] * (8 - len(first))])
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.booleans(), st.booleans())
 def test_flips_and_turns_take_image_and_labels_along(dice: list[float], flips: bool, turns: bool) -> None:
     image, labels = _window()
@@ -40,15 +43,12 @@ def test_flips_and_turns_take_image_and_labels_along(dice: list[float], flips: b
 @pytest.mark.parametrize(("flips", "turns", "count"), [(True, True, 8), (True, False, 4), (False, True, 2)])
 def test_all_ways_come_up(flips: bool, turns: bool, count: int) -> None:
     image, labels = _window()
-    ways = {
-        augment(image, labels, _dice(a, b, c), Augment(flips=flips, turns=turns))[1].tobytes()
-        for a in (0.2, 0.8)
-        for b in (0.2, 0.8)
-        for c in (0.2, 0.8)
-    }
+    choice, dice = Augment(flips=flips, turns=turns), product((0.2, 0.8), repeat=3)
+    ways = {augment(image, labels, _dice(*three), choice)[1].tobytes() for three in dice}
     assert len(ways) == count
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.floats(0, 0.9))
 def test_jitter_is_a_gain_for_each_band_and_one_shift(dice: list[float], jitter: float) -> None:
     image, labels = _window()
@@ -71,6 +71,7 @@ def test_saturation_moves_bands_from_or_to_their_mean(number: float, factor: flo
     assert np.allclose(pixels - mean, factor * (image - mean), atol=1e-6)
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 5))
 def test_enlarged_windows_keep_labels_at_their_pixels(side: int, factor: int) -> None:
     labels = np.random.default_rng(side).integers(0, 9, (side, side), dtype=np.uint8)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import run as run_module
 from fcn_batch.workflows.outputs.stitch import create_store
+from tests.errors import refused
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, output_bytes, scene, segmented, small_blocks, tree
@@ -62,53 +63,76 @@ def nobody(open_folder: Path) -> Iterator[Path]:
         os.seteuid(0)
 
 
-def refused(result: Result, code: int, *needles: object) -> str:
-    """The one line of a refusal that holds all needles."""
+def in_one_line(result: Result, code: int, *values: object) -> None:
+    """A refusal is one line, which names all `values`."""
     assert result.exit_code == code, result.output
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith(("fcn-batch: ", "Error: "))]
     assert len(lines) == 1
     assert "Traceback" not in result.stderr
-    for needle in needles:
-        assert str(needle) in lines[0]
-    return lines[0]
+    assert all(str(value) in lines[0] for value in values), lines[0]
 
 
-def refuses(folder: Path, code: int, *needles: object, arguments: list[object]) -> None:
-    """`segment ARGUMENTS` is refused, and nothing in `folder` is other than it was."""
-    before = tree(folder)
-    refused(fcn_batch("segment", *arguments, "-q"), code, *needles)
-    assert tree(folder) == before
+def tiff(path: Path, bands: int = 3, dtype: str = "uint8", **profile: Any) -> Path:
+    return write_raster(path, noise(bands, 40, 50, dtype), **{"photometric": "MINISBLACK", **profile})
 
 
-# --- the input -----------------------------------------------------------------------------------------------
+def text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
 
 
-def test_no_file(tmp_path: Path, model: Path) -> None:
-    path = tmp_path / "none.tif"
-    refuses(tmp_path, 4, f"{path} does not exist; check the name", arguments=[path, "-m", model])
-
-
-def test_a_folder(tmp_path: Path, model: Path) -> None:
-    refuses(tmp_path, 4, f"{tmp_path}: a folder with no raster in it", arguments=[tmp_path, "-m", model])
-
-
-@pytest.mark.parametrize("text", ["", "no picture\n", "II*\0"])
-def test_no_raster(tmp_path: Path, model: Path, text: str) -> None:
-    path = tmp_path / "a.tif"
-    path.write_text(text)
-    refuses(tmp_path, 4, f"{path} cannot be opened as a raster", "gdal_translate", arguments=[path, "-m", model])
-
-
-def test_a_url(tmp_path: Path, model: Path) -> None:
-    url = "ftp://example.org/a.tif"
-    refuses(tmp_path, 4, url, "URLs of ftp are not supported", "copy it to a file", arguments=[url, "-m", model])
-
-
-def test_a_file_cut_off(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", tiled=True, blockxsize=64, blockysize=64)
+def cut_off(path: Path) -> Path:
+    scene(path, tiled=True, blockxsize=64, blockysize=64)
     os.truncate(path, path.stat().st_size * 2 // 3)
-    refuses(tmp_path, 4, path, "get a complete copy", arguments=[path, "-m", model])
+    return path
+
+
+def with_palette(path: Path) -> Path:
+    tiff(path, 2, photometric="PALETTE")
+    with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {7: (10, 20, 30, 255)})
+    return path
+
+
+INPUTS: dict[str, tuple[Callable[[Path], Path], str, dict[str, object]]] = {
+    "no file": (lambda path: path, "input-missing", {}),
+    "a folder": (lambda path: path.parent, "nothing-found", {}),
+    "nothing in it": (lambda path: text(path, ""), "format-unknown", {}),
+    "a text": (lambda path: text(path, "no picture\n"), "format-unknown", {}),
+    "a head alone": (lambda path: text(path, "II*\0"), "format-unknown", {}),
+    "cut off": (cut_off, "file-cut-off", {}),
+    "one band": (lambda path: tiff(path, 1), "bands-unclear", {"bands": 1, "example": ", e.g. --bands 1,1,1"}),
+    "two bands": (lambda path: tiff(path, 2), "bands-unclear", {"bands": 2, "example": ", e.g. --bands 1,2,2"}),
+    "four bands": (lambda path: tiff(path, 4), "bands-unclear", {"bands": 4, "example": ", e.g. --bands 1,2,3"}),
+    "a palette and more": (with_palette, "palette-unexpanded", {"names": "red, green, blue"}),
+    **{
+        dtype: (lambda path, dtype=dtype: tiff(path, dtype=dtype), "pixels-unsupported", {"dtype": dtype})  # type: ignore[misc]  # mypy knows no lambda with defaults
+        for dtype in ("complex64", "float64", "uint32", "int8")
+    },
+    "16 bits without a white": (
+        lambda path: tiff(path, dtype="uint16", photometric="RGB"), "values-unclear", {"dtype": "uint16"}
+    ),
+    "flattened": (
+        lambda path: tiff(path, crs="EPSG:32633", transform=Affine(10, 0, 0, 0, 0, 0)), "transform-invalid", {}
+    ),
+}  # fmt: skip
+"""What makes the input; code and fields of its refusal, beside the path."""
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_that_cannot_be_used(tmp_path: Path, model: Path, kind: str) -> None:
+    """They are refused, and nothing in the folder is other than it was."""
+    make, code, fields = INPUTS[kind]
+    path = make(tmp_path / "a.tif")
+    before = tree(tmp_path)
+    refused(fcn_batch("segment", path, "-m", model, "-q"), code, path=path, **fields)
+    assert tree(tmp_path) == before
+
+
+def test_a_url(model: Path) -> None:
+    url = "ftp://example.org/a.tif"
+    refused(fcn_batch("segment", url, "-m", model, "-q"), "url-unsupported", place=url, scheme="ftp")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -123,7 +147,7 @@ def test_a_damaged_block_stops_the_run_and_what_is_done_is_kept(
     path.write_bytes(whole[: offset + 10] + b"\0" * (size - 20) + whole[offset + size - 10 :])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     result = fcn_batch("segment", path, "-m", model, "-q", "-o", tmp_path / "out", "--workers", workers)
-    refused(result, 4, f"{path} cannot be decoded in rows ", "get an undamaged copy")
+    refused(result, "pixels-unreadable", path=path)
     assert capfd.readouterr() == ("", "")  # of worker processes, which write past this one's sys.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.partial"]
     if workers:
@@ -135,38 +159,6 @@ def test_a_damaged_block_stops_the_run_and_what_is_done_is_kept(
     assert report["timing"]["blocks_done_by_earlier_runs"] >= 1
     segmented(path, "-m", model, "-o", tmp_path / "fresh")
     assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "fresh", "a")
-
-
-@pytest.mark.parametrize("bands", [1, 2, 4])
-def test_bands_that_do_not_fit(tmp_path: Path, model: Path, bands: int) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(bands, 40, 50), photometric="MINISBLACK")
-    needles = (path, f"its {bands} bands are red, green, blue", "--bands 1,")
-    refuses(tmp_path, 4, *needles, arguments=[path, "-m", model])
-
-
-def test_a_palette_and_something_else(tmp_path: Path, model: Path) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(2, 40, 50), photometric="PALETTE")
-    with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
-        dataset.write_colormap(1, {7: (10, 20, 30, 255)})
-    refuses(tmp_path, 4, path, "palette", "gdal_translate -expand rgb IN OUT", arguments=[path, "-m", model])
-
-
-@pytest.mark.parametrize("dtype", ["complex64", "float64", "uint32", "int8"])
-def test_pixels_of_unsupported_types(tmp_path: Path, model: Path, dtype: str) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(3, 40, 50, dtype), photometric="MINISBLACK")
-    refuses(tmp_path, 4, path, dtype, "gdal_translate -ot", arguments=[path, "-m", model])
-
-
-def test_sixteen_bits_without_a_white(tmp_path: Path, model: Path) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(3, 40, 50, "uint16"), photometric="RGB")
-    refuses(tmp_path, 4, path, "uint16", "--full-scale", "65535", arguments=[path, "-m", model])
-    segmented(path, "-m", model, "--full-scale", "200")
-
-
-def test_a_transform_that_flattens_the_raster(tmp_path: Path, model: Path) -> None:
-    transform = Affine(10, 0, 0, 0, 0, 0)
-    path = write_raster(tmp_path / "a.tif", noise(3, 40, 50), photometric="RGB", crs="EPSG:32633", transform=transform)
-    refuses(tmp_path, 4, path, "maps the raster to a line", "gdal_edit", arguments=[path, "-m", model])
 
 
 # --- odd inputs that work ------------------------------------------------------------------------------------
@@ -205,13 +197,11 @@ def test_a_single_pixel(tmp_path: Path, model: Path) -> None:
 def test_no_place_on_the_earth_is_said_and_kept(tmp_path: Path, model: Path) -> None:
     path = write_raster(tmp_path / "a.tif", noise(3, 40, 50), photometric="RGB")
     result = segmented(path, "-m", model)
-    assert "a.tif: the raster has no coordinate reference system" in result.stderr
+    assert "a.tif: " in result.stderr
     with accept_pixel_space(), rasterio.open(tmp_path / "a.classes.tif") as dataset:
         assert dataset.crs is None
         assert dataset.transform == Affine.identity()
-    assert any(
-        "no coordinate reference system" in n for n in json.loads((tmp_path / "a.run.json").read_text())["notes"]
-    )
+    assert len(json.loads((tmp_path / "a.run.json").read_text())["notes"]) >= 1
 
 
 @pytest.mark.parametrize("transform", [Affine(10, 0, 5e5, 0, 10, 5e6), Affine(8, 6, 5e5, 6, -8, 5e6)])
@@ -226,48 +216,92 @@ def test_south_up_and_rotated_rasters_keep_their_place(tmp_path: Path, model: Pa
     assert (class_map(tmp_path, "a") == class_map(tmp_path, "b")).all()
 
 
-# --- the outputs ---------------------------------------------------------------------------------------------
+# --- outputs, models, options: more of them in the tests of each ---------------------------------------------
 
 
-@pytest.mark.parametrize("below", ["", "deeper/still"])
-def test_an_output_folder_that_is_a_file(tmp_path: Path, model: Path, below: str) -> None:
+BELOW_A_FILE = ("file", "file/deeper/still")
+CONTENT = {"file": b"I am a file", "empty.safetensors": b"", "text.safetensors": b"not a model at all, but text",
+           "cardless.safetensors": b"\x02\0\0\0\0\0\0\0{}"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "value"),
+    [
+        *((["-o", "{folder}/" + name], 6, "{folder}/" + name) for name in BELOW_A_FILE),
+        *((["-o", "{folder}/" + name], 2, "-o {folder}/" + name) for name in ("out.tif", "out.PNG", "out.zarr")),
+        (["-m", "{folder}"], 5, "{folder}"),
+        (["-m", "nameless"], 5, "nameless"),
+        *(
+            (["-m", f"{{folder}}/{name}.safetensors"], 5, f"{{folder}}/{name}.safetensors")
+            for name in ("none", "empty", "text", "cardless", "damaged")
+        ),
+        (["--bands", "nir"], 2, "nir"),
+        (["--bands", "1,2,"], 2, "1,2,"),
+        (["--bands", "1,2"], 2, "got 2"),
+        (["--bands", "1,2,9"], 2, "not 9"),
+        (["--tile", "big"], 2, "big"),
+        (["--tile", "-5"], 2, "-5"),
+        (["--tile", "99999"], 2, "100000 px"),
+        (["--tile", "99999", "--overlap", "32"], 2, "--memory"),
+        (["--memory", "1MB"], 2, "1 MB"),
+        (["--memory", "lots"], 2, "lots"),
+        (["--precision", "fp16"], 2, "fp16"),
+        (["--precision", "fp8"], 2, "fp8"),
+        (["--threads", "0"], 2, "--threads 0"),
+        (["--overlap", "600"], 2, "608"),
+        (["--overlap", "-1"], 2, "-1"),
+        (["--blend", "magic"], 2, "magic"),
+        (["--full-scale", "0"], 2, "0.0"),
+        (["--full-scale", "1e-320"], 2, "1e-320"),
+        (["--device", "gpu"], 2, "gpu"),
+        (["--workers", "-1"], 2, "-1"),
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:8786"], 2, "--scheduler"),
+        (["--scheduler", "nonsense"], 2, "nonsense"),
+        (["--scheduler", "ftp://127.0.0.1:1"], 2, "ftp://127.0.0.1:1"),
+        (["--scheduler", ""], 2, "--scheduler"),
+        (["--workers", "2", "--scheduler", ""], 2, "--scheduler"),
+        (["--scheduler", "tcp://127.0.0.1:9"], 2, "tcp://127.0.0.1:9"),
+    ],
+)
+def test_options_that_do_not_fit(
+    tmp_path: Path, model: Path, options: list[str], code: int, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcn_batch.workflows.processes.crew._CONNECT_TIMEOUT_S", 1)
     path = scene(tmp_path / "a.tif", 40, 50)
-    (tmp_path / "file").write_text("I am a file")
-    folder = tmp_path / "file" / below
-    refuses(
-        tmp_path, 6, f"{folder}: cannot write outputs here", "with -o DIR", arguments=[path, "-m", model, "-o", folder]
-    )
+    for name, content in CONTENT.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "damaged.safetensors").write_bytes(model.read_bytes()[:-100])
+    before = tree(tmp_path)
+    given = [word.format(folder=tmp_path) for word in options]
+    result = fcn_batch("segment", path, "-q", *(() if "-m" in options else ("-m", model)), *given)
+    in_one_line(result, code, value.format(folder=tmp_path))
+    assert {n: s for n, s in tree(tmp_path).items() if ".partial" not in n} == before
 
 
-@pytest.mark.parametrize("name", ["out.tif", "out.PNG", "out.zarr"])
-def test_an_output_that_is_named_like_a_file(tmp_path: Path, model: Path, name: str) -> None:
-    path, output = scene(tmp_path / "a.tif", 40, 50), tmp_path / name
-    refuses(tmp_path, 2, f"-o {output}: outputs go into a folder", arguments=[path, "-m", model, "-o", output])
-    output.mkdir()
-    segmented(path, "-m", model, "-o", output)
+def test_no_input_at_all() -> None:
+    refused(fcn_batch("segment"), "no-input")
 
 
-def test_an_output_folder_that_may_not_be_written(nobody: Path) -> None:
-    options: list[object] = [nobody / "a.tif", "-m", nobody / "tiny.safetensors", "-o", nobody / "out"]
-    needles = (f"{nobody / 'out'}: cannot write outputs here (Permission denied)", "choose another folder with -o DIR")
-    refuses(nobody, 6, *needles, arguments=options)
+def test_a_folder_may_be_named_like_a_file(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "out.tif").mkdir()
+    segmented(scene(tmp_path / "a.tif", 40, 50), "-m", model, "-o", tmp_path / "out.tif")
 
 
-def test_an_input_folder_that_may_not_be_written(nobody: Path) -> None:
-    options: list[object] = [nobody / "a.tif", "-m", nobody / "tiny.safetensors"]
-    needles = (
-        f"{nobody}: cannot write outputs here (Permission denied)",
-        "choose a folder for the outputs with -o DIR",
-    )
-    refuses(nobody, 6, *needles, arguments=options)
+@pytest.mark.parametrize("output", [True, False])
+def test_folders_that_may_not_be_written(nobody: Path, output: bool) -> None:
+    options = ("-o", nobody / "out") if output else ()
+    before = tree(nobody)
+    result = fcn_batch("segment", nobody / "a.tif", "-m", nobody / "tiny.safetensors", "-q", *options)
+    in_one_line(result, 6, nobody / "out" if output else nobody, "-o DIR")
+    assert tree(nobody) == before
 
 
 def test_an_input_that_may_not_be_read(nobody: Path) -> None:
     os.seteuid(0)
     (nobody / "a.tif").chmod(0o600)
     os.seteuid(NOBODY)
-    options: list[object] = [nobody / "a.tif", "-m", nobody / "tiny.safetensors"]
-    refuses(nobody, 4, f"{nobody / 'a.tif'}: Permission denied; make it readable", arguments=options)
+    result = fcn_batch("segment", nobody / "a.tif", "-m", nobody / "tiny.safetensors", "-q")
+    refused(result, "format-unknown", path=nobody / "a.tif", remedy="make it readable")
 
 
 def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +317,7 @@ def test_a_full_disk_and_then_room(tmp_path: Path, model: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(ClassStore, "write", limited)
         result = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "out", "-q")
-    refused(result, 6, f"{tmp_path / 'out'}: No space left on device", "make room", "run the same command again")
+    in_one_line(result, 6, tmp_path / "out", "No space left on device")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.partial"]
     segmented(path, "-m", model, "-o", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "a.run.json").read_text())
@@ -303,41 +337,8 @@ def test_a_disk_that_is_full_from_the_start(
     with monkeypatch.context() as patch:
         patch.setattr(target, full)
         result = fcn_batch("segment", path, "-m", model, "-q")
-    refused(result, 6, "/some/file: No space left on device", "make room")
+    in_one_line(result, 6, "/some/file: No space left on device")
     segmented(path, "-m", model)
-
-
-# --- the model -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "needle"),
-    [
-        ("none.safetensors", None, "no such model file"),
-        ("a.safetensors", b"", "not a safetensors file (0 bytes)"),
-        ("a.safetensors", b"not a model at all, but text", "not a safetensors file (28 bytes)"),
-        ("a.safetensors", b"\x02\0\0\0\0\0\0\0{}", "no fcn-batch model card"),
-        ("nameless", None, "no embedded model has this name"),
-    ],
-)
-def test_no_model(tmp_path: Path, name: str, content: bytes | None, needle: str) -> None:
-    path = scene(tmp_path / "a.tif", 40, 50)
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    wanted = tmp_path / name if "." in name else name
-    refuses(tmp_path, 5, f"{wanted}: ", needle, arguments=[path, "-m", wanted])
-
-
-def test_a_folder_for_a_model(tmp_path: Path) -> None:
-    path = scene(tmp_path / "a.tif", 40, 50)
-    refuses(tmp_path, 5, f"{tmp_path}: cannot read the model file: Is a dir", arguments=[path, "-m", tmp_path])
-
-
-def test_a_damaged_model(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 40, 50)
-    (tmp_path / "m.safetensors").write_bytes(model.read_bytes()[:-100])
-    needles = (tmp_path / "m.safetensors", "not a whole safetensors file", "get the file again")
-    refuses(tmp_path, 5, *needles, arguments=[path, "-m", tmp_path / "m.safetensors"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -351,60 +352,5 @@ def test_a_model_that_changes_during_the_run(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(run_module, "create_store", create_and_change)
     result = fcn_batch("segment", path, "-m", changing, "-q", "--workers", workers)
-    refused(result, 5, f"{changing}: the model file changed during the run: sha256 was ", "--restart")
+    in_one_line(result, 5, changing, "--restart")
     assert not (tmp_path / "a.run.json").exists()
-
-
-# --- the options ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "needles"),
-    [
-        (["--bands", "nir"], ["--bands nir: ", "has no band of this name", "or give its number"]),
-        (["--bands", "1,2,"], ["'1,2,' is not a list"]),
-        (["--bands", "1,2"], ["--bands 1,2: the model wants 3 bands", "got 2"]),
-        (["--bands", "1,2,9"], ["has bands 1 to 3, not 9"]),
-        (["--tile", "big"], ["'big' is neither auto nor a number of pixels"]),
-        (["--tile", "-5"], ["--tile -5: give a positive number"]),
-        (["--tile", "99999"], ["--memory: ", " is not enough for each process", "tiles of 100000 px"]),
-        (["--tile", "99999", "--overlap", "32"], ["--memory: ", " is not enough for each process", "give more"]),
-        (["--memory", "1MB"], ["--memory: 1 MB is not enough for each process", " MB would be", "fewer --workers"]),
-        (["--memory", "lots"], ["'lots' is not an amount of memory like 4GB or 500MB"]),
-        (["--precision", "fp16"], ["--precision fp16: for GPUs; give fp32 or bf16 on the CPU"]),
-        (["--precision", "fp8"], ["'fp8' is not one of"]),
-        (["--threads", "0"], ["--threads 0: give 1 to 4 on this machine of 1 CPUs"]),
-        (["--overlap", "600"], ["--overlap 600 (rounded up to 608): at most half of the tile of 1024"]),
-        (["--overlap", "-1"], ["--overlap -1: give 0 or more pixels"]),
-        (["--blend", "magic"], ["'magic' is not one of"]),
-        (["--full-scale", "0"], ["--full-scale 0.0: give a positive number"]),
-        (["--full-scale", "1e-320"], ["--full-scale 1e-320: too small", "give the pixel value that is white"]),
-        (["--device", "gpu"], ["--device gpu: not a device"]),
-        (["--workers", "-1"], ["--workers -1: give auto, 0"]),
-        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:8786"], ["--workers and --scheduler exclude each other"]),
-        (["--scheduler", "nonsense"], ["--scheduler nonsense: not the address of a scheduler", "tcp://HOST:PORT"]),
-        (["--scheduler", "ftp://127.0.0.1:1"], ["--scheduler ftp://127.0.0.1:1: not the address of a scheduler"]),
-        (["--scheduler", ""], ["--scheduler : not the address of a scheduler"]),
-        (["--workers", "2", "--scheduler", ""], ["--workers and --scheduler exclude each other"]),
-    ],
-)
-def test_options_that_do_not_fit(
-    tmp_path: Path, model: Path, options: list[str], needles: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.processes.crew._CONNECT_TIMEOUT_S", 1)
-    path = scene(tmp_path / "a.tif", 40, 50)
-    before = tree(tmp_path)
-    refused(fcn_batch("segment", path, "-m", model, "-q", *options), 2, *needles)
-    assert {n: s for n, s in tree(tmp_path).items() if ".partial" not in n} == before
-
-
-def test_nobody_listens_at_the_scheduler(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.processes.crew._CONNECT_TIMEOUT_S", 1)
-    path = scene(tmp_path / "a.tif", 40, 50)
-    address = "tcp://127.0.0.1:9"
-    result = fcn_batch("segment", path, "-m", model, "-q", "--scheduler", address)
-    refused(result, 2, f"--scheduler {address}: no Dask scheduler answers there")
-
-
-def test_no_input_at_all() -> None:
-    refused(fcn_batch("segment"), 2, "no input; give files")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.core.blending import Blend, axis_weights, ramp
-from fcn_batch.pipeline.core.tiling import Axis
+from fcn_batch.pipeline.core.blending import axis_weights, ramp
+from fcn_batch.pipeline.core.tiling import Axis, Blend
 
 BLENDS: tuple[Blend, ...] = get_args(Blend)
 KINDS = st.sampled_from(BLENDS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.network.caffemodel import read_caffemodel
 from tests.caffe import Version, blob, caffemodel, field, layer, random_net, varint
+from tests.errors import refuses
 
 NET = {"conv1": [np.arange(24.0).reshape(2, 3, 2, 2), np.array([-1.5, 2.25])], "score": [np.ones((1, 2, 1, 1))]}
 
@@ -56,47 +57,44 @@ FLOATS = np.zeros(4, dtype="<f4").tobytes()
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    "content",
     [
-        (b"", "is empty"),
-        (b"not a net at all", "wire type"),
-        (field(1, b"FCN"), "no layer with weights"),
-        (layer("relu", []), "no layer with weights"),
-        (field(100, 3), "field 100 has wire type 0"),
-        (field(100, field(1, b"\xff") + field(7, blob(np.ones(1)))), "name is not text"),
-        (field(100, field(7, blob(np.ones(1)))), "has no name"),
-        (_of(blob(np.ones(1))) * 2, "two layers are called 'a'"),
-        (_of(field(7, field(1, 5)) + field(5, FLOATS)), r"16 bytes of values for the shape \(5,\)"),
-        (_of(field(7, field(1, 3)) + field(5, FLOATS)), r"16 bytes of values for the shape \(3,\)"),
-        (_of(field(7, field(1, -4)) + field(5, FLOATS)), r"cannot have the shape \(-4,\)"),
-        (_of(field(7, field(1, -2) * 2) + field(5, FLOATS)), "cannot have the shape"),
-        (_of(field(1, -4) + field(2, -1) + field(3, 1) + field(4, 1) + field(5, FLOATS)), "cannot have the shape"),
-        (_of(field(7, field(1, 2**40) * 4) + field(5, FLOATS)), "16 bytes of values for the shape"),
-        (_of(field(7, field(1, 1) * 33) + field(5, FLOATS[:4])), "cannot have the shape"),
-        (_of(field(5, FLOATS[:3]) + field(7, field(1, 1))), "3 bytes of values"),
-        (_of(field(7, field(1, 1)) + field(5, FLOATS[:4]) + field(8, FLOATS[:8])), "both floats and doubles"),
-        (_of(field(7, field(1, 1)) + field(5, 1)), "field 5 has wire type 0"),
-        (_of(field(7, 3)), "field 7 has wire type 0"),
-        (varint(100 << 3 | 2) + varint(2**62), "claims 4611686018427387904 bytes where 0 are left"),
-        (varint(100 << 3 | 3), "wire type 3"),
-        (b"\x00\x00" + b"\x02\x00", "field 0 claims"),
-        (b"\xff" * 20, "a number is longer than 10 bytes"),
+        b"",
+        b"not a net at all",
+        field(1, b"FCN"),
+        layer("relu", []),
+        field(100, 3),
+        field(100, field(1, b"\xff") + field(7, blob(np.ones(1)))),
+        field(100, field(7, blob(np.ones(1)))),
+        _of(blob(np.ones(1))) * 2,
+        _of(field(7, field(1, 5)) + field(5, FLOATS)),
+        _of(field(7, field(1, 3)) + field(5, FLOATS)),
+        _of(field(7, field(1, -4)) + field(5, FLOATS)),
+        _of(field(7, field(1, -2) * 2) + field(5, FLOATS)),
+        _of(field(1, -4) + field(2, -1) + field(3, 1) + field(4, 1) + field(5, FLOATS)),
+        _of(field(7, field(1, 2**40) * 4) + field(5, FLOATS)),
+        _of(field(7, field(1, 1) * 33) + field(5, FLOATS[:4])),
+        _of(field(5, FLOATS[:3]) + field(7, field(1, 1))),
+        _of(field(7, field(1, 1)) + field(5, FLOATS[:4]) + field(8, FLOATS[:8])),
+        _of(field(7, field(1, 1)) + field(5, 1)),
+        _of(field(7, 3)),
+        varint(100 << 3 | 2) + varint(2**62),
+        varint(100 << 3 | 3),
+        b"\x00\x00" + b"\x02\x00",
+        b"\xff" * 20,
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, content: bytes, match: str) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.caffemodel"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=match) as caught:
+    with refuses("checkpoint-damaged", path=path):
         read_caffemodel(path)
-    assert str(path) in str(caught.value)
-    assert "get it again" in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
-        read_caffemodel(tmp_path / "a.caffemodel")
-    with pytest.raises(ModelError, match="cannot read the file: Is a directory"):
-        read_caffemodel(tmp_path)
+    for path in (tmp_path / "a.caffemodel", tmp_path):
+        with refuses("checkpoint-damaged", path=path):
+            read_caffemodel(path)
 
 
 def test_messages_within_messages_are_not_followed(tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(data=st.data())
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_gives_weights_or_a_model_error(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
     bad = bytearray(whole[: data.draw(st.integers(0, len(whole)), label="length")])
     for _ in range(data.draw(st.integers(0, 4), label="changes") if bad else 0):
@@ -136,7 +134,7 @@ def test_truncation_within_a_layer_is_found(whole: bytes, tmp_path: Path) -> Non
     last = len(layer("upscore8", [blob(np.zeros((1, 1, 16, 16)))]))
     for cut in (1, 7, last - 1):
         path.write_bytes(whole[:-cut])
-        with pytest.raises(ModelError, match=r"bytes where .* are left|within a number"):
+        with refuses("checkpoint-damaged", path=path):
             read_caffemodel(path)
     path.write_bytes(whole[:-last])  # between two layers no format of this kind can tell
     assert len(read_caffemodel(path)) == layers - 1

@@ -20,6 +20,7 @@ from torch import nn
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.network.checkpoints import read_tensors
 from tests.caffe import caffemodel
+from tests.errors import refuses
 
 STATE = OrderedDict({"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float64)})
 TRAINING = {
@@ -39,13 +40,6 @@ def _same(found: dict[str, torch.Tensor]) -> None:
     for name, tensor in STATE.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-
-
-def _refused(path: Path, match: str) -> None:
-    with pytest.raises(ModelError, match=match) as caught:
-        read_tensors(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -82,7 +76,8 @@ def test_safetensors(tmp_path: Path) -> None:
     assert found.kind == "safetensors"
     _same({name: found.tensors[name] for name in STATE})
     path.write_bytes(path.read_bytes()[:-1])
-    _refused(path, "not a whole safetensors file")
+    with refuses("checkpoint-damaged", path=path):
+        read_tensors(path)
 
 
 def test_caffemodels(tmp_path: Path) -> None:
@@ -111,7 +106,9 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
         path.write_bytes(pickle.dumps(_Burglar(target), protocol=int(form[-1])))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    _refused(path, r"Python objects \(posix\.mkdir\)|something else than tensors")
+    with pytest.raises(ModelError) as caught:
+        read_tensors(path)
+    assert caught.value.code in ("checkpoint-code", "checkpoint-damaged")
     assert not target.exists()
     with path.open("rb") as file:  # the trap does work
         pickle.load(file) if form.startswith("pickle") else torch.load(file, weights_only=False)  # noqa: S301
@@ -120,50 +117,54 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, form: str) -> None:
 
 def test_a_whole_module_is_named(tmp_path: Path) -> None:
     torch.save(nn.Conv2d(1, 1, 1), tmp_path / "a.pth")
-    _refused(tmp_path / "a.pth", r"Python objects \(torch\.nn\.modules\.conv\.Conv2d\).*state_dict\(\)")
+    with refuses("checkpoint-code", path=tmp_path / "a.pth", name="torch.nn.modules.conv.Conv2d"):
+        read_tensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("content", "code"),
     [
-        ({}, "no tensors by name"),
-        ([torch.ones(1)], "holds a list"),
-        (torch.ones(1), "holds a Tensor"),
-        ({1: torch.ones(1)}, "no tensors by name"),
-        ({"a": torch.ones(1).expand(10**12)}, "claims 1000000000000 values"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "sparse"),
-        ({"a": torch.ones(2, dtype=torch.complex64)}, "complex"),
-        ({"a": torch.ones(2, device="meta")}, "without values"),
+        ({}, "checkpoint-empty"),
+        ([torch.ones(1)], "checkpoint-empty"),
+        (torch.ones(1), "checkpoint-empty"),
+        ({1: torch.ones(1)}, "checkpoint-empty"),
+        ({"a": torch.ones(1).expand(10**12)}, "checkpoint-damaged"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "tensor-unsupported"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "tensor-unsupported"),
+        ({"a": torch.ones(2, device="meta")}, "tensor-unsupported"),
     ],
     ids=["empty", "list", "tensor", "numbers", "expanded", "sparse", "complex", "meta"],
 )
-def test_what_is_no_state_dict(tmp_path: Path, content: Any, match: str) -> None:
+def test_what_is_no_state_dict(tmp_path: Path, content: Any, code: str) -> None:
     torch.save(content, tmp_path / "a.pth")
-    _refused(tmp_path / "a.pth", match)
+    with refuses(code, path=tmp_path / "a.pth"):
+        read_tensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("content", "code"),
     [
-        (b"", "is empty"),
-        (b"x", "no checkpoint"),
-        (b"These are not the weights.", "no checkpoint"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<!DOCTYPE html>", "web page"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"\x1f\x8b\x08", "unpack it first"),
-        (b"PK\x03\x04", "not a whole PyTorch checkpoint"),
-        (b"\x80", "not a whole PyTorch checkpoint"),
+        (b"", "checkpoint-damaged"),
+        (b"x", "checkpoint-unknown"),
+        (b"These are not the weights.", "checkpoint-unknown"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "checkpoint-unknown"),
+        (b"<!DOCTYPE html>", "checkpoint-unknown"),
+        (b"\x89HDF\r\n\x1a\n", "checkpoint-damaged"),
+        (b"\x1f\x8b\x08", "checkpoint-unknown"),
+        (b"PK\x03\x04", "checkpoint-damaged"),
+        (b"\x80", "checkpoint-damaged"),
     ],
 )
-def test_files_of_other_kinds(tmp_path: Path, content: bytes, match: str) -> None:
+def test_files_of_other_kinds(tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    _refused(tmp_path / "a.pth", match)
+    with refuses(code, path=tmp_path / "a.pth"):
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    _refused(tmp_path / "a.pth", "no such file")
-    _refused(tmp_path, "Is a directory")
+    for path in (tmp_path / "a.pth", tmp_path):
+        with refuses("checkpoint-unreadable", path=path):
+            read_tensors(path)
 
 
 def _saved(*, zipped: bool) -> bytes:
@@ -176,7 +177,7 @@ WHOLE = {zipped: _saved(zipped=zipped) for zipped in (True, False)}
 
 
 @given(data=st.data(), zipped=st.booleans())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_gives_tensors_or_a_model_error(tmp_path: Path, data: st.DataObject, *, zipped: bool) -> None:
     bad = bytearray(WHOLE[zipped])
     if data.draw(st.booleans(), label="cut"):
@@ -195,4 +196,5 @@ def test_truncation_is_found(tmp_path: Path, *, zipped: bool) -> None:
     whole, path = WHOLE[zipped], tmp_path / "a.pth"
     for length in (10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        _refused(path, "not a whole PyTorch checkpoint")
+        with refuses("checkpoint-damaged", path=path):
+            read_tensors(path)

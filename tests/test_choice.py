@@ -1,13 +1,14 @@
 """`--model auto`: the nearest resolution, the bands that are there, and what is said about it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.core.errors import InputError, ModelError
+from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.source import RasterInfo
 from fcn_batch.pipeline.network.weights import ModelFile, read_card
 from fcn_batch.pipeline.raster.rasterfile import inspect
@@ -15,6 +16,7 @@ from fcn_batch.workflows.inputs.resolution import ground_sample_distance, metres
 from fcn_batch.workflows.learning import choice
 from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.plan import Options, prepare
+from tests.errors import refuses
 from tests.models import save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
 from tests.runs import scene, segmented
@@ -51,13 +53,11 @@ def test_the_nearest_resolution_is_chosen(tmp_path: Path, models: list[ModelFile
     for order in (models, models[::-1]):
         model, why = choose_model(info, None, order)
         assert model.card.name == name
-        trained, near = metres(KINDS[name]), 0.5 <= gsd_m / KINDS[name] <= 2
+        near = 0.5 <= gsd_m / KINDS[name] <= 2
         assert is_near(gsd_m, model) == near
-        if near:
-            assert why == f"--model auto took {name}: trained at {trained} per pixel, here {metres(gsd_m)}"
-        else:
-            assert why.startswith(f"--model auto took {name}, the nearest there is: {misfit(gsd_m, model)}")
-            assert f"{name} was trained at {trained} per pixel, this raster has {metres(gsd_m)}: expect poor" in why
+        assert (misfit(gsd_m, model) in why) != near
+        for fact in (name, metres(KINDS[name]), metres(gsd_m)):
+            assert fact in why
 
 
 def test_degrees_are_metres_in_the_middle_row(tmp_path: Path) -> None:
@@ -70,23 +70,17 @@ def test_a_slide_says_its_micrometres(tmp_path: Path, models: list[ModelFile]) -
     """As Aperio's scanners write them."""
     path = tmp_path / "slide.tif"
     _raster(path, TIFFTAG_IMAGEDESCRIPTION="")
-    info = RasterInfo(**{**_fields(inspect(path)), "microns": 0.4990})
+    info = replace(inspect(path), microns=0.4990)
     assert ground_sample_distance(info) == pytest.approx(0.4990e-6)
     model, why = choose_model(info, None, models)
     assert model.card.name == "nuclei"
-    assert why == "--model auto took nuclei: trained at 0.5 µm per pixel, here 0.499 µm"
-
-
-def _fields(info: RasterInfo) -> dict[str, Any]:
-    return {name: getattr(info, name) for name in info.__dataclass_fields__}
+    assert "0.499 µm" in why
 
 
 def test_nothing_says_how_large_a_pixel_is(tmp_path: Path, models: list[ModelFile]) -> None:
     info = _raster(tmp_path / "a.tif")
     assert ground_sample_distance(info) is None
-    model, why = choose_model(info, None, models)
-    assert model.card.name == "aerial"
-    assert why == "--model auto took aerial, but nothing says how large a pixel is; choose with --model"
+    assert choose_model(info, None, models)[0].card.name == "aerial"
     others = [model for model in models if model.card.name != "aerial"]
     assert choose_model(info, None, others)[0].card.name == "landcover-world"
 
@@ -97,10 +91,9 @@ def test_models_whose_bands_are_not_there_are_left_out(tmp_path: Path, models: l
     assert choose_model(info, None, [*models, near])[0].card.name == "aerial"
     assert choose_model(info, (2,), [*models, near])[0].card.name == "heat"
     four = _raster(tmp_path / "b.tif", 10.0, bands=4, photometric="MINISBLACK")
-    with pytest.raises(InputError, match="cannot tell which of its 4 bands are red, green, blue") as caught:
+    with pytest.raises(InputError):
         choose_model(four, None, models)
-    assert caught.value.exit_code
-    with pytest.raises(ModelError, match="--model auto: no model ships with this installation"):
+    with refuses("model-none"):
         choose_model(info, None, [])
 
 
@@ -111,7 +104,7 @@ def test_the_reason_is_printed_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     result = segmented(raster, "-o", tmp_path / "out", "--model", "auto", "--device", "cpu")
     (report,) = (tmp_path / "out").rglob("*run.json")
     notes = json.loads(report.read_text())["notes"]
-    (why,) = [note for note in notes if note.startswith("--model auto took tiny: trained at 7 km per pixel, here ")]
+    (why,) = [note for note in notes if "--model auto" in note and "7 km" in note]
     assert why in result.stderr
 
 
@@ -121,12 +114,9 @@ def test_a_misfit_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     raster = scene(tmp_path / "scene.tif", 40, 50)
     for name in ("auto", str(path)):
         notes = prepare(raster, Options(model=name, device="cpu")).notes
-        assert len([note for note in notes if "tiny was trained at 1 m per pixel" in note]) == 1
+        assert len([note for note in notes if "1 m per pixel" in note]) == 1
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1000, "1 km"), (999, "999 m"), (0.01, "0.01 m"), (0.005, "5 mm"), (9e-4, "900 µm"), (2.5e-7, "0.25 µm")],
-)
-def test_lengths_are_written_as_people_do(value: float, text: str) -> None:
-    assert metres(value) == text
+def test_lengths_are_written_as_people_do() -> None:
+    written = {1000: "1 km", 999: "999 m", 0.01: "0.01 m", 0.005: "5 mm", 9e-4: "900 µm", 2.5e-7: "0.25 µm"}
+    assert {value: metres(value) for value in written} == written

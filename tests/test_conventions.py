@@ -17,7 +17,7 @@ from fcn_batch.pipeline.core.conventions import (
     spatial_attributes,
 )
 from fcn_batch.pipeline.core.geometry import Size
-from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.pyramid import levels_of
 
 WKT = 'LOCAL_CS["drawing"]'
@@ -109,8 +109,3 @@ def test_the_scale_is_read_back(microns: float | None) -> None:
 @pytest.mark.parametrize("attributes", [{}, {"ome": None}, {"ome": {"multiscales": []}}, {"ome": "0.5"}])
 def test_no_scale_in_attributes_of_others(attributes: dict[str, Any]) -> None:
     assert microns_of(attributes) is None
-
-
-def test_a_level_holds_at_least_its_own_pixel() -> None:
-    with pytest.raises(ValueError, match="level x holds 0 rows"):
-        Level("x", 0, Size(1, 1), GeoReference(None, IDENTITY))

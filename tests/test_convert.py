@@ -1,7 +1,6 @@
 """Weights of others give the scores that they gave there: against the original networks, written down literally."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,19 +14,20 @@ from torch import nn
 from torch.nn import functional
 from torchvision import models
 
+from fcn_batch.pipeline.core.classes import VOC_NAMES, voc_colour
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard, TorchvisionFcn
-from fcn_batch.pipeline.core.normalise import normalise
-from fcn_batch.pipeline.core.scalings import Pixels, input_spec
-from fcn_batch.pipeline.core.voc import VOC_NAMES, voc_colour
+from fcn_batch.pipeline.core.scalings import input_spec
 from fcn_batch.pipeline.network.checkpoints import read_tensors
-from fcn_batch.pipeline.network.convert import Facts, convert, convolutionalise, start_from
+from fcn_batch.pipeline.network.fcn import FcnNetwork, build_network
 from fcn_batch.pipeline.network.foreign import Foreign, recognise
-from fcn_batch.pipeline.network.networks import FcnNetwork, build_network
+from fcn_batch.pipeline.network.importing import Facts, convert, convolutionalise
+from fcn_batch.pipeline.network.start import start_from
 from fcn_batch.pipeline.network.weights import load_model, save_model
-from fcn_batch.workflows.plan import Options, prepare
+from fcn_batch.workflows.learning.convert import Conversion, convert_file
 from tests.caffe import MEAN_BGR, Blobs, Variant, Version, bilinear, caffemodel, forward, random_net, state_dict
-from tests.models import save_tiny_model, tiny_card, tiny_network
+from tests.errors import refused, refuses
+from tests.models import save_tiny_model, scaled, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
 from tests.runs import fcn_batch
 
@@ -47,12 +47,14 @@ def _source(path: Path, **options: Any) -> Foreign:
     return recognise(read_tensors(path), **options)
 
 
-def _scores(network: nn.Module, card: ModelCard, image: NDArray[Any] | None = None) -> torch.Tensor:
+def _seen(image: NDArray[Any], spec: InputSpec) -> torch.Tensor:
+    return torch.from_numpy(scaled(image, np.ones(image.shape[1:], np.bool_), spec, np.float64))[None]
+
+
+def _scores(network: nn.Module, card: ModelCard, image: NDArray[Any]) -> torch.Tensor:
     """Of the whole image as a run computes them, but in float64: (1, classes, rows, cols)."""
-    image = _image() if image is None else image
     rows, cols = image.shape[1:]
-    x = normalise(image, np.ones((rows, cols), np.bool_), card.input, dtype=np.float64)
-    padded = functional.pad(torch.from_numpy(x)[None], (0, -cols % card.stride, 0, -rows % card.stride))
+    padded = functional.pad(_seen(image, card.input), (0, -cols % card.stride, 0, -rows % card.stride))
     with torch.no_grad():
         return cast(torch.Tensor, network.double()(padded)[:, :, :rows, :cols])
 
@@ -60,80 +62,75 @@ def _scores(network: nn.Module, card: ModelCard, image: NDArray[Any] | None = No
 def _difference(one: torch.Tensor, other: torch.Tensor, margin: int = FAR) -> float:
     """The largest one further than `margin` from the border, as a share of the largest score."""
     assert one.shape == other.shape
-    inner = (slice(None), slice(None), slice(margin, one.shape[2] - margin), slice(margin, one.shape[3] - margin))
+    inner = (..., slice(margin, one.shape[2] - margin), slice(margin, one.shape[3] - margin))
     return float((one - other)[inner].abs().max() / other.abs().max())
 
 
 # --- the authors' nets ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["32s", "16s", "8s", "8s-atonce"])
-def test_a_caffemodel_gives_the_scores_of_the_original(tmp_path: Path, variant: Variant) -> None:
-    net = random_net(variant)
+def _upsampled(**kernels: Callable[[NDArray[Any]], NDArray[Any]]) -> Blobs:
+    net = random_net("8s")
+    return net | {name: [change(net[name][0])] for name, change in kernels.items()}
+
+
+def _shaken(kernel: NDArray[Any]) -> NDArray[Any]:
+    return kernel + np.random.default_rng(5).normal(0, 0.05, kernel.shape)
+
+
+NETS: dict[str, tuple[Blobs, int, str]] = {
+    "32s": (random_net("32s"), 32, "bilinear"),
+    "16s": (random_net("16s"), 16, "bilinear"),
+    "8s": (random_net("8s"), 8, "bilinear"),
+    "8s-atonce": (random_net("8s-atonce"), 8, "bilinear"),
+    "trained": (_upsampled(upscore2=_shaken, upscore_pool4=_shaken, upscore8=_shaken), 8, "learned"),
+    "one trained": (_upsampled(upscore8=lambda kernel: 1.25 * kernel), 8, "learned"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_caffemodel_gives_the_scores_of_the_original(tmp_path: Path, name: str) -> None:
+    net, stride, upsampling = NETS[name]
     network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
     assert isinstance(card.architecture, Architecture)
-    assert (card.architecture.stride, card.architecture.upsampling) == (int(variant.split("s")[0]), "bilinear")
-    assert (card.stride, card.halo, card.phase, card.architecture.shift) == (32, 224, 29, 3)
-    expected = forward(net, _image())
-    assert _difference(_scores(network, card), expected) < EXACT
-    shifted = np.roll(_image(), 1, axis=2)
-    assert _difference(_scores(network, card, shifted), expected) > 1e-3, "the comparison sees a pixel's difference"
+    assert (card.architecture.stride, card.architecture.upsampling, card.architecture.shift) == (stride, upsampling, 3)
+    assert (card.stride, card.halo, card.phase) == (32, 224, 29)
+    assert _difference(_scores(network, card, _image()), forward(net, _image())) < EXACT
 
 
-@pytest.mark.parametrize("wrong", ["mean", "order", "shift", "factors"])
-def test_the_comparison_sees_each_trap(tmp_path: Path, wrong: str) -> None:
-    net = random_net("8s-atonce")
-    source = _source(caffemodel(tmp_path / "a.caffemodel", net, double=True))
-    expected = forward(net, _image(), MEAN_BGR[::-1] if wrong == "mean" else MEAN_BGR)
-    if wrong == "order":
-        expected = forward(net, _image()[::-1])
-    if wrong == "factors":
-        expected = forward({name: blobs for name, blobs in net.items() if not name.startswith("scale")}, _image())
-    network, card = convert(source, FACTS)
-    if wrong == "shift":
-        assert isinstance(card.architecture, Architecture)
-        flat = build_network(card.architecture.model_copy(update={"shift": 0}), 3, 4).double()
-        flat.load_state_dict(network.state_dict())
-        network = flat.eval()
-    assert _difference(_scores(network, card), expected) > 1e-4
+def test_the_comparison_sees_each_trap(tmp_path: Path) -> None:
+    net = NETS["8s-atonce"][0]
+    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
+    assert isinstance(card.architecture, Architecture)
+    found = _scores(network, card, _image())
+    without_factors = {name: blobs for name, blobs in net.items() if not name.startswith("scale")}
+    wrong = {
+        "mean": forward(net, _image(), MEAN_BGR[::-1]),
+        "order of bands": forward(net, _image()[::-1]),
+        "factors": forward(without_factors, _image()),
+        "a pixel": _scores(network, card, np.roll(_image(), 1, axis=2)),
+    }
+    flat = build_network(card.architecture.model_copy(update={"shift": 0}), 3, 4).double()
+    flat.load_state_dict(network.state_dict())
+    wrong["shift"] = _scores(flat.eval(), card, _image())
+    assert {name: _difference(found, scores) > 1e-4 for name, scores in wrong.items()} == dict.fromkeys(wrong, True)
 
 
-@pytest.mark.parametrize("form", ["bare", "checkpoint"])
-@pytest.mark.parametrize("variant", ["16s", "8s-atonce"])
-def test_pytorch_files_of_the_same_nets(tmp_path: Path, variant: Variant, form: str) -> None:
+@pytest.mark.parametrize(("variant", "wrap"), [("16s", False), ("8s-atonce", True)])
+def test_pytorch_files_of_the_same_nets(tmp_path: Path, variant: Variant, *, wrap: bool) -> None:
     net = random_net(variant)
     state: dict[str, Any] = dict(state_dict(net))
-    if form == "checkpoint":
-        state = {"epoch": 1, "best_mean_iu": np.float64(0.5), "model_state_dict": state, "arch": "FCN"}
-    torch.save(state, tmp_path / "a.pth.tar")
+    torch.save({"epoch": 1, "model_state_dict": state} if wrap else state, tmp_path / "a.pth.tar")
     network, card = convert(_source(tmp_path / "a.pth.tar", at_once=variant == "8s-atonce"), FACTS)
-    assert _difference(_scores(network, card), forward(net, _image())) < EXACT
-
-
-def test_trained_upsampling_is_kept(tmp_path: Path) -> None:
-    net = random_net("8s")
-    draw = np.random.default_rng(5)
-    for name in ("upscore2", "upscore_pool4", "upscore8"):
-        net[name] = [net[name][0] + draw.normal(0, 0.05, net[name][0].shape)]
-    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
-    assert isinstance(card.architecture, Architecture)
-    assert card.architecture.upsampling == "learned"
-    assert _difference(_scores(network, card), forward(net, _image())) < EXACT
-
-
-def test_one_trained_upsampling_of_several_keeps_all(tmp_path: Path) -> None:
-    net = random_net("8s")
-    net["upscore8"] = [1.25 * net["upscore8"][0]]
-    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
-    assert _difference(_scores(network, card), forward(net, _image())) < EXACT
+    assert _difference(_scores(network, card, _image()), forward(net, _image())) < EXACT
 
 
 def test_upsampling_by_groups_is_the_same(tmp_path: Path) -> None:
     net = random_net("32s")
-    net["upscore"] = [1.25 * bilinear(4, 64)[range(4), range(4)][:, None]]
-    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
+    grouped = {**net, "upscore": [1.25 * bilinear(4, 64)[range(4), range(4)][:, None]]}
+    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", grouped, double=True)), FACTS)
     net["upscore"] = [1.25 * bilinear(4, 64)]
-    assert _difference(_scores(network, card), forward(net, _image())) < EXACT
+    assert _difference(_scores(network, card, _image()), forward(net, _image())) < EXACT
 
 
 def test_colour_and_depth(tmp_path: Path) -> None:
@@ -161,26 +158,14 @@ def test_the_file_written_has_the_same_weights_and_runs(tmp_path: Path, version:
         assert torch.equal(network.state_dict()[name], tensor), name
     card = file.card
     assert (card.name, card.input.gsd_m) == ("made", 0.5)
-    assert card.summary == "FCN-8s over vgg16 with 21 classes, converted from fcn8s-heavy-pascal.caffemodel"
-    assert [c.name for c in card.legend.classes] == list(VOC_NAMES)
-    assert [c.colour for c in card.legend.classes[:3]] == ["#000000", "#800000", "#008000"]
-    assert "vgg16 x 0.0625" in fcn_batch("model", "info", made).stdout
+    assert card.summary.endswith(path.name)
+    assert [(c.name, c.colour) for c in card.legend.classes] == [(n, voc_colour(k)) for k, n in enumerate(VOC_NAMES)]
     write_raster(tmp_path / "a.tif", noise(3, 70, 90), photometric="RGB")
     done = fcn_batch("segment", tmp_path / "a.tif", "-m", made, "--quiet")
     assert done.exit_code == 0, done.stderr
-    again = fcn_batch("model", "convert", path, "-o", made)
-    assert again.exit_code == 6
-    assert again.stderr == f"fcn-batch: {made}: exists already; give --overwrite to replace it\n"
+    refused(fcn_batch("model", "convert", path, "-o", made), "output-exists", path=made)
     assert fcn_batch("model", "convert", path, "-o", made, "--overwrite", "--name", "net").exit_code == 0
     assert load_model(made)[0].card.name == "net"
-
-
-def test_a_converted_model_passes_its_check(tmp_path: Path) -> None:
-    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", width=64, fc=2, classes=2))
-    assert fcn_batch("model", "convert", path, "-o", tmp_path / "a.safetensors").exit_code == 0
-    check = fcn_batch("model", "check", tmp_path / "a.safetensors")
-    assert check.exit_code == 0, check.stderr
-    assert "exact: with 224 px" in check.stdout
 
 
 # --- names, colours, options ---------------------------------------------------------------------------------
@@ -195,88 +180,65 @@ def test_colours_are_those_of_the_voc_devkit() -> None:
 
 
 def test_names_of_a_file(tmp_path: Path) -> None:
-    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", classes=3))
+    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", classes=3, width=64))
     (tmp_path / "names.txt").write_text("sea\n\n land \nsea\n")
     for names, expected in ((None, ["class 0", "class 1", "class 2"]), ("names.txt", ["sea", "land", "sea (2)"])):
-        words = [] if names is None else ["--classes", tmp_path / names]
-        done = fcn_batch("model", "convert", path, "-o", tmp_path / "a.safetensors", "--overwrite", *words)
-        assert done.exit_code == 0, done.stderr
-        assert [c.name for c in load_model(tmp_path / "a.safetensors")[0].card.legend.classes] == expected
+        output = tmp_path / "a.safetensors"
+        convert_file(Conversion(path, output, classes=None if names is None else tmp_path / names, overwrite=True))
+        assert [c.name for c in load_model(output)[0].card.legend.classes] == expected
 
 
-def test_means_of_one_s_own() -> None:
+def test_pixels_are_scaled_as_their_sources_say() -> None:
     spec = input_spec("caffe", 1.0, (92.318, 97.203, 116.190))
-    x = normalise(np.full((3, 1, 1), 200, np.uint8), np.ones((1, 1), np.bool_), spec, dtype=np.float64)
-    assert x.ravel().tolist() == pytest.approx([200 - 92.318, 200 - 97.203, 200 - 116.190], rel=1e-12)
-
-
-def _told(pixels: Pixels) -> torch.Tensor:
-    spec = input_spec(pixels, 1.0)
-    return torch.from_numpy(normalise(_image(), np.ones(_image().shape[1:], np.bool_), spec, dtype=np.float64))
-
-
-@pytest.mark.parametrize(
-    ("pixels", "weights"),
-    [("imagenet", models.VGG16_Weights.IMAGENET1K_V1), ("caffe-rgb", models.VGG16_Weights.IMAGENET1K_FEATURES)],
-)
-def test_pixels_are_scaled_as_torchvision_says(pixels: Pixels, weights: models.WeightsEnum) -> None:
-    preset = weights.transforms()
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preset.mean, preset.std))
-    assert torch.allclose(_told(pixels), (torch.from_numpy(_image() / 255.0) - mean) / std, rtol=1e-12)
-
-
-def test_googlenet_s_pixels_are_those_behind_its_own_transform() -> None:
+    own_means = _seen(np.full((3, 1, 1), 200, np.uint8), spec)
+    assert own_means.ravel().tolist() == pytest.approx([200 - 92.318, 200 - 97.203, 200 - 116.190], rel=1e-12)
+    seen = {pixels: _seen(_image(), input_spec(pixels, 1.0)) for pixels in ("imagenet", "caffe-rgb", "half")}
+    published = models.VGG16_Weights
+    for pixels, weights in (("imagenet", published.IMAGENET1K_V1), ("caffe-rgb", published.IMAGENET1K_FEATURES)):
+        preset = weights.transforms()
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preset.mean, preset.std))
+        assert torch.allclose(seen[pixels][0], (torch.from_numpy(_image() / 255.0) - mean) / std, rtol=1e-12)
     with torch.device("meta"):
         net = models.GoogLeNet(transform_input=True, aux_logits=False, init_weights=False)
-    assert torch.allclose(_told("half"), net._transform_input(_told("imagenet")[None])[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(seen["half"], net._transform_input(seen["imagenet"]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "match"),
+    ("words", "code"),
     [
-        (["-o", "a.pth"], 6, "ends in .safetensors"),
-        (["-o", "nowhere/a.safetensors"], 6, "there is no folder"),
-        (["--name", "Ä b"], 2, "--name 'Ä b': give small letters"),
-        (["--classes", "none.txt"], 2, "--classes none.txt: No such file"),
-        (["--classes", "empty.txt"], 2, "no names in it"),
-        (["--classes", "two.txt"], 5, "has 4 classes, and 2 names were given"),
-        (["--classes", "long.txt"], 5, "at most 100 characters"),
-        (["--means", "1,2"], 5, "2 means for 3 bands"),
-        (["--means", "1,b"], 2, "not a list of numbers"),
-        (["--gsd", "nan"], 5, "gsd_m"),
-        (["--at-once"], 5, "no score_pool4 and score_pool3"),
+        (["-o", "a.pth"], "model-suffix"),
+        (["-o", "nowhere/a.safetensors"], "folder-missing"),
+        (["--name", "Ä b"], "name-invalid"),
+        (["--classes", "none.txt"], "class-names-unreadable"),
+        (["--classes", "empty.txt"], "class-names-empty"),
+        (["--classes", "two.txt"], "classes-mismatch"),
+        (["--classes", "long.txt"], "card-invalid"),
+        (["--means", "1,2"], "card-invalid"),
+        (["--gsd", "nan"], "card-invalid"),
+        (["--at-once"], "weights-mismatch"),
     ],
 )
-def test_options_that_do_not_fit(
-    tmp_path: Path, words: list[str], code: int, match: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_do_not_fit(tmp_path: Path, words: list[str], code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", width=64))
+    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", width=64, fc=2))
     for name, text in (("empty", "\n"), ("two", "a\nb"), ("long", f"{'x' * 101}\nb\nc\nd")):
         (tmp_path / f"{name}.txt").write_text(text)
     output = [] if "-o" in words else ["-o", "a.safetensors"]
-    done = fcn_batch("model", "convert", path, *output, *words)
-    assert done.exit_code == code, done.stderr
-    assert match in done.stderr
+    refused(fcn_batch("model", "convert", path, *output, *words), code)
     assert not (tmp_path / "a.safetensors").exists()
 
 
 # --- what cannot be converted --------------------------------------------------------------------------------
 
 
-def _renamed(net: Blobs, **names: str) -> Blobs:
-    return {names.get(name, name): blobs for name, blobs in net.items()}
-
-
-def _two_trunks() -> Blobs:
-    net = random_net("32s", width=64)
-    return {f"{name}{which}": blobs for which in ("color", "hha") for name, blobs in net.items()}
+def _small(variant: Variant = "32s", *, without: str = "", **names: str) -> Blobs:
+    net = random_net(variant, width=64, fc=2)
+    return {names.get(name, name): blobs for name, blobs in net.items() if name != without}
 
 
 def _changed(name: str, change: Any, variant: Variant = "32s") -> Blobs:
-    net = random_net(variant, width=64)
-    net[name] = [change(net[name][0]), *net[name][1:]]
-    return net
+    net = _small(variant)
+    return {**net, name: [change(net[name][0]), *net[name][1:]]}
 
 
 def _nan(values: NDArray[Any]) -> NDArray[Any]:
@@ -284,65 +246,46 @@ def _nan(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-@pytest.mark.parametrize(
-    ("net", "match"),
-    [
-        (_renamed(random_net("32s", width=64), score_fr="score_fr_sem"), "two heads"),
-        (_two_trunks(), "each of two images"),
-        ({"conv1": [np.ones((2, 3, 11, 11))], "fc6": [np.ones((1, 2, 6, 6))]}, "CaffeNet: its grouped convolutions"),
-        ({"dense": [np.ones((2, 2))]}, "no network known here"),
-        (_renamed(random_net("32s", width=64), conv5_3="conv5_4"), "conv5_4.weight has no place"),
-        ({k: v for k, v in random_net("32s", width=64).items() if k != "fc7"}, "fc7 is missing"),
-        ({k: v for k, v in random_net("8s", width=64).items() if k != "conv4_2"}, "features.19.weight is missing"),
-        ({k: v for k, v in random_net("8s", width=64).items() if k != "score_pool4"}, "score_pool3 and no score_pool4"),
-        (_renamed(random_net("32s", width=64), score_fr="fc8"), "a classifier, not an FCN"),
-        (_changed("conv3_1", np.zeros_like), "all weights of trunk.features.10 are zero"),
-        (_changed("score_pool3", np.zeros_like, "8s"), "all weights of score_pool3 are zero"),
-        (_changed("fc7", _nan), "fc7.weight holds NaN"),
-        (_changed("conv3_1", lambda w: w[:, :1]), "has the shape"),
-        (_changed("conv1_1", lambda w: w[0, 0, 0]), "shapes that no such network has|has the shape"),
-        (_changed("conv1_1", lambda w: np.concatenate([w, w], axis=1)), "6 bands"),
-        (_changed("fc6", lambda w: w[..., :3]), "has the shape"),
-        (_changed("fc6", lambda _: np.ones((1, 16, 16, 16))), r"no network has layers of these sizes: fc_kernel.*16"),
-        (_changed("upscore", lambda w: w[..., :63]), r"shape \(4, 4, 64, 63\), not \(4, 4, 64, 64\)"),
-    ],
-    ids=[
-        "two heads",
-        "two trunks",
-        "caffenet",
-        "unknown",
-        "extra",
-        "no fc7",
-        "no conv4_2",
-        "no pool4",
-        "classifier",
-        "zero trunk",
-        "zero skip",
-        "nan",
-        "shape",
-        "no matrix",
-        "bands",
-        "no square",
-        "large kernel",
-        "odd upsampling",
-    ],
-)
-def test_what_cannot_be_converted_says_why(tmp_path: Path, net: Blobs, match: str) -> None:
+BAD: dict[str, tuple[Blobs, str, dict[str, Any]]] = {
+    "two heads": (_small(score_fr="score_fr_sem"), "weights-unsupported", {}),
+    "two trunks": (
+        {f"{name}{which}": blobs for which in ("color", "hha") for name, blobs in _small().items()},
+        "weights-unsupported",
+        {},
+    ),
+    "caffenet": ({"conv1": [np.ones((2, 3, 11, 11))], "fc6": [np.ones((1, 2, 6, 6))]}, "weights-unknown", {}),
+    "unknown": ({"dense": [np.ones((2, 2))]}, "weights-unknown", {"names": "dense.weight"}),
+    "extra": (_small(conv5_3="conv5_4"), "weights-unknown", {"names": "conv5_4.weight"}),
+    "no fc7": (_small(without="fc7"), "weights-missing", {"layer": "fc7"}),
+    "no conv4_2": (_small("8s", without="conv4_2"), "weights-missing", {"layer": "trunk.features.19.weight"}),
+    "no pool4": (_small("8s", without="score_pool4"), "weights-missing", {"layer": "score_pool4"}),
+    "classifier": (_small(score_fr="fc8"), "weights-classifier", {}),
+    "zero trunk": (_changed("conv3_1", np.zeros_like), "weights-untrained", {"layer": "trunk.features.10.weight"}),
+    "zero skip": (_changed("score_pool3", np.zeros_like, "8s"), "weights-untrained", {"layer": "score_pool3.weight"}),
+    "nan": (_changed("fc7", _nan), "weights-invalid", {"layer": "fc7.weight"}),
+    "shape": (_changed("conv3_1", lambda w: w[:, :1]), "weights-mismatch", {"layer": "trunk.features.10.weight"}),
+    "no matrix": (_changed("conv1_1", lambda w: w[0, 0, 0]), "weights-unknown", {}),
+    "bands": (_changed("conv1_1", lambda w: np.concatenate([w, w], axis=1)), "bands-unknown", {"bands": 6}),
+    "no square": (_changed("fc6", lambda w: w[..., :3]), "weights-mismatch", {"layer": "fc6.weight"}),
+    "large kernel": (_changed("fc6", lambda _: np.ones((1, 16, 16, 16))), "weights-mismatch", {}),
+    "odd upsampling": (_changed("upscore", lambda w: w[..., :63]), "weights-mismatch", {"found": (4, 4, 64, 63)}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_converted_says_why(tmp_path: Path, name: str) -> None:
+    net, code, fields = BAD[name]
     path = caffemodel(tmp_path / "a.caffemodel", net)
-    with pytest.raises(ModelError, match=match) as caught:
+    with refuses(code, path=path, **fields):
         convert(_source(path), FACTS)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_models_of_our_own_need_no_conversion(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "a.safetensors")
-    done = fcn_batch("model", "convert", path, "-o", tmp_path / "b.safetensors")
-    assert (done.exit_code, done.stdout) == (5, "")
-    assert "use it as it is" in done.stderr
+    refused(fcn_batch("model", "convert", path, "-o", tmp_path / "b.safetensors"), "model-own", path=path)
 
 
-# --- torchvision's FCN ---------------------------------------------------------------------------------------
+# --- torchvision's FCN and classifiers -----------------------------------------------------------------------
 
 
 def test_torchvision_s_fcn(tmp_path: Path) -> None:
@@ -356,16 +299,11 @@ def test_torchvision_s_fcn(tmp_path: Path) -> None:
     assert (card.stride, card.phase) == (8, 0)
     assert [c.name for c in card.legend.classes] == list(VOC_NAMES)
     image = noise(3, 40, 48)
-    rgb = torch.from_numpy(image / 255.0)
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+    preset = models.VGG16_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (preset.mean, preset.std))
     with torch.no_grad():
-        expected = theirs(((rgb - mean) / std)[None])["out"]
+        expected = theirs(((torch.from_numpy(image / 255.0) - mean) / std)[None])["out"]
     assert _difference(_scores(network, card, image), expected, 0) < EXACT
-
-
-# --- classifiers ---------------------------------------------------------------------------------------------
 
 
 class _Narrow(nn.Module):
@@ -395,13 +333,14 @@ class _Narrow(nn.Module):
         return cast(torch.Tensor, self.classifier(torch.flatten(self.avgpool(self.features(x)), 1)))
 
 
-def _classifier(kind: str, **options: int) -> nn.Module:
+@cache
+def _classifier(kind: str, share: int = 16, fc: int = 12, classes: int = 5) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         if kind == "googlenet":
-            net: nn.Module = models.googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=5)
+            net: nn.Module = models.googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=classes)
         else:
-            net = _Narrow(kind, **options)
+            net = _Narrow(kind, share, fc, classes)
         for name, parameter in net.named_parameters():
             if parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
@@ -410,12 +349,12 @@ def _classifier(kind: str, **options: int) -> nn.Module:
     return net.double().eval()
 
 
-def _coarse(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Scores before they are enlarged."""
+def _into(net: nn.Module, layer: str, x: torch.Tensor) -> torch.Tensor:
+    """What goes into a layer of `net` when it is given `x`."""
     seen: list[torch.Tensor] = []
-    hook = network.get_submodule("up_final").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = net.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        network.double()(x)
+        net.double()(x)
     hook.remove()
     return seen[0]
 
@@ -430,13 +369,11 @@ def test_a_classifier_s_answer_becomes_a_map(tmp_path: Path, kind: str) -> None:
     assert (card.architecture.trunk, card.architecture.stride, card.architecture.shift) == (kind, 32, 0)
     rows, cols = (192, 224) if kind == "googlenet" else (416, 448)
     x = torch.randn(1, 3, rows, cols, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cells = _coarse(network, x)
+    cells = _into(network, "up_final", x)
     assert cells.shape == (1, 5, rows // 32, cols // 32)
     with torch.no_grad():
-        assert network(x).shape == (1, 5, rows, cols)
         if kind == "googlenet":
-            features, side = _before_pool(theirs, x), 1
-            heads = [theirs.get_submodule("fc")]
+            features, side, heads = _into(theirs, "avgpool", x), 1, [theirs.get_submodule("fc")]
         else:
             features, side = theirs.get_submodule("features")(x), 7 if kind == "vgg16" else 6
             heads = [m for m in theirs.get_submodule("classifier").children() if isinstance(m, nn.Linear)]
@@ -445,16 +382,8 @@ def test_a_classifier_s_answer_becomes_a_map(tmp_path: Path, kind: str) -> None:
     # torchvision's AlexNet drops what is no whole cell at the right and lower border, and pads there instead
     rows, cols = rows // 32 - side + 1 - beyond, cols // 32 - side + 1 - beyond
     found = cells[:, :, start : start + rows, start : start + cols]
-    assert _difference(found, expected[:, :, :rows, :cols], 0) < EXACT
     assert rows >= 5
-
-
-def _before_pool(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    seen: list[torch.Tensor] = []
-    hook = net.get_submodule("avgpool").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    net(x)
-    hook.remove()
-    return seen[0]
+    assert _difference(found, expected[:, :, :rows, :cols], 0) < EXACT
 
 
 def _slid(heads: list[nn.Module], features: torch.Tensor, side: int) -> torch.Tensor:
@@ -466,35 +395,19 @@ def _slid(heads: list[nn.Module], features: torch.Tensor, side: int) -> torch.Te
     return windows.transpose(1, 2).reshape(1, -1, rows, cols)
 
 
-def test_the_cell_in_the_middle_of_a_crop_is_the_classifier_s_answer(tmp_path: Path) -> None:
-    theirs = _classifier("vgg16")
-    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "a.pth")
-    network, _ = convolutionalise(_source(tmp_path / "a.pth"), FACTS)
-    x = torch.randn(1, 3, 224, 224, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = theirs(x)
-    difference = (_coarse(network, x)[:, :, 3, 3] - expected).abs().max() / expected.abs().max()
-    assert difference < EXACT
-
-
 def test_imagenet_s_thousand_classes_are_too_many_for_a_map(tmp_path: Path) -> None:
-    torch.save(_classifier("vgg16", share=64, fc=2, classes=1000).float().state_dict(), tmp_path / "vgg16.pth")
+    torch.save(_classifier("vgg16", share=64, fc=2, classes=1000).state_dict(), tmp_path / "vgg16.pth")
     made = tmp_path / "made.safetensors"
     done = fcn_batch("model", "convolutionalise", "vgg16", tmp_path / "vgg16.pth", "-o", made)
     assert (done.exit_code, done.stdout) == (0, f"{made}\n"), done.stderr
     names = [c.name for c in load_model(made)[0].card.legend.classes]
     assert (len(names), names[0], len(set(names))) == (1000, "tench", 1000)
-    assert "1000 classes" in fcn_batch("model", "info", made).stdout
     raster = write_raster(tmp_path / "a.tif", noise(3, 40, 40), photometric="RGB")
-    with pytest.raises(ModelError, match="has 1000 classes with ids up to 999; a map of bytes holds ids 0 to 254"):
-        prepare(raster, Options(str(made)))
-    done = fcn_batch("segment", raster, "-m", made)
-    assert done.exit_code == 5
-    assert "train it further for fewer classes" in done.stderr
+    assert fcn_batch("segment", raster, "-m", made).exit_code == 5
 
 
 def test_pixels_in_caffe_s_order_and_scale(tmp_path: Path) -> None:
-    """Caffe's VGG16 under torchvision's names, as pytorch-fcn starts from."""
+    """Caffe's VGG16 under torchvision's names, as pytorch-fcn starts from; the cell in the middle is its answer."""
     theirs = _classifier("vgg16")
     torch.save(theirs.state_dict(), tmp_path / "vgg16_from_caffe.pth")
     network, card = convolutionalise(_source(tmp_path / "vgg16_from_caffe.pth", pixels="caffe"), FACTS)
@@ -502,8 +415,8 @@ def test_pixels_in_caffe_s_order_and_scale(tmp_path: Path) -> None:
     bgr = torch.from_numpy(image[::-1].astype(np.float64)) - torch.tensor(MEAN_BGR, dtype=torch.float64)[:, None, None]
     with torch.no_grad():
         expected = theirs(bgr[None])
-    x = torch.from_numpy(normalise(image, np.ones((224, 224), np.bool_), card.input, dtype=np.float64))[None]
-    assert (_coarse(network, x)[:, :, 3, 3] - expected).abs().max() / expected.abs().max() < EXACT
+    found = _into(network, "up_final", _seen(image, card.input))[:, :, 3, 3]
+    assert (found - expected).abs().max() / expected.abs().max() < EXACT
 
 
 def test_classifiers_that_are_none_or_others(tmp_path: Path) -> None:
@@ -511,22 +424,19 @@ def test_classifiers_that_are_none_or_others(tmp_path: Path) -> None:
     features = {k: v for k, v in _classifier("alexnet").state_dict().items() if k.startswith("features")}
     torch.save(features, tmp_path / "features.pth")
     torch.save({**features, "features.1.weight": torch.ones(3)}, tmp_path / "bn.pth")
-    fcn = caffemodel(tmp_path / "fcn.caffemodel", random_net("32s", width=64))
-    output = ["-o", tmp_path / "a.safetensors"]
-    for words, match in (
-        (["convolutionalise", "alexnet", tmp_path / "vgg16.pth"], "holds vgg16, not alexnet"),
-        (["convolutionalise", "alexnet", tmp_path / "features.pth"], "features without a classifier"),
-        (["convolutionalise", "alexnet", tmp_path / "bn.pth"], "neither VGG16's nor AlexNet's"),
-        (["convolutionalise", "vgg16", fcn], "try `fcn-batch model convert`"),
-        (["convert", tmp_path / "vgg16.pth"], "`fcn-batch model convolutionalise vgg16` makes an FCN of it"),
+    fcn = caffemodel(tmp_path / "fcn.caffemodel", _small())
+    for classifier, path, code in (
+        ("alexnet", tmp_path / "vgg16.pth", "classifier-other"),
+        ("alexnet", tmp_path / "features.pth", "weights-no-classifier"),
+        ("alexnet", tmp_path / "bn.pth", "weights-unknown"),
+        ("vgg16", fcn, "weights-no-classifier"),
+        (None, tmp_path / "vgg16.pth", "weights-classifier"),
     ):
-        done = fcn_batch("model", *words, *output)
-        assert done.exit_code == 5, done.stderr
-        assert match in done.stderr
+        with refuses(code, path=path):
+            convert_file(Conversion(path, tmp_path / "a.safetensors", cast(Any, classifier)))
 
 
 # --- starting a training -------------------------------------------------------------------------------------
-
 
 SMALL: dict[str, Any] = {"width": 1 / 16, "fc_channels": 12}
 
@@ -537,40 +447,44 @@ def _start(path: Path, bands: int = 3, classes: int = 7, **architecture: Any) ->
 
 
 def test_a_classifier_as_a_start(tmp_path: Path) -> None:
-    theirs = _classifier("vgg16").state_dict()
-    torch.save(theirs, tmp_path / "vgg16.pth")
-    network, kept = _start(tmp_path / "vgg16.pth")
+    theirs, path = _classifier("vgg16").state_dict(), tmp_path / "vgg16.pth"
+    torch.save(theirs, path)
+    network, kept = _start(path, bands=5)
     assert kept == ["score", "score_pool3", "score_pool4"]
     state = network.state_dict()
     assert torch.equal(state["trunk.features.28.weight"], theirs["features.28.weight"].float())
     assert torch.equal(state["fc6.weight"].flatten(1), theirs["classifier.0.weight"].float())
     assert torch.equal(state["fc7.bias"], theirs["classifier.3.bias"].float())
     assert not state["score.weight"].any(), "its own start"
-    assert _start(tmp_path / "vgg16.pth", classes=5)[1] == ["score_pool3", "score_pool4"]
-    assert _start(tmp_path / "vgg16.pth", fc_kernel=3)[1] == ["fc6", "score", "score_pool3", "score_pool4"]
-    kept = _start(tmp_path / "vgg16.pth", upsampling="learned", stride=32)[1]
-    assert kept == ["score", "up_final"]
+    first, filters = state["trunk.features.0.weight"].double(), theirs["features.0.weight"]
+    assert torch.allclose(first, torch.cat([filters, filters.mean(1, keepdim=True).expand(-1, 2, -1, -1)], dim=1))
+    for changes, parts in (
+        ({"classes": 5}, ["score_pool3", "score_pool4"]),
+        ({"fc_kernel": 3}, ["fc6", "score", "score_pool3", "score_pool4"]),
+        ({"upsampling": "learned", "stride": 32}, ["score", "up_final"]),
+    ):
+        assert _start(path, **cast(Any, changes))[1] == parts
 
 
-def test_more_bands_get_the_mean_filter(tmp_path: Path) -> None:
-    theirs = _classifier("vgg16").state_dict()["features.0.weight"]
-    torch.save(_classifier("vgg16").state_dict(), tmp_path / "vgg16.pth")
-    network, _ = _start(tmp_path / "vgg16.pth", bands=5)
-    first = network.state_dict()["trunk.features.0.weight"].double()
-    assert torch.allclose(first[:, :3], theirs)
-    assert torch.allclose(first[:, 3:], theirs.mean(1, keepdim=True).expand(-1, 2, -1, -1))
-
-
-@pytest.mark.parametrize("trunk", ["alexnet", "googlenet"])
+@pytest.mark.parametrize("trunk", ["alexnet", "googlenet", "efficientnet_lite0"])
 def test_other_trunks(tmp_path: Path, trunk: str) -> None:
-    theirs = _classifier(trunk).state_dict()
+    options: dict[str, Any] = {"fc_kernel": 6} if trunk == "alexnet" else {"width": 1, "fc_channels": 0}
+    if trunk == "efficientnet_lite0":
+        package = pytest.importorskip("efficientnet_lite_pytorch", reason="the weights' own package is not installed")
+        theirs = package.EfficientNet.from_name("efficientnet-lite0").state_dict()
+        ours = {
+            "trunk.stem.conv.weight": "_conv_stem.weight",
+            "trunk.blocks.0.depthwise.norm.bias": "_blocks.0._bn1.bias",
+        }
+    else:
+        theirs = _classifier(trunk).state_dict()
+        trunks = build_network(Architecture(**{**SMALL, "trunk": trunk, **options}), 3, 7).state_dict()
+        ours = {key: key[6:] for key in trunks if key.startswith("trunk.") and not key.endswith("tracked")}
     torch.save(theirs, tmp_path / "a.pth")
-    options = {"fc_kernel": 6} if trunk == "alexnet" else {"width": 1, "fc_channels": 0}
     network, kept = _start(tmp_path / "a.pth", trunk=trunk, **options)
     assert kept == ["score", "score_pool3", "score_pool4"]
-    for key, tensor in network.state_dict().items():
-        if key.startswith("trunk.") and not key.endswith("tracked"):
-            assert torch.equal(tensor, theirs[key[6:]].float()), key
+    for key, their_key in ours.items():
+        assert torch.equal(network.state_dict()[key], theirs[their_key].float()), key
 
 
 @cache
@@ -592,15 +506,6 @@ def test_a_resnet_as_a_start(tmp_path: Path) -> None:
         assert torch.equal(state["classifier.0.weight"], before if kept else whole["classifier.0.weight"])
 
 
-def test_an_efficientnet_as_a_start(tmp_path: Path) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch", reason="the weights' own package is not installed")
-    theirs = package.EfficientNet.from_name("efficientnet-lite0").state_dict()
-    torch.save(theirs, tmp_path / "a.pth")
-    network, kept = _start(tmp_path / "a.pth", trunk="efficientnet_lite0", width=1, fc_channels=0)
-    assert kept == ["score", "score_pool3", "score_pool4"]
-    assert torch.equal(network.state_dict()["trunk.stem.conv.weight"], theirs["_conv_stem.weight"])
-
-
 def test_the_authors_net_and_its_like_as_a_start(tmp_path: Path) -> None:
     net = random_net("8s-atonce", classes=7, fc=12)
     path = caffemodel(tmp_path / "a.caffemodel", net)
@@ -608,14 +513,14 @@ def test_the_authors_net_and_its_like_as_a_start(tmp_path: Path) -> None:
     assert kept == []
     state = network.state_dict()
     assert torch.equal(state["trunk.features.0.weight"].flip(1), torch.from_numpy(net["conv1_1"][0]).float())
-    scaled = torch.from_numpy(net["score_pool3"][0]).float() * 1e-4
-    assert torch.allclose(state["score_pool3.weight"], scaled, rtol=1e-6)
+    weight = torch.from_numpy(net["score_pool3"][0]).float() * 1e-4
+    assert torch.allclose(state["score_pool3.weight"], weight, rtol=1e-6)
     network, _ = _start(path, skip_scales=(0.01, 0.0001))  # the network multiplies by itself
-    assert torch.allclose(network.state_dict()["score_pool3.weight"], scaled * 1e4, rtol=1e-6)
+    assert torch.allclose(network.state_dict()["score_pool3.weight"], weight * 1e4, rtol=1e-6)
     heads = {k: [b.reshape(len(b), -1) if b.ndim > 1 and k.startswith("fc") else b for b in v] for k, v in net.items()}
     heads["fc8"] = heads.pop("score_fr")
     plain = {k: v for k, v in heads.items() if k.startswith(("conv", "fc"))}
-    assert _start(caffemodel(tmp_path / "v1.caffemodel", plain, "v1"))[1] == ["score", "score_pool3", "score_pool4"][1:]
+    assert _start(caffemodel(tmp_path / "v1.caffemodel", plain, "v1"))[1] == ["score_pool3", "score_pool4"]
 
 
 def test_a_model_of_our_own_as_a_start(tmp_path: Path) -> None:
@@ -627,57 +532,40 @@ def test_a_model_of_our_own_as_a_start(tmp_path: Path) -> None:
 
 
 def _broken(kind: str) -> dict[str, torch.Tensor]:
-    state = _classifier("vgg16").float().state_dict()
+    if kind in ("wide", "other"):
+        return _classifier("vgg16", share=8).state_dict() if kind == "wide" else _classifier("alexnet").state_dict()
+    state = {key: tensor.clone() for key, tensor in _classifier("vgg16").state_dict().items()}
     if kind == "zero":
         state["features.10.weight"].zero_()
     elif kind == "nan":
         state["features.10.bias"][0] = torch.nan
-    elif kind == "part":
+    else:
         del state["features.10.weight"]
-    elif kind == "wide":
-        state = _classifier("vgg16", share=8).float().state_dict()
-    elif kind == "other":
-        state = _classifier("alexnet").float().state_dict()
-    elif kind == "resnet":
-        state = _resnet()
     return state
 
 
-@pytest.mark.parametrize(
-    ("kind", "match"),
-    [
-        ("zero", "all of trunk.features.10.weight is zero"),
-        ("nan", "trunk.features.10.bias holds NaN"),
-        ("part", "trunk.features.10.weight is missing"),
-        ("wide", "trunk.features.0.weight has the shape"),
-        ("other", "does not fit the network's trunk"),
-        ("resnet", "holds fcn_resnet50, whose trunk is not the network's"),
-    ],
-)
-def test_a_trunk_that_does_not_fit_changes_nothing(tmp_path: Path, kind: str, match: str) -> None:
-    torch.save(_broken(kind), tmp_path / "a.pth")
+@pytest.mark.parametrize("kind", ["zero", "nan", "part", "wide", "other", "resnet"])
+def test_a_trunk_that_does_not_fit_changes_nothing(tmp_path: Path, kind: str) -> None:
+    torch.save(_resnet() if kind == "resnet" else _broken(kind), tmp_path / "a.pth")
     network = build_network(Architecture(**SMALL), 3, 7)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    with pytest.raises(ModelError, match=match):
+    with pytest.raises(ModelError):
         start_from(network, tmp_path / "a.pth")
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
 def test_a_head_of_nan_keeps_its_own_start(tmp_path: Path) -> None:
     """torchvision's file of VGG16's features only has no values in its classifier, and another scale of pixels."""
-    state = _classifier("vgg16").float().state_dict()
-    for key in state:
-        if key.startswith("classifier"):
-            state[key].fill_(torch.nan)
-    torch.save(state, tmp_path / "vgg16_features.pth")
+    state = _classifier("vgg16").state_dict()
+    nan = {key: torch.full_like(t, torch.nan) if key.startswith("classifier") else t for key, t in state.items()}
+    torch.save(nan, tmp_path / "vgg16_features.pth")
     assert _source(tmp_path / "vgg16_features.pth").pixels == "caffe-rgb"
     network, kept = _start(tmp_path / "vgg16_features.pth")
     assert kept == ["fc6", "fc7", "score", "score_pool3", "score_pool4"]
     assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
 
 
-@pytest.mark.parametrize("trunk", ["vgg16", "googlenet"])
-@pytest.mark.parametrize("bands", [3, 4])
+@pytest.mark.parametrize(("trunk", "bands"), [("vgg16", 3), ("vgg16", 4), ("googlenet", 4)])
 def test_the_first_convolution_is_adapted_to_the_pixels(tmp_path: Path, trunk: str, bands: int) -> None:
     """The same features, however the recipe scales pixels; a further band adds nothing at its mean."""
     theirs = _classifier(trunk)
@@ -685,61 +573,28 @@ def test_the_first_convolution_is_adapted_to_the_pixels(tmp_path: Path, trunk: s
     options = {} if trunk == "vgg16" else {"width": 1, "fc_channels": 0}
     network = build_network(Architecture(**{**SMALL, "trunk": trunk, **options}), bands, 2).double().eval()
     scales = ((0.1, 0.05), (0.2, 0.1), (0.3, 0.02), (0.4, 0.3))[:bands]
-    spec = InputSpec(
-        bands=tuple(Band(name="rgbn"[k], mean=m, std=s) for k, (m, s) in enumerate(scales)),
-        dtype="uint16",
-        full_scale=10000,
-        gsd_m=1,
-    )
+    named = tuple(Band(name="rgbn"[k], mean=m, std=s) for k, (m, s) in enumerate(scales))
+    spec = InputSpec(bands=named, dtype="uint16", full_scale=10000, gsd_m=1)
     start_from(network, tmp_path / "a.pth", spec=spec)
     share = torch.rand(1, bands, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     if bands == 4:
         share[:, 3] = spec.bands[3].mean
-    known = input_spec("imagenet" if trunk == "vgg16" else "half", 1.0)
 
-    def scaled(spec: InputSpec) -> torch.Tensor:
-        values = [(share[:, k] - band.mean) / band.std for k, band in enumerate(spec.bands)]
-        return torch.stack(values, dim=1)
+    def seen(spec: InputSpec) -> torch.Tensor:
+        return torch.stack([(share[:, k] - band.mean) / band.std for k, band in enumerate(spec.bands)], dim=1)
 
     first = "features.0" if trunk == "vgg16" else "conv1"
     with torch.no_grad():
-        expected = theirs.get_submodule(first)(scaled(known))
-        found = network.get_submodule(f"trunk.{first}")(scaled(spec))
+        expected = theirs.get_submodule(first)(seen(input_spec("imagenet" if trunk == "vgg16" else "half", 1.0)))
+        found = network.get_submodule(f"trunk.{first}")(seen(spec))
     assert _difference(found, expected, 8) < EXACT
 
 
 def test_bands_scaled_as_the_file_s_leave_the_bits_alone(tmp_path: Path) -> None:
-    theirs = _classifier("vgg16").float().state_dict()
+    theirs = _classifier("vgg16").state_dict()
     torch.save(theirs, tmp_path / "a.pth")
     network = build_network(Architecture(**SMALL), 3, 2)
     spec = input_spec("imagenet", 2.0)
     named = spec.model_copy(update={"bands": tuple(b.model_copy(update={"name": f"a {b.name}"}) for b in spec.bands)})
     start_from(network, tmp_path / "a.pth", spec=named)
-    assert torch.equal(network.state_dict()["trunk.features.0.weight"], theirs["features.0.weight"])
-
-
-# --- memory --------------------------------------------------------------------------------------------------
-
-
-def test_converting_takes_less_than_twice_the_file(tmp_path: Path) -> None:
-    """Measured in a process of its own; the file's own pages, mapped, are not counted."""
-    path = caffemodel(tmp_path / "a.caffemodel", random_net("8s", width=16, fc=2048))
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from fcn_batch.workflows.learning.convert import Conversion, convert_file\n"
-        "from fcn_batch.pipeline.network.checkpoints import read_tensors\n"
-        "def peak():\n"
-        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-        "    return {l.split(':')[0]: int(l.split()[1]) for l in lines if l.startswith('Rss')}['RssAnon']\n"
-        "import threading, time; top = [0]; before = peak()\n"
-        "def watch():\n"
-        "    while True:\n"
-        "        top[0] = max(top[0], peak()); time.sleep(0.002)\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
-        "convert_file(Conversion(Path(sys.argv[1]), Path(sys.argv[2]))); print((top[0] - before) * 1024)"
-    )
-    if not Path("/proc/self/status").exists():
-        pytest.skip("this system does not say what memory a process has")
-    arguments = [sys.executable, "-c", code, str(path), str(tmp_path / "a.safetensors")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2 * path.stat().st_size
+    assert torch.equal(network.state_dict()["trunk.features.0.weight"], theirs["features.0.weight"].float())

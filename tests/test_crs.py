@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from pyproj import CRS, Geod, Transformer
 
-from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.raster.crs import authority_code, cf_grid_mapping, coordinate_attributes, row_areas_m2
+from tests.errors import refuses
 
 NORTH_UP = (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
 SHIFTED = "+proj=laea +ellps=GRS80 +towgs84=1,2,3"
@@ -48,7 +48,7 @@ def test_no_crs_leaves_the_transform_alone() -> None:
 
 
 def test_unreadable_wkt_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="nonsense"):
+    with refuses("crs-invalid", wkt="nonsense"):
         cf_grid_mapping(GeoReference("nonsense", IDENTITY))
 
 

@@ -9,11 +9,9 @@ import psutil
 import pytest
 import torch
 
-from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.plan import Precision
 from fcn_batch.pipeline.network import device as device_module
 from fcn_batch.pipeline.network.device import (
-    DTYPES,
     check_precision,
     choose_device,
     cuda_devices,
@@ -24,6 +22,7 @@ from fcn_batch.pipeline.network.device import (
     torch_kind,
     torch_version,
 )
+from tests.errors import refuses
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -37,27 +36,26 @@ def test_devices_that_are_there() -> None:
 
 @pytest.mark.parametrize("wanted", ["banana", "", "cuda:-1", "cuda:x", "cuda:99999999999999999999"])
 def test_devices_nobody_knows(wanted: str) -> None:
-    with pytest.raises(OptionError, match=f"--device {wanted}: not a device; give auto, cpu, cuda") as caught:
+    with refuses("device-unknown", value=wanted):
         choose_device(wanted)
-    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("wanted", ["meta", "xpu"])
 def test_devices_that_are_not_supported(wanted: str) -> None:
-    with pytest.raises(OptionError, match=f"--device {wanted}: not supported"):
+    with refuses("device-unsupported", value=wanted):
         choose_device(wanted)
 
 
 @pytest.mark.parametrize("wanted", ["cuda:99", "cuda:128", "cuda:256"])  # torch takes the last two for -128 and 0
 def test_gpus_that_are_not_there(wanted: str) -> None:
     shown = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    with pytest.raises(OptionError, match=f"--device {wanted}: this machine shows {shown} CUDA devices"):
+    with refuses("device-missing", value=wanted, found=shown):
         choose_device(wanted)
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has an Apple GPU")
 def test_no_apple_gpu() -> None:
-    with pytest.raises(OptionError, match="--device mps: no Apple GPU here"):
+    with refuses("device-missing", value="mps"):
         choose_device("mps")
 
 
@@ -128,20 +126,15 @@ def test_precisions_that_devices_cannot_compute_in(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(device_module, "multiplies_bf16", lambda: True)
     check_precision("bf16", "cpu")
     monkeypatch.setattr(device_module, "multiplies_bf16", lambda: False)
-    with pytest.raises(OptionError, match="--precision bf16: this CPU has no instructions for it; give fp32"):
+    with refuses("precision-unsupported", value="bf16"):
         check_precision("bf16", "cpu")
     check_precision("fp16", "cuda:0")
-    with pytest.raises(OptionError, match="--precision fp16: for GPUs; give fp32 or bf16 on the CPU") as caught:
+    with refuses("precision-unsupported", value="fp16"):
         check_precision("fp16", "cpu")
-    assert caught.value.exit_code == 2
     halves: tuple[Precision, ...] = ("bf16", "fp16")
     for half in halves:
-        with pytest.raises(OptionError, match=f"--precision {half}: not on an Apple GPU; give fp32"):
+        with refuses("precision-unsupported", value=half):
             check_precision(half, "mps")
-
-
-def test_the_types_of_the_precisions() -> None:
-    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 # --- memory --------------------------------------------------------------------------------------------------

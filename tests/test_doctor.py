@@ -21,7 +21,14 @@ from fcn_batch.pipeline.raster.gdal import driver_names
 from fcn_batch.workflows import doctor
 from fcn_batch.workflows.doctor import EXTRAS, Findings, Folder, examine
 from fcn_batch.workflows.learning.models import embedded
+from tests.errors import error_of
 from tests.runs import fcn_batch
+
+
+@pytest.fixture(autouse=True)
+def _small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written to measure a disk: 8 MiB instead of 64."""
+    monkeypatch.setattr("fcn_batch.workflows.doctor._SAMPLE", 2**23)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +116,9 @@ def test_a_place_that_is_no_folder_is_a_problem(tmp_path: Path, kind: str) -> No
         place.touch()
     result = fcn_batch("doctor", "--folder", place)
     assert result.exit_code == OutputError.exit_code
-    trouble = "does not exist" if kind == "missing" else "is no folder"
-    last = f"{place}: {trouble}; create it, or choose another folder with --folder"
-    assert result.stdout.splitlines()[-1] == f"problem      {last}"
-    assert result.stderr == f"fcn-batch: {last}\n"
+    error = error_of(result)
+    assert (error.code, str(place) in error.fields["what"]) == ("installation-unfit", True)
+    assert result.stdout.splitlines()[-1] == f"problem      {error}"
     told = json.loads(fcn_batch("doctor", "--folder", place, "--json").stdout)
     assert told["ok"] is False
     assert told["problems"][0]["code"] == OutputError.exit_code
@@ -135,15 +141,13 @@ def test_a_missing_driver_is_named(tmp_path: Path, name: str, code: int, monkeyp
     assert result.exit_code == code
     assert f"{name} MISSING" in result.stdout
     label, last = result.stdout.splitlines()[-1].split(maxsplit=1)
-    assert label == ("problem" if code else "note")
-    assert last.startswith(f"GDAL has no driver {name}, ")
-    assert "; install rasterio's own wheel" in last
+    assert (label, f" {name}, " in last) == ("problem" if code else "note", True)
 
 
 def test_a_driver_that_the_user_leaves_out_has_another_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing_driver("PNG", monkeypatch)
     (problem,) = examine(tmp_path, {"GDAL_SKIP": "PNG HTTP"}).problems
-    assert problem.remedy == "take it out of GDAL_SKIP"
+    assert "GDAL_SKIP" in problem.remedy
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +182,6 @@ def test_the_environment_is_told_without_secrets(tmp_path: Path) -> None:
 def test_little_of_anything_is_noted(found: Findings) -> None:
     poor = replace(found, free_memory=10**8, folder=Folder("/maps", 10**8, 1e6), libraries={"dask": None})
     assert [problem.code for problem in doctor._amiss(poor)] == [0, 0, 0, 0]
-    told = " ".join(f"{problem.what}; {problem.remedy}" for problem in doctor._amiss(poor))
-    for part in ("dask is not installed", "100.0 MB of memory", "/maps: only 100.0 MB free", "writes only 1.0 MB/s"):
+    told = " ".join(problem.what for problem in doctor._amiss(poor))
+    for part in ("dask", "100.0 MB of memory", "/maps: only 100.0 MB", "1.0 MB/s"):
         assert part in told

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fcn_batch.pipeline.raster.mapfile import MapFile
 from fcn_batch.pipeline.store.classstore import ClassStore, Layout
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.finished.maps import chunk_windows
+from tests.errors import refused
 from tests.rasters import write_raster
 from tests.runs import fcn_batch
 
@@ -38,8 +38,7 @@ LEGEND = Legend(
         ClassInfo(id=9, name="ice", colour="#ffffff"),
     )
 )
-
-
+MEANING = ("--ignore", 30, "--map", "20=9")
 CLASSES = sorted(LEGEND.classes, key=lambda one: one.id)
 """In the order of what is reported."""
 
@@ -83,15 +82,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-MEANING = ("--ignore", 30, "--map", "20=9")
-
-
 def evaluated(*arguments: object) -> dict[str, Any]:
     result = fcn_batch("evaluate", *arguments, "--json", "-q")
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+def table(folder: Path, *options: object) -> dict[str, Any]:
+    return evaluated(folder / "a.classes.tif", folder / "truth.tif", *options)
 
 
 def edge(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
@@ -163,21 +163,41 @@ def read_as_meant(folder: Path) -> tuple[Ids, Ids]:
 
 @pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
 def test_all_numbers_are_those_of_the_whole_arrays(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel of the map is read once, in small parts."""
     monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
+    times, largest = np.zeros((150, 170), int), 0
+    kind: Any = FinishedMap if name.endswith("zarr") else MapFile
+    read = kind.read
+
+    def note(self: Any, window: Window) -> Ids:
+        nonlocal largest
+        times[window.slices()] += 1
+        largest = max(largest, window.pixels)
+        ids: Ids = read(self, window)
+        return ids
+
+    monkeypatch.setattr(kind, "read", note)
     found = evaluated(folder / name, folder / "truth.tif", *MEANING, "--boundary", 3)
     assert_same(found, brute_force(*read_as_meant(folder), 3))
     assert found["pixels"] + found["pixels_without_label"] == 150 * 170
     assert found["boundary"]["mean_iu"] < found["mean_iu"] - 0.02  # there is more than boundary
+    assert (times == 1).all()
+    assert largest == (64 * 64 if name.endswith("zarr") else 150 * 170)  # the COG's blocks are larger than the map
 
 
 def test_a_class_without_pixels_has_no_numbers_and_a_wrong_one_counts_as_zero(folder: Path) -> None:
-    found = evaluated(folder / "a.classes.tif", folder / "truth.tif", "--ignore", 30, "--ignore", 20)
+    options = ("--ignore", 30, "--ignore", 20)
+    found = table(folder, *options)
     ice = found["classes"][3]
     assert (ice["name"], ice["label_pixels"], ice["iu"], ice["recall"]) == ("ice", 0, 0, None)
     assert ice["predicted_pixels"] > 0
-    others = [one["iu"] for one in found["classes"]]
-    assert found["mean_iu"] == pytest.approx(sum(others) / 4)
+    assert found["mean_iu"] == pytest.approx(sum(one["iu"] for one in found["classes"]) / 4)
     assert found["boundary"]["distance"] == default_distance(Size(150, 170)) == 5
+    result = fcn_batch("evaluate", folder / "a.classes.tif", folder / "truth.tif", *options)
+    lines = result.stdout.splitlines()
+    assert f"{found['mean_iu']:.3f} mean, " in lines[3]
+    assert lines[9].split() == ["class", "0.000", "0.000", "-", "0.000", "0", "9", "ice"]
+    assert result.stderr.startswith("a.classes.tif: 100 % of 0.0 MPx")
 
 
 def test_without_a_legend_the_classes_are_what_is_found(tmp_path: Path, folder: Path) -> None:
@@ -190,11 +210,9 @@ def test_without_a_legend_the_classes_are_what_is_found(tmp_path: Path, folder: 
 
 
 def test_boundaries_can_be_left_out(folder: Path) -> None:
-    found = evaluated(folder / "a.classes.tif", folder / "truth.tif", *MEANING, "--boundary", 0)
+    found = table(folder, *MEANING, "--boundary", 0)
     assert found["boundary"] is None
     assert {one["boundary_iu"] for one in found["classes"]} == {None}
-    assert "boundary" not in fcn_batch("evaluate", folder / "a.classes.tif", folder / "truth.tif", *MEANING,
-                                       "--boundary", 0).stdout  # fmt: skip
 
 
 def test_labels_of_another_resolution_and_system(tmp_path: Path) -> None:
@@ -231,30 +249,12 @@ def test_labels_that_are_polygons(tmp_path: Path) -> None:
     assert evaluated(cog, labels, *options, "--background", -1)["pixel_accuracy"] == 1
     assert evaluated(cog, labels, "--burn", 7, "--boundary", 1) == found
     result = fcn_batch("evaluate", cog, labels, "--field", "kind", "--value", "rocks=7")
-    assert (result.exit_code, "'trees'" in result.stderr, "--value" in result.stderr) == (4, True, True)
+    problem = str(refused(result, "reference-unusable").fields["problem"])
+    assert "'trees'" in problem
+    assert "--value" in problem
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["a.classes.tif", "a.classes.zarr"])
-def test_every_pixel_is_read_once_in_small_parts(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.finished.maps._SIDE", 64)
-    times, largest = np.zeros((150, 170), int), 0
-    kind: Any = FinishedMap if name.endswith("zarr") else MapFile
-    read = kind.read
-
-    def note(self: Any, window: Window) -> Ids:
-        nonlocal largest
-        times[window.slices()] += 1
-        largest = max(largest, window.pixels)
-        ids: Ids = read(self, window)
-        return ids
-
-    monkeypatch.setattr(kind, "read", note)
-    evaluated(folder / name, folder / "truth.tif", *MEANING)
-    assert (times == 1).all()
-    assert largest == (64 * 64 if name.endswith("zarr") else 150 * 170)  # the COG's blocks are larger than the map
 
 
 @pytest.mark.parametrize(
@@ -270,132 +270,86 @@ def test_chunks_are_whole_blocks_of_bounded_size(size: tuple[int, int], block: t
         assert {window.row % block[0] for window in windows} | {window.col % block[1] for window in windows} == {0}
 
 
-def test_both_kinds_of_maps_tell_names_colours_and_place(folder: Path) -> None:
-    for opened in (MapFile(folder / "a.classes.tif"), FinishedMap(folder / "a.classes.zarr")):
-        assert opened.size == Size(150, 170)
-        assert opened.legend is not None
-        assert sorted(opened.legend.classes, key=lambda one: one.id) == CLASSES
-        assert opened.georeference.transform == tuple(PLACE)[:6]
-        assert rasterio.CRS.from_wkt(opened.georeference.crs_wkt) == rasterio.CRS.from_string(UTM)
-
-
 # --- what is written and printed -----------------------------------------------------------------------------
 
 
 def test_files(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "new" / "scores"
     call = ("evaluate", folder / "a.classes.zarr", folder / "truth.tif", *MEANING, "-o", out)
-    result = fcn_batch(*call)
-    assert result.exit_code == 0
+    assert fcn_batch(*call).exit_code == 0
     assert sorted(path.name for path in out.iterdir()) == ["confusion.csv", "confusion.png", "metrics.json"]
     found = json.loads((out / "metrics.json").read_text())
     rows = list(csv.reader(io.StringIO((out / "confusion.csv").read_text())))
     assert rows[0] == ["label \\ prediction", *(c.name for c in CLASSES), "no prediction"]
     assert [row[0] for row in rows[1:]] == rows[0][1:-1]
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == found["confusion"]
-    assert f"written: {out / 'metrics.json'}" in result.stderr
-    again = fcn_batch(*call)
-    assert again.exit_code == 6
-    assert again.stderr == (
-        f"fcn-batch: {out / 'metrics.json'}: exists already; give --overwrite to replace it, or -o DIR for another "
-        "folder\n"
-    )
+    refused(fcn_batch(*call), "output-exists", path=out / "metrics.json")
     (out / "metrics.json").write_text("old")
     assert fcn_batch(*call, "--overwrite").exit_code == 0
     assert json.loads((out / "metrics.json").read_text()) == found
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "file").write_text("")
-    result = fcn_batch("evaluate", folder / "a.classes.tif", folder / "truth.tif", *MEANING, "-o", tmp_path / "file")
-    assert (result.exit_code, result.stdout) == (6, "")
-    assert "cannot write here" in result.stderr
-
-
-def test_the_table(folder: Path) -> None:
-    result = fcn_batch("evaluate", folder / "a.classes.tif", folder / "truth.tif", "--ignore", 30, "--ignore", 20)
-    found = evaluated(folder / "a.classes.tif", folder / "truth.tif", "--ignore", 30, "--ignore", 20)
-    lines = result.stdout.splitlines()
-    assert f"{found['mean_iu']:.3f} mean, " in lines[3]
-    assert lines[5].split() == ["IU", "precision", "recall", "boundary", "label", "px"]
-    assert lines[9].split() == ["class", "0.000", "0.000", "-", "0.000", "0", "9", "ice"]
-    assert result.stderr.startswith("a.classes.tif: 100 % of 0.0 MPx")
-
-
 # --- errors ----------------------------------------------------------------------------------------------------
 
 
-def refused(code: int, *arguments: object) -> str:
-    result = fcn_batch("evaluate", *arguments)
-    assert (result.exit_code, result.stdout) == (code, ""), result.output
-    assert result.stderr.splitlines()[-1].startswith(("fcn-batch: ", "Error: "))
-    return result.stderr
+def no(code: str, prediction: Path, labels: Path, *options: object, **fields: object) -> None:
+    refused(fcn_batch("evaluate", prediction, labels, *options, "-q"), code, **fields)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code"),
     [
-        (("--map", "20=5"), "--map 20=5: the map has no class 5; it has 0, 4, 7, 9"),
-        (("--map", "20=255"), "class ids are 0 to 254; to leave a label out say --ignore 20"),
-        (("--map", "255=4"), "label 255 is ignored (255 always is)"),
-        (("--map", "20=4", "--ignore", 20), "label 20 is ignored"),
-        (("--map", "20=4", "--map", "20=7"), "label 20 is mapped twice"),
-        (("--map", "20"), "'20' is not a pair of ids like 7=2"),
-        (("--boundary", -1), "--boundary -1: a distance is at least 1 pixel"),
-        (("--boundary", 10**7), "--boundary 10000000: too far for 170 columns; give at most 1579"),
-        (("--field", "kind"), "--field kind: --field and --value belong together"),
-        (("--value", "a=1"), "--value a=1: --field and --value belong together"),
-        (("--value", "a"), "'a' is not a value and an id like forest=2"),
-        (("--burn", 1), "are for polygons"),
-        (("--field", "k", "--value", "a=1", "--burn", 1), "--burn 1: --field k and its values say already"),
-        (("--field", "k", "--value", "a=1", "--value", "a=2"), "--value a: given twice"),
+        (("--map", "20=5"), "option-class"),
+        (("--map", "20=255"), "option-map"),
+        (("--map", "255=4"), "option-map"),
+        (("--map", "20=4", "--ignore", 20), "option-map"),
+        (("--map", "20=4", "--map", "20=7"), "option-map"),
+        (("--boundary", -1), "option-boundary"),
+        (("--boundary", 10**7), "option-boundary"),
+        (("--field", "kind"), "option-field"),
+        (("--value", "a=1"), "option-values"),
+        (("--burn", 1), "option-polygons"),
+        (("--field", "k", "--value", "a=1", "--burn", 1), "option-field"),
+        (("--field", "k", "--value", "a=1", "--value", "a=2"), "option-values"),
     ],
 )
-def test_options_that_do_not_fit(folder: Path, options: tuple[object, ...], message: str) -> None:
-    assert message in " ".join(refused(2, folder / "a.classes.tif", folder / "truth.tif", *options).split())
+def test_options_that_do_not_fit(folder: Path, options: tuple[object, ...], code: str) -> None:
+    no(code, folder / "a.classes.tif", folder / "truth.tif", *options)
 
 
-def test_labels_that_are_no_class(folder: Path) -> None:
-    message = refused(4, folder / "a.classes.tif", folder / "truth.tif", "--ignore", 3)
-    assert "label 20, 30 in rows 0..149, cols 0..169 of a.classes.tif is no class; classes are 0, 4, 7, 9" in message
-    assert "--map ID=CLASS, or --ignore ID" in message
+@pytest.mark.parametrize("options", [("--map", "20"), ("--value", "a")])
+def test_options_that_cannot_be_read(folder: Path, options: tuple[str, str]) -> None:
+    assert fcn_batch("evaluate", folder / "a.classes.tif", folder / "truth.tif", *options).exit_code == 2
 
 
-def test_polygons_that_mean_nothing(tmp_path: Path, folder: Path) -> None:
-    assert "what do its polygons mean? Give --field NAME" in refused(2, folder / "a.classes.tif", tmp_path / "a.gpkg")
-
-
-def test_labels_that_are_a_folder(folder: Path) -> None:
-    message = refused(4, folder / "a.classes.tif", folder / "a.classes.zarr")
-    assert f"{folder / 'a.classes.zarr'}: labels are read from rasters and polygons, not from a folder" in message
-
-
-def test_maps_that_do_not_meet(tmp_path: Path, folder: Path) -> None:
+def test_labels_that_cannot_be_compared_with(tmp_path: Path, folder: Path) -> None:
+    cog = folder / "a.classes.tif"
+    window = Window(0, 0, 150, 170)
+    no(
+        "reference-ids",
+        cog,
+        folder / "truth.tif",
+        "--ignore",
+        3,
+        path=folder / "truth.tif",
+        ids="20, 30",
+        window=window,
+    )
+    no("option-polygons", cog, tmp_path / "a.gpkg", path=tmp_path / "a.gpkg")
+    no("reference-folder", cog, folder / "a.classes.zarr", path=folder / "a.classes.zarr")
     there = Affine(10, 0, 900_000, 0, -10, 5_000_000)
     far = write_raster(tmp_path / "far.tif", np.zeros((1, 5, 5), np.uint8), crs=UTM, transform=there)
-    assert f"{far}: the labels, " in refused(4, folder / "a.classes.tif", far)
+    no("reference-unusable", cog, far)
     empty = write_raster(tmp_path / "empty.tif", np.full((1, 150, 170), 255, np.uint8), crs=UTM, transform=PLACE)
-    message = refused(4, folder / "a.classes.tif", empty)
-    assert f"{empty}: no label on any pixel of {folder / 'a.classes.tif'}" in message
+    no("reference-empty", cog, empty, path=empty)
+    no("output-unwritable", cog, folder / "truth.tif", *MEANING, "-o", empty, path=empty)
 
 
 def test_predictions_that_are_no_class_map(tmp_path: Path, folder: Path) -> None:
     colour = write_raster(tmp_path / "rgb.tif", np.zeros((3, 5, 5), np.uint8))
-    assert f"{colour}: 3 bands; a class map has one" in refused(4, colour, folder / "truth.tif")
     floats = write_raster(tmp_path / "float.tif", np.zeros((1, 5, 5), np.float32))
-    assert "float32" in refused(4, floats, folder / "truth.tif")
     high = write_raster(tmp_path / "high.tif", np.full((1, 150, 170), 300, np.int16), crs=UTM, transform=PLACE)
-    assert f"{high}: holds 300; class ids are 0 to 254" in refused(4, high, folder / "truth.tif", *MEANING)
-    assert f"{tmp_path}: holds no report of a run" in refused(4, tmp_path, folder / "truth.tif")
-    assert "does not exist" in refused(4, tmp_path / "none.tif", folder / "truth.tif")
-
-
-def test_ids_that_the_maps_own_legend_does_not_name(tmp_path: Path, folder: Path) -> None:
+    for path in (colour, floats, high, tmp_path, tmp_path / "none.tif"):
+        assert fcn_batch("evaluate", path, folder / "truth.tif", *MEANING).exit_code == 4
     cog, _ = write_maps(tmp_path, np.full((150, 170), 5, np.uint8))
-    assert f"{cog}: holds 5, which its legend does not name" in refused(4, cog, folder / "truth.tif", *MEANING)
-
-
-def test_a_nan_would_be_no_json(folder: Path) -> None:
-    found = evaluated(folder / "a.classes.tif", folder / "truth.tif", "--ignore", 30, "--ignore", 20)
-    numbers = [value for one in found["classes"] for value in one.values() if isinstance(value, float)]
-    assert not any(math.isnan(value) for value in numbers)
+    no("map-ids", cog, folder / "truth.tif", *MEANING, path=cog, ids="5")

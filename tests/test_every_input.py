@@ -254,6 +254,8 @@ FORMS: dict[str, Form] = {
     "mosaic of a list": Form(lambda folder: ["--list", listed(folder)], MOSAIC),
     "mosaic of a folder": Form(lambda folder: quarters(folder)[0].parent, MOSAIC),
 }
+VALIDATED = {"tiled", "alpha", "palette", "VRT", "OME-Zarr 0.5", "pyramid", "mosaic of STAC items"}
+"""Of the others, `validate` would see outputs of the same kind again."""
 SCALED = {"uint16": ("--full-scale", "65535"), "int16": ("--full-scale", "255"), "float32": ("--full-scale", "1")}
 
 
@@ -299,7 +301,7 @@ def test_the_map_is_that_of_the_plain_geotiff(
         with rasterio.open(tmp_path / "out" / "a.classes.tif") as dataset:
             assert dataset.crs == PLACE["crs"]
             assert dataset.transform.almost_equals(PLACE["transform"])
-    for command in ("validate", "verify"):
+    for command in ("validate", "verify") if name in VALIDATED else ("verify",):
         result = fcn_batch(command, tmp_path / "out" / "a.run.json")
         assert result.exit_code == 0, result.stderr
 

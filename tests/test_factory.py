@@ -232,7 +232,7 @@ def test_loading_draws_no_random_numbers(unet: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ('name = "unet"', 'name = "U/Net"', "bad model description: name: .*'U/Net'"),
+        ('name = "unet"', 'name = "U/Net"', "name: .*'U/Net'"),
         ('version = "1"', "", r"version: Field required$"),
         ('weights = "unet.safetensors"', "", r"weights: Field required$"),
         ('"unet.safetensors"', '"gone.safetensors"', "gone.safetensors: no such file .*weights that unet.toml names"),
@@ -261,9 +261,9 @@ def test_descriptions_that_are_wrong(unet: Path, old: str, new: str, match: str)
 
 def test_bands_and_classes_that_are_not_the_network_s(unet: Path) -> None:
     write_description(unet, bands=4, classes=4, arguments={"bands": 3, "classes": 4})
-    _refused(unet, r"\[input\] names 4 bands, the network's first convolution takes 3; mend")
+    _refused(unet, r"\[input\] names 4 bands, the network's first convolution takes 3; correct")
     write_description(unet, bands=3, classes=5, arguments={"bands": 3, "classes": 4})
-    _refused(unet, r"names 5 classes, the network scores 4; mend \[\[classes\]\]")
+    _refused(unet, r"names 5 classes, the network scores 4; correct \[\[classes\]\]")
 
 
 def test_a_network_of_another_size(tmp_path: Path) -> None:

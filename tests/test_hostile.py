@@ -1,5 +1,6 @@
 """Files made to do harm: refused with one line, before they read other files, call servers or take all memory."""
 
+import errno
 import http.server
 import json
 import os
@@ -9,6 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import pytest
 import rasterio
 import safetensors.torch
 import torch
-import zarr
 from click.testing import Result
 
 from fcn_batch.pipeline.core.errors import InputError, ModelError
@@ -33,7 +34,8 @@ from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import identify
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
+from fcn_batch.workflows.inputs.sources import thumbnail
+from tests.errors import refused, refuses
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
@@ -41,7 +43,7 @@ from tests.runs import fcn_batch, scene, segmented, small_blocks
 
 SECRET = 7
 """The value of all pixels of a file that no other may give away."""
-DISGUISES = ("x.tif", "x.png", "x.jp2", "x.img", "x.hdr", "x.jpg", "x")
+DISGUISES = ("x.tif", "x.jp2", "x.hdr", "x")
 
 
 class Server:
@@ -140,20 +142,20 @@ def labels_of(path: Path) -> Any:
     return labels.read(Window(0, 0, 32, 32))
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    "input": whole,
-    "map": ids_of,
-    "labels": labels_of,
-    "picture": lambda path: thumbnail(identify(inspect(path)), (1,), 4),
-}
-
-
 def one_line(result: Result, code: int) -> str:
     """The error that a command ended with."""
     assert result.exit_code == code, result.stderr
     assert result.stderr.startswith("fcn-batch: ")
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "input": whole,
+    "map": ids_of,
+    "labels": labels_of,
+    "picture": lambda path: thumbnail(identify(inspect(path)), (1,), 4),
+}
 
 
 @pytest.mark.parametrize("name", DISGUISES)
@@ -174,7 +176,7 @@ def test_companions_that_are_texts_read_nothing(
     path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
     for text in texts(secret, server).values():
         Path(f"{path}{suffix}").write_text(text)
-        with pytest.raises(InputError, match=rf"x\.tif{suffix}: .* no TIFF; remove it"):
+        with pytest.raises(InputError):
             READERS[reader](path)
     assert not server.asked
 
@@ -195,9 +197,9 @@ def test_overviews_elsewhere_are_refused(tmp_path: Path, secret: Path, server: S
         else:
             with opened(tagged, "r+") as dataset:
                 dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=target)
-        with pytest.raises(InputError, match=r"its tag OVERVIEW_FILE names .* no raster in its folder; remove it"):
+        with pytest.raises(InputError):
             thumbnail(identify(inspect(path)), (1,), 4)
-        with pytest.raises(InputError, match="its tag OVERVIEW_FILE names"):
+        with pytest.raises(InputError):
             inspect(path)
     assert not server.asked
 
@@ -210,13 +212,6 @@ def test_companions_that_are_rasters_are_read(tmp_path: Path) -> None:
     info = inspect(path)
     assert {Path(name).name for name in info.files} >= {"x.tif", "x.tif.msk", "x.tif.ovr"}
     assert not RasterioSource(path, info).read(Window(0, 0, 32, 32), (1,)).valid[:5].any()
-
-
-def test_a_pipe_beside_a_raster_is_not_waited_for(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
-    os.mkfifo(f"{path}.msk")
-    with pytest.raises(InputError, match="no TIFF"):
-        inspect(path)
 
 
 @pytest.mark.parametrize("source", ["{url}/x.tif", "/vsicurl/{url}/x.tif", "service.xml", "/vsicurl?url={url}/x.tif"])
@@ -235,23 +230,10 @@ def test_drivers_that_call_servers_are_not_there() -> None:
         assert {"GTiff", "COG", "PNG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "VRT", "MEM"} <= set(env.drivers())
 
 
-@pytest.mark.parametrize(
-    ("size", "problem"),
-    [
-        ((16, MAX_SIDE + 1), "rows or columns"),
-        ((MAX_SIDE + 1, 16), "rows or columns"),
-        ((2**22, 2**21), r"8796093022208|in all"),
-    ],
-)
-def test_rasters_of_absurd_size_are_refused(tmp_path: Path, size: tuple[int, int], problem: str) -> None:
-    path = sparse(tmp_path / "x.tif", *size)
-    with pytest.raises(InputError, match=rf"x\.tif: claims {size[0]} x {size[1]} pixels.*{problem}.*gdal_translate"):
-        inspect(path)
-
-
-def test_rasters_of_too_many_bands_are_refused(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "x.tif", np.ones((5000, 1, 1), np.uint8))
-    with pytest.raises(InputError, match="claims 5000 bands, more than the limit of 4096"):
+@pytest.mark.parametrize("size", [(16, MAX_SIDE + 1), (MAX_SIDE + 1, 16), (2**22, 2**21), (1, 1)])
+def test_rasters_of_absurd_size_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = sparse(tmp_path / "x.tif", *size, count=5000 if size == (1, 1) else 1)
+    with pytest.raises(InputError):
         inspect(path)
 
 
@@ -289,7 +271,7 @@ def test_a_mask_in_giant_blocks_is_refused(tmp_path: Path) -> None:
         if in_mask and tag in (322, 323):
             struct.pack_into("<HII", data, at + 2, 4, 1, 32768)
     path.write_bytes(data)
-    with pytest.raises(InputError, match="stored in blocks of 32768x32768 pixels"):
+    with pytest.raises(InputError):
         inspect(path)
 
 
@@ -311,150 +293,101 @@ def store(tmp_path: Path, finished: Path) -> Path:
     return tmp_path / "made" / "a.classes.zarr"
 
 
-def edited(store: Path, **changes: Any) -> None:
-    file = store / "classes" / "zarr.json"
-    file.write_text(json.dumps({**json.loads(file.read_bytes()), **changes}))
-
-
-def sharding(inner: int, *codecs: dict[str, Any], index: str = "bytes") -> list[dict[str, Any]]:
-    told = {
-        "chunk_shape": [inner, inner],
-        "codecs": list(codecs),
-        "index_codecs": [{"name": index, "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-    }
-    return [{"name": "sharding_indexed", "configuration": told}]
-
-
 def chunks(side: int) -> dict[str, Any]:
     return {"name": "regular", "configuration": {"chunk_shape": [side, side]}}
 
 
-HOSTILE_METADATA: dict[str, tuple[dict[str, Any], str]] = {
-    "one chunk": ({"shape": [30000, 30000], "chunk_grid": chunks(30000)}, "900000000 bytes each"),
-    "inner chunk": (
-        {"shape": [30000, 30000], "chunk_grid": chunks(60000), "codecs": sharding(30000, {"name": "bytes"})},
-        "900000000 bytes each",
-    ),
-    "shard": ({"chunk_grid": chunks(2**17), "codecs": sharding(2**10, {"name": "bytes"})}, "17179869184 bytes"),
-    "shard in a shard": (
-        {"chunk_grid": chunks(256), "codecs": sharding(128, *sharding(64, {"name": "bytes"}))},
-        "codecs sharding_indexed",
-    ),
-    "compressed index": ({"chunk_grid": chunks(256), "codecs": sharding(128, index="zstd")}, "index of a shard"),
-    "side": ({"shape": [2**40, 10]}, "shape"),
-    "area": ({"shape": [2**24, 2**24]}, "shape"),
-    "negative": ({"shape": [-1, 10]}, "no sizes"),
-    "float": ({"shape": [10.5, 10]}, "no sizes"),
-    "no chunk": ({"chunk_grid": chunks(0)}, "no sizes"),
-    "axes": (
-        {"shape": [4] * 20, "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4] * 20}}},
-        "shape",
-    ),
-    "type": ({"data_type": "float64", "shape": [2**25, 2**25]}, "shape"),
-    "other type": ({"data_type": "complex128"}, "data type 'complex128'"),
-    "text": ({"data_type": {"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**40}}}, "data type"),
-    "pickle": ({"codecs": [{"name": "bytes"}, {"name": "numcodecs.pickle"}]}, "codecs bytes, numcodecs.pickle"),
-    "gzip": ({"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}, "codecs bytes, gzip"),
-    "twice": ({"codecs": [{"name": "bytes"}, {"name": "zstd"}, {"name": "zstd"}]}, "one compressor at most"),
-    "transformer": ({"storage_transformers": [{"name": "x"}]}, "storage transformers"),
-    "old": ({"zarr_format": 2}, "no array of zarr 3"),
+def codecs(*names: str) -> dict[str, Any]:
+    return {"codecs": [{"name": name, "configuration": {}} for name in ("bytes", *names)]}
+
+
+def sharding(inner: int) -> dict[str, Any]:
+    told = {"chunk_shape": [inner, inner], "codecs": codecs()["codecs"], "index_codecs": codecs("crc32c")["codecs"]}
+    return {"codecs": [{"name": "sharding_indexed", "configuration": told}]}
+
+
+HOSTILE_METADATA: dict[str, dict[str, Any] | str] = {
+    "one chunk": {"shape": [30000, 30000], "chunk_grid": chunks(30000)},
+    "inner chunk": {"shape": [30000, 30000], "chunk_grid": chunks(60000), **sharding(30000)},
+    "shard": {"chunk_grid": chunks(2**17), **sharding(2**10)},
+    "side": {"shape": [2**40, 10]},
+    "area": {"shape": [2**24, 2**24]},
+    "negative": {"shape": [-1, 10]},
+    "float": {"shape": [10.5, 10]},
+    "no chunk": {"chunk_grid": chunks(0)},
+    "axes": {"shape": [4] * 20, "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4] * 20}}},
+    "type": {"data_type": "float64", "shape": [2**25, 2**25]},
+    "other type": {"data_type": "complex128"},
+    "text": {"data_type": {"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**40}}},
+    "pickle": codecs("numcodecs.pickle"),
+    "bz2": codecs("numcodecs.bz2"),
+    "transformers": {"storage_transformers": [{"name": "x"}]},
+    "old": {"zarr_format": 2},
+    "brackets": "[" * 200_000,
+    "braces": '{"a":' * 200_000,
+    "a list": "[]",
+    "a number": "5",
+    "null": "null",
+    "nothing": "",
+    "a number of 5000 digits": '{"shape": 1' + "0" * 5000 + "}",
+    "too long": " " * (2**24 + 1),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE_METADATA)
 def test_hostile_metadata_of_stores_are_refused(store: Path, what: str) -> None:
-    changes, why = HOSTILE_METADATA[what]
-    edited(store, **changes)
-    with pytest.raises(InputError, match=why):
-        FinishedMap(store)
-    message = one_line(fcn_batch("export", store, "--to", "csv", "-o", store.parent / "a.csv", "-q"), 4)
-    assert len(message) < 1000
-    assert fcn_batch("validate", store.parent, "-q").exit_code == 9
-
-
-@pytest.mark.parametrize(
-    "text", ["[" * 200_000, '{"a":' * 200_000, "[]", "5", "null", "", '{"shape": 1' + "0" * 5000 + "}"]
-)
-def test_metadata_that_are_no_metadata(store: Path, text: str) -> None:
-    (store / "classes" / "zarr.json").write_text(text)
-    with pytest.raises(InputError, match="not a class map"):
-        FinishedMap(store)
-
-
-def test_metadata_of_absurd_length_are_not_read(store: Path) -> None:
-    os.truncate(store / "classes" / "zarr.json", 2**40)
-    with pytest.raises(InputError, match="1099511627776 bytes are more than the limit"):
-        FinishedMap(store)
-
-
-def test_a_chunk_file_of_absurd_length_is_not_read(store: Path) -> None:
-    os.truncate(store / "classes" / "c" / "0" / "0", 2**40)
-    with pytest.raises(InputError, match="c/0/0 has 1099511627776 bytes"):
-        FinishedMap(store).read(Window(0, 0, 10, 10))
-
-
-def zstd_bomb(size: int) -> bytes:
-    """A frame of zstd that says it holds so many zeros: blocks of one repeated byte."""
-    out = b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little")
-    for left in range(size, 0, -(2**17)):
-        block = min(left, 2**17)
-        out += (block << 3 | 0b010 | (left <= 2**17)).to_bytes(3, "little") + b"\0"
-    return out
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_chunks_that_decode_to_more_than_a_chunk_are_refused(store: Path, sharded: bool) -> None:
-    if sharded:
-        data = ClassStore(store).read(Window(0, 0, 200, 240))
-        codecs = sharding(128, {"name": "bytes"}, {"name": "zstd", "configuration": {"level": 0, "checksum": False}})
-        edited(store, chunk_grid=chunks(256), codecs=codecs)
-        shutil.rmtree(store / "classes" / "c")
-        zarr.open_array(str(store / "classes"), mode="r+")[:] = data
-        np.testing.assert_array_equal(FinishedMap(store).read(Window(0, 0, 200, 240)), data)
-    bomb = zstd_bomb(2**30)
-    file = store / "classes" / "c" / "0" / "0"
-    if sharded:  # in the first of four chunks, with an index that fits
-        import google_crc32c
-
-        index = struct.pack("<8Q", 0, len(bomb), *[2**64 - 1] * 6)
-        file.write_bytes(bomb + index + struct.pack("<I", google_crc32c.value(index)))
+    file = store / "classes" / "zarr.json"
+    changes = HOSTILE_METADATA[what]
+    if isinstance(changes, str):
+        file.write_text(changes)
     else:
-        file.write_bytes(bomb)
-    assert file.stat().st_size < 100_000
-    for window in (Window(0, 0, 10, 10), Window(0, 0, 200, 240)):
-        with pytest.raises(InputError, match="would decode to 1073741824 bytes, and a chunk has 16384"):
-            FinishedMap(store).read(window)
-
-
-def test_links_in_a_store_lead_nowhere_else(tmp_path: Path, store: Path) -> None:
-    outside = tmp_path / "outside"
-    chunk = store / "classes" / "c" / "0" / "0"
-    shutil.move(chunk, outside)
-    chunk.symlink_to(outside)
-    with pytest.raises(InputError, match="c/0/0 is a link that leaves the store"):
-        FinishedMap(store).read(Window(0, 0, 10, 10))
-    with pytest.raises(ValueError, match="leaves the store"):
-        ClassStore(store).write(Window(0, 0, 128, 128), np.zeros((128, 128), np.uint8))
-
-
-def test_an_array_that_is_a_link_out_of_its_store(tmp_path: Path, store: Path) -> None:
-    shutil.move(store / "classes", tmp_path / "elsewhere")
-    (store / "classes").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="classes is a link that leaves the store"):
+        file.write_text(json.dumps({**json.loads(file.read_bytes()), **changes}))
+    with refuses("map-not-ours", path=store):
         FinishedMap(store)
+    with refuses("output-damaged", path=store):
+        ClassStore(store)
+    if what == "pickle":
+        error = refused(fcn_batch("export", store, "--to", "csv", "-o", store.parent / "a.csv", "-q"), "map-not-ours")
+        assert len(str(error)) < 1000
+        assert fcn_batch("validate", store.parent, "-q").exit_code == 9
 
 
-def test_a_pipe_for_a_chunk_is_not_waited_for(store: Path) -> None:
-    chunk = store / "classes" / "c" / "0" / "0"
-    chunk.unlink()
-    os.mkfifo(chunk)
-    with pytest.raises(InputError, match="pipe or device"):
+def long_chunk(store: Path) -> None:
+    os.truncate(store / "classes" / "c" / "0" / "0", 2**40)
+
+
+def pipe_for_a_chunk(store: Path) -> None:
+    (store / "classes" / "c" / "0" / "0").unlink()
+    os.mkfifo(store / "classes" / "c" / "0" / "0")
+
+
+def linked(store: Path, part: str) -> None:
+    shutil.move(store / part, store.parent / "elsewhere")
+    (store / part).symlink_to(store.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("change", [long_chunk, pipe_for_a_chunk, partial(linked, part="classes/c/0/0")])
+def test_chunks_that_are_not_read(store: Path, change: Callable[[Path], None]) -> None:
+    change(store)
+    with refuses("map-damaged", path=store):
         FinishedMap(store).read(Window(0, 0, 10, 10))
 
 
-def test_a_link_to_a_whole_store_is_read(tmp_path: Path, store: Path) -> None:
-    (tmp_path / "b.classes.zarr").symlink_to(store)
-    assert FinishedMap(tmp_path / "b.classes.zarr").read(Window(0, 0, 10, 10)).shape == (10, 10)
+def test_links_in_a_store_lead_nowhere_else(store: Path) -> None:
+    (store.parent / "b.classes.zarr").symlink_to(store)  # the whole store may be one
+    assert FinishedMap(store.parent / "b.classes.zarr").read(Window(0, 0, 10, 10)).shape == (10, 10)
+    with refuses("output-damaged"):
+        ClassStore(store.parent / "b.classes.zarr")
+    made = ClassStore(store)
+    linked(store, "classes/c/0")
+    before = (store / "classes/c/0/0").read_bytes()
+    with pytest.raises(ValueError, match="link"):
+        made.write(Window(0, 0, 128, 128), np.zeros((128, 128), np.uint8))
+    assert (store / "classes/c/0/0").read_bytes() == before
+    shutil.rmtree(store.parent / "elsewhere")
+    linked(store, "classes")
+    with refuses("map-not-ours", path=store):
+        FinishedMap(store)
 
 
 # -- models
@@ -485,54 +418,57 @@ def with_card(tmp_path: Path, model: Path, **changes: Any) -> Path:
     return with_header(tmp_path / "m.safetensors", header, rest)
 
 
-@pytest.mark.parametrize("shape", [[2**32, 2**32], [2**63], [10**12], [-1], [2**31, 2**31, 2**31]])
-def test_tensors_of_absurd_shape(tmp_path: Path, model: Path, shape: list[int]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"shape": shape} for shape in ([2**32, 2**32], [2**63], [10**12], [-1], [2**31, 2**31, 2**31])),
+        *(
+            {"data_offsets": place}
+            for place in ([0, 2**63], [2**40, 2**40 + 4], [4, 0], [0, 0], [-4, 0], [0, 2**64 - 1])
+        ),
+        *({"dtype": dtype} for dtype in ("F64", "U8", "BOOL", "F4", "X")),
+    ],
+    ids=str,
+)
+def test_tensors_that_lie(tmp_path: Path, model: Path, changes: dict[str, Any]) -> None:
     header, rest = header_of(model)
     name = next(name for name in header if name != "__metadata__")
-    header[name]["shape"] = shape
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
-        read_card(with_header(tmp_path / "m.safetensors", header, rest))
+    header[name].update(changes)
+    with pytest.raises(ModelError):
+        load_model(with_header(tmp_path / "m.safetensors", header, rest))
 
 
-@pytest.mark.parametrize("offsets", [[0, 2**63], [2**40, 2**40 + 4], [4, 0], [0, 0], [-4, 0], [0, 2**64 - 1]])
-def test_tensors_of_absurd_place(tmp_path: Path, model: Path, offsets: list[int]) -> None:
-    header, rest = header_of(model)
-    name = next(name for name in header if name != "__metadata__")
-    header[name]["data_offsets"] = offsets
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
-        read_card(with_header(tmp_path / "m.safetensors", header, rest))
+def no_tensors(path: Path, model: Path) -> None:
+    header, _ = header_of(model)
+    path.write_bytes(safetensors.torch.save({"a": torch.zeros(0)}, metadata=header["__metadata__"]))
 
 
-def test_tensors_that_lie_about_their_type(tmp_path: Path, model: Path) -> None:
-    header, rest = header_of(model)
-    name = next(name for name in header if name != "__metadata__")
-    for dtype in ("F64", "U8", "BOOL", "F4", "X"):
-        header[name]["dtype"] = dtype
-        with pytest.raises(ModelError, match="not a whole safetensors file"):
-            load_model(with_header(tmp_path / "m.safetensors", header, rest))
-
-
-def test_a_model_file_of_a_hundred_gigabytes_is_not_read(tmp_path: Path, model: Path) -> None:
-    path = tmp_path / "m.safetensors"
+def of_a_hundred_gigabytes(path: Path, model: Path) -> None:
     shutil.copy(model, path)
     os.truncate(path, 100 * 2**30)
-    with pytest.raises(ModelError, match="107374182400 bytes"):
-        read_card(path)
+
+
+MODELS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
+    "no tensors": ("m.safetensors", no_tensors),
+    "of 100 GiB": ("m.safetensors", of_a_hundred_gigabytes),
+    "a pipe": ("m.safetensors", lambda path, _: os.mkfifo(path)),
+    "a pipe of TOML": ("m.toml", lambda path, _: os.mkfifo(path)),
+    "a device": ("m.safetensors", lambda path, _: path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_files_that_are_no_models(tmp_path: Path, model: Path, what: str) -> None:
+    name, make = MODELS[what]
+    make(tmp_path / name, model)
+    with pytest.raises(ModelError):
+        load_model(tmp_path / name)
 
 
 def test_a_model_file_larger_than_memory_is_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_batch.pipeline.network.weights.free_memory", lambda _: 1000)
-    with pytest.raises(ModelError, match=r"bytes of weights do not fit the 1000 bytes of free memory"):
+    with pytest.raises(ModelError):
         read_card(model)
-
-
-def test_pipes_and_devices_are_no_models(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "m.safetensors")
-    os.mkfifo(tmp_path / "m.toml")
-    (tmp_path / "n.safetensors").symlink_to("/dev/zero")
-    for name in ("m.safetensors", "m.toml", "n.safetensors"):
-        with pytest.raises(ModelError, match="is a pipe or device"):
-            read_card(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -562,12 +498,6 @@ def test_cards_that_claim_absurd_networks_are_one_line(tmp_path: Path, model: Pa
         assert len(one_line(fcn_batch("plan", raster, "-m", path), 5)) < 1500
 
 
-def test_the_last_double_of_many_classes_is_found_at_once(tmp_path: Path, model: Path) -> None:
-    classes = [{"id": k, "name": f"c{min(k, 59_998)}", "colour": "#000000"} for k in range(60_000)]
-    with pytest.raises(ModelError, match="two classes have the name 'c59998'"):
-        read_card(with_card(tmp_path, model, legend__classes=classes))
-
-
 @pytest.mark.parametrize("place", ["legend__classes", "input__bands"])
 def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, model: Path, place: str) -> None:
     card = tiny_card(tiny_network())
@@ -575,7 +505,7 @@ def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, model: Pat
     for key in place.split("__"):
         listed = listed[key]
     listed[0]["name"] = "red\x1b[2J"
-    with pytest.raises(ModelError, match=r"the name 'red\\x1b\[2J' holds control characters"):
+    with pytest.raises(ModelError):
         read_card(with_card(tmp_path, model, **{place: listed}))
 
 
@@ -597,43 +527,35 @@ def test_weights_must_lie_beside_their_description(tmp_path: Path) -> None:
         "below/../../w.safetensors",
     ):
         toml.write_text(text.replace('"m.safetensors"', f'"{elsewhere}"'))
-        with pytest.raises(ModelError, match="lie in another folder; put them beside the TOML"):
+        with pytest.raises(ModelError):
             read_card(toml)
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        ("a = " + "[" * 100_000, "nested too deeply"),
-        ("a." * 50_000 + "b = 1", "a key of more than 32 dots"),
-        (r"""'a'."b\".c" . """ * 20_000 + "x = 1", "a key of more than 32 dots"),
-        ("x = " + "9" * 10_000, "TOML"),
-        ("# " + "x" * 2**20, "more than the limit of 1048576"),
+        "a = " + "[" * 100_000,
+        "a." * 50_000 + "b = 1",
+        r"""'a'."b\".c" . """ * 20_000 + "x = 1",
+        "x = " + "9" * 10_000,
+        "# " + "x" * 2**20,
+        None,
     ],
-    ids=["brackets", "dots", "quoted", "digits", "long"],
+    ids=["brackets", "dots", "quoted", "digits", "long", "a terabyte"],
 )
-def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: str, why: str) -> None:
-    (tmp_path / "m.toml").write_text(text)
+def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(text or "")
+    if text is None:
+        os.truncate(path, 2**40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert why in one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
-    assert why in one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
+    one_line(fcn_batch("model", "info", path), 5)
+    one_line(fcn_batch("train", path), 8)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "KiB"
-
-
-def test_texts_of_absurd_length_are_not_read(tmp_path: Path) -> None:
-    (tmp_path / "m.toml").touch()
-    os.truncate(tmp_path / "m.toml", 2**40)
-    assert "more than the limit" in one_line(fcn_batch("model", "info", tmp_path / "m.toml"), 5)
-    assert "more than the limit" in one_line(fcn_batch("train", tmp_path / "m.toml"), 8)
-    with pytest.raises(OSError, match="1099511627776 bytes are more than the limit of 100"):
-        read_bounded(tmp_path / "m.toml", 100)
-
-
-def test_a_model_of_zero_tensors_is_one_line(tmp_path: Path, model: Path) -> None:
-    header, _ = header_of(model)
-    data = safetensors.torch.save({"a": torch.zeros(0)}, metadata=header["__metadata__"])
-    (tmp_path / "m.safetensors").write_bytes(data)
-    one_line(fcn_batch("segment", scene(tmp_path / "a.tif", 40, 40), "-m", tmp_path / "m.safetensors"), 5)
+    if text is None:
+        with pytest.raises(OSError) as error:
+            read_bounded(path, 100)
+        assert error.value.errno == errno.EFBIG
 
 
 # -- terminals
@@ -681,10 +603,3 @@ def test_tags_and_cards_are_printed_safely(tmp_path: Path, model: Path) -> None:
         assert result.exit_code == 0, result.stderr
         assert not set(result.output) & set("\x1b\x07\r\x9b\u202e"), result.output
     assert r"\x1b[31m" in results[1].stdout
-
-
-def test_paths_are_exact_for_programs(tmp_path: Path, model: Path) -> None:
-    raster = scene(tmp_path / "a\x1bb.tif", 40, 40)
-    result = segmented(raster, "-m", model, "-o", tmp_path / "out", "-q")
-    for line in result.stdout.splitlines():
-        assert Path(line).exists()

@@ -8,9 +8,10 @@ from typing import Any
 import pystac
 import pytest
 
-from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError
 from fcn_batch.pipeline.core.location import Url
-from fcn_batch.workflows.inputs.items import holds_items, in_items
+from fcn_batch.workflows.inputs.many import holds_items, in_items
+from tests.errors import refuses
 
 TAKEN = datetime(2024, 5, 17, 10, 30, tzinfo=UTC)
 
@@ -73,14 +74,14 @@ def test_several_images_or_none(tmp_path: Path) -> None:
     path = write(
         tmp_path / "item.json", item(red=tiff("r.tif"), visual=tiff("v.tif"), meta=tiff("m.xml", None, "text/xml"))
     )
-    with pytest.raises(OptionError, match=r"item 'scene' has several images; choose one with --asset red\|visual"):
+    with refuses("asset-ambiguous", path=path, item="scene", assets="red|visual"):
         in_items(path, None)
     assert str(in_items(path, "visual")[0].place) == str(tmp_path / "v.tif")
     assert str(in_items(path, "meta")[0].place) == str(tmp_path / "m.xml"), "who names it, gets it"
-    with pytest.raises(InputError, match="no asset 'blue', but red, visual, meta"):
+    with refuses("asset-missing", path=path, assets="red, visual, meta"):
         in_items(path, "blue")
     none = write(tmp_path / "none.json", item(meta=tiff("m.xml", None, "text/xml"), small=tiff("t.tif", ["overview"])))
-    with pytest.raises(InputError, match=r"no asset that is an image; name one with --asset \(meta, small\)"):
+    with refuses("asset-missing", path=none, assets="meta, small"):
         in_items(none, None)
 
 

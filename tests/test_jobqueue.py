@@ -175,12 +175,8 @@ def test_what_a_cluster_has_goes_into_the_plan(tmp_path: Path, monkeypatch: pyte
 def script(tmp_path: Path, **changes: Any) -> str:
     spec = ClusterFile(**{**SPEC, "queue": "short", "account": "p42", **changes})
     settings = job_settings(spec, tmp_path, None)
-    job = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[spec.kind].job_cls
-    ours = {
-        key: value
-        for key, value in settings.items()
-        if key not in ("scheduler_options", "silence_logs")
-    }
+    job: Any = getattr(dask_jobqueue, {"slurm": "SLURMCluster", "pbs": "PBSCluster"}[spec.kind]).job_cls
+    ours = {key: value for key, value in settings.items() if key not in ("scheduler_options", "silence_logs")}
     return str(job("tcp://10.0.0.1:1234", name="fcn-batch-0", **ours).job_script())
 
 

@@ -32,7 +32,17 @@ PLAN = Plan(
     bands=(1, 2, 3),
     full_scale=255.0,
     cut=Cut(way="tiles", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend=None),
-    kernel=Kernel(device="cpu", precision="fp32", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2"),
+    kernel=Kernel(
+        device="cpu",
+        torch="2",
+        gdal="3",
+        fcn_batch="0",
+        threads=2,
+        instructions="AVX2",
+        torchvision="0",
+        rasterio="1",
+        numpy="2",
+    ),
 )
 
 

@@ -13,9 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from fcn_batch.pipeline.core.reach import Reach
 from fcn_batch.pipeline.network.capture import capture
-from fcn_batch.pipeline.network.functions import Plain
 from fcn_batch.pipeline.network.graph import Graph
-from fcn_batch.pipeline.network.layers import Interpolate, Layer, Pad, Pointwise, Sliding, Transposed
+from fcn_batch.pipeline.network.layers import Interpolate, Layer, Pad, Plain, Pointwise, Sliding, Transposed
 from fcn_batch.pipeline.network.stream import RowStream
 from tests.models import tiny_architecture, tiny_network
 from tests.networks import BANDS, Steps, image, networks, on_grid, programmed, streamed

@@ -15,7 +15,6 @@ from rasterio.windows import Window as RasterioWindow
 from bench.world import installed_file, write_world
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec, ModelCard
-from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.recipe import read_recipe
 from fcn_batch.pipeline.network.fcn import Fcn
 from fcn_batch.pipeline.network.weights import load_model, save_model
@@ -23,6 +22,7 @@ from fcn_batch.workflows.learning.labelled import open_images
 from fcn_batch.workflows.learning.models import find_model
 from fcn_batch.workflows.learning.scoring import evaluate
 from tests.labelled_data import labelled_data
+from tests.models import scaled
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -110,7 +110,7 @@ def test_segment_agrees_with_one_pass_over_3000_by_2500_pixels(tmp_path: Path) -
         target.write(values)
     path = random_model(tmp_path / "m.safetensors", Architecture(width=0.25, fc_kernel=7, fc_channels=128))
     model, network = load_model(path)
-    image = normalise(values, np.ones(values.shape[1:], bool), model.card.input)
+    image = scaled(values, np.ones(values.shape[1:], bool), model.card.input)
     padded = torch.nn.functional.pad(torch.from_numpy(image), (0, -3000 % 32, 0, -2500 % 32))
     with torch.inference_mode():
         scores = network(padded[None])[0, :, :2500, :3000]

@@ -4,14 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.classes import NODATA
-from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.majority import Majority
+from tests.errors import refuses
 from tests.memorymaps import ArrayMap, legend_of, utm, whole
 
 
@@ -36,11 +36,13 @@ def maps(draw: st.DrawFn) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).choice(np.array(choices, np.uint8), shape)
 
 
+@settings(max_examples=40)
 @given(maps(), st.sampled_from([3, 5, 7, 31]))
 def test_it_is_what_the_definition_says(ids: NDArray[np.uint8], side: int) -> None:
     assert np.array_equal(whole(Majority(ArrayMap(ids), side)), by_definition(ids, side))
 
 
+@settings(max_examples=40)
 @given(maps(), st.sampled_from([3, 5, 9]), st.integers(1, 14), st.integers(1, 14), st.integers(1, 6))
 def test_no_window_makes_a_seam(ids: NDArray[np.uint8], side: int, height: int, width: int, patch: int) -> None:
     source = Majority(ArrayMap(ids), side)
@@ -79,7 +81,7 @@ def test_it_keeps_everything_else() -> None:
     )
 
 
-@pytest.mark.parametrize("side", [-3, 0, 1, 2, 4, 1001])
+@pytest.mark.parametrize("side", [-3, 1, 4, 1001])
 def test_sides_that_make_no_sense_are_refused(side: int) -> None:
-    with pytest.raises(OptionError, match=f"--majority {side}: give an odd number"):
+    with refuses("option-value", option="majority", value=side):
         Majority(ArrayMap(np.zeros((2, 2), np.uint8)), side)

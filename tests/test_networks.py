@@ -1,6 +1,5 @@
 """Every trunk computes what its source computes; every network looks as far as its layers say, and streams."""
 
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,46 +9,26 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
-from torchvision.models import AlexNet, GoogLeNet
+from torchvision.models import AlexNet, GoogLeNet, vgg16
 from torchvision.models.segmentation import fcn_resnet50
 
 from fcn_batch.pipeline.core.model_card import Architecture, TorchvisionFcn
-from fcn_batch.pipeline.network.alexnet import AlexTrunk
-from fcn_batch.pipeline.network.capture import graph_of
-from fcn_batch.pipeline.network.efficientnet import EfficientNetLite0Trunk, from_lukemelas
-from fcn_batch.pipeline.network.fcn import Fcn
-from fcn_batch.pipeline.network.googlenet import GoogLeNetTrunk
-from fcn_batch.pipeline.network.graph import Graph
-from fcn_batch.pipeline.network.networks import FcnNetwork, build_network
+from fcn_batch.pipeline.network.checkpoints import Checkpoint, read_tensors
+from fcn_batch.pipeline.network.fcn import DilatedFcn, Fcn, bilinear_kernel, build_network
+from fcn_batch.pipeline.network.foreign import recognise
 from fcn_batch.pipeline.network.probe import Grid, probe
-from fcn_batch.pipeline.network.torchvision_fcn import DilatedFcn
-from fcn_batch.pipeline.network.trunk import Trunk
-from fcn_batch.pipeline.network.upsample import bilinear_kernel
-from fcn_batch.pipeline.network.vgg import VggTrunk
+from fcn_batch.pipeline.network.trunks import Trunk, build_trunk
+from tests.errors import refuses
 from tests.models import tiny_architecture, tiny_dilated, tiny_network
-from tests.networks import BANDS, image, programmed, stacked, streamed
+from tests.networks import BANDS, image
 
 WIDE: dict[str, Architecture | TorchvisionFcn] = {
     "googlenet": tiny_architecture(trunk="googlenet", fc_channels=0),
     "efficientnet_lite0": tiny_architecture(trunk="efficientnet_lite0", stride=16, fc_channels=0),
     "fcn_resnet50": TorchvisionFcn(name="fcn_resnet50"),
+    "alexnet": tiny_architecture(trunk="alexnet"),
+    "vgg16": tiny_architecture(),
 }
-"""Networks of one width, too slow for the tests that the others go through."""
-
-
-@cache
-def _network(name: str) -> FcnNetwork:
-    architecture = WIDE[name]
-    if isinstance(architecture, TorchvisionFcn):
-        return tiny_dilated(architecture.name, dtype=torch.float64)
-    return tiny_network(architecture, dtype=torch.float64)
-
-
-@cache
-def _graph(name: str) -> Graph:
-    graph, obstacles = graph_of(_network(name), BANDS)
-    assert graph is not None, obstacles
-    return graph
 
 
 def _scores(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -61,52 +40,6 @@ def _scores(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
-
-
-@pytest.mark.parametrize("name", WIDE)
-def test_strips_equal_the_whole_image(name: str) -> None:
-    network, graph = _network(name), _graph(name)
-    stride = network.stride
-    assert (graph.stride, graph.classes, graph.reach.halo) == (stride, 6, network.halo)
-    assert torch.equal(torch.from_numpy(graph.reach.first), torch.from_numpy(network.reach.first))
-    assert torch.equal(torch.from_numpy(graph.reach.last), torch.from_numpy(network.reach.last))
-    rows = graph.warm_up(stride) + 3 * stride
-    pixels = image(rows, stride)
-    found = stacked(streamed(programmed(graph, torch.float64, stride, stride), pixels, stride))
-    expected = _scores(network, pixels)
-    assert _difference(found, expected) <= 1e-11  # batch norm is folded into weights that it makes large
-    assert len(expected.argmax(dim=1).unique()) > 1, "the image must not be too easy"
-
-
-@pytest.mark.parametrize("name", WIDE)
-def test_a_window_with_its_halo_equals_the_whole_image(name: str) -> None:
-    network = _network(name)
-    stride, halo = network.stride, network.halo
-    pixels = image(stride, 2 * halo + 4 * stride)
-    core = slice(halo + stride, halo + 3 * stride)
-    whole = _scores(network, pixels)[..., core]
-    for less, exact in ((0, True), (stride, False)):
-        read = slice(core.start - halo + less, core.stop + halo - less)
-        seen = _scores(network, pixels[..., read].contiguous())[..., halo - less :][..., : 2 * stride]
-        assert (_difference(seen, whole) <= 1e-11) == exact, "the halo is as large as it must be and no larger"
-
-
-@pytest.mark.parametrize("name", WIDE)
-def test_a_nan_reaches_as_far_as_the_layers_say(name: str) -> None:
-    network = _network(name)
-    reach, stride = network.reach, network.stride
-    rows = 2 * network.halo + 4 * stride
-    cells = torch.arange(rows)
-    first, last = (
-        torch.from_numpy(edge)[cells % stride] + cells // stride * stride for edge in (reach.first, reach.last)
-    )
-    for offset in (0, stride // 2 - 1):
-        at = network.halo + 2 * stride + offset
-        pixels = torch.zeros(1, BANDS, rows, stride, dtype=torch.float64)
-        pixels[0, 1, at, stride // 2] = torch.nan
-        poisoned = _scores(network, pixels)[0].isnan().any(dim=0).any(dim=1)
-        assert torch.equal(poisoned, (first <= at) & (at <= last))
-        assert not poisoned[[0, -1]].any(), "the picture must be higher than the reach"
 
 
 @pytest.mark.parametrize(
@@ -158,11 +91,10 @@ def test_a_probe_of_torchvision_s_network() -> None:
 
 @pytest.mark.parametrize("rows", [32, 96])
 @pytest.mark.parametrize(
-    "trunk",
-    [VggTrunk(4, 0.1), AlexTrunk(4, 0.1), GoogLeNetTrunk(4), EfficientNetLite0Trunk(4)],
-    ids=lambda t: type(t).__name__,
+    ("name", "width"), [("vgg16", 0.1), ("alexnet", 0.1), ("googlenet", 1), ("efficientnet_lite0", 1)]
 )
-def test_a_trunk_has_a_cell_for_each_stride(trunk: Trunk, rows: int) -> None:
+def test_a_trunk_has_a_cell_for_each_stride(name: Any, width: float, rows: int) -> None:
+    trunk = build_trunk(Architecture(trunk=name, width=width), 4)
     maps = _scores(trunk.eval(), torch.randn(1, 4, rows, 64))
     assert [m.shape[1:] for m in maps] == [
         (c, rows // s, 64 // s) for c, s in zip(trunk.channels, (8, 16, 32), strict=True)
@@ -185,7 +117,7 @@ def _started(trunk: Trunk, theirs: nn.Module) -> None:
 
 
 def test_alexnet_is_torchvisions_but_at_the_far_borders() -> None:
-    trunk, theirs = AlexTrunk(3, 1.0), AlexNet()
+    trunk, theirs = build_trunk(Architecture(trunk="alexnet"), 3), AlexNet()
     _started(trunk, theirs)
     pixels = image(256, 320)
     with torch.inference_mode():
@@ -202,7 +134,7 @@ def test_alexnet_is_torchvisions_but_at_the_far_borders() -> None:
 
 
 def test_googlenet_is_torchvisions() -> None:
-    trunk = GoogLeNetTrunk(3)
+    trunk = build_trunk(Architecture(trunk="googlenet"), 3)
     theirs = GoogLeNet(aux_logits=False, init_weights=False)
     _started(trunk, theirs)
     pixels = image(64, 96)
@@ -259,23 +191,27 @@ def _naive(state: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tensor
 
 
 def test_efficientnet_lite0_with_the_published_weights() -> None:
-    state = torch.load(_reference_weights(), weights_only=True)
-    trunk = EfficientNetLite0Trunk(3)
-    trunk.load_state_dict(from_lukemelas(state))
+    path = _reference_weights()
+    trunk = build_trunk(Architecture(trunk="efficientnet_lite0"), 3)
+    ours = recognise(read_tensors(path)).tensors
+    trunk.load_state_dict({name.removeprefix("trunk."): tensor for name, tensor in ours.items()})
     trunk.double().eval()
+    state = torch.load(path, weights_only=True)
     outputs = _naive({name: tensor.double() for name, tensor in state.items()}, image(96, 64))
-    for ours, expected in zip(_scores(trunk, image(96, 64)), (outputs[k] for k in (4, 10, 15)), strict=True):
-        assert _difference(ours, expected) <= 1e-12
+    for found, expected in zip(_scores(trunk, image(96, 64)), (outputs[k] for k in (4, 10, 15)), strict=True):
+        assert _difference(found, expected) <= 1e-12
 
 
 def test_keys_of_another_checkpoint_are_named() -> None:
-    one = torch.ones(1)
-    assert from_lukemelas({"_fc.bias": one, "_bn1.weight": one, "_blocks.2._bn1.bias": one}) == {
-        "blocks.2.depthwise.norm.bias": one
-    }
-    for key in ("features.0.weight", "_blocks.0._se_reduce.weight", "_conv_stem.0.weight"):
-        with pytest.raises(ValueError, match=key):
-            from_lukemelas({key: one})
+    one, stem = torch.ones(1), {"_conv_stem.weight": torch.ones(1)}
+    names = {"_bn0.bias": "stem.norm", "_blocks.2._bn0.bias": "blocks.2.expand.norm"}
+    names["_blocks.2._bn1.bias"] = "blocks.2.depthwise.norm"
+    state = {**stem, "_fc.bias": one, "_bn1.weight": one, **dict.fromkeys(names, one)}
+    found = recognise(Checkpoint(Path("a.pth"), "torch", state)).tensors
+    assert set(found) == {"trunk.stem.conv.weight"} | {f"trunk.{name}.bias" for name in names.values()}
+    for key in ("_blocks.0._se_reduce.weight", "_conv_stem.0.weight", "_blocks.1._conv_stem.weight"):
+        with refuses("weights-unknown", path="a.pth", names=key):
+            recognise(Checkpoint(Path("a.pth"), "torch", {**stem, key: one}))
 
 
 def test_torchvision_s_network_is_torchvisions() -> None:
@@ -284,23 +220,25 @@ def test_torchvision_s_network_is_torchvisions() -> None:
     theirs.load_state_dict(network.state_dict())
     pixels = image(40, 56)
     assert torch.equal(_scores(network, pixels), theirs(pixels)["out"])
-    with pytest.raises(ValueError, match=r"multiples of 8, got \(44, 56\)"):
-        network(image(44, 56))
+    for off in (network, tiny_network(dtype=torch.float64)):
+        for rows, cols in ((44, 64), (64, 44)):
+            with pytest.raises(ValueError, match=rf"\({rows}, {cols}\)"):
+                off(image(rows, cols))
 
 
 @pytest.mark.parametrize("bands", [1, 5])
 def test_networks_for_any_number_of_bands(bands: int) -> None:
     with torch.device("meta"):
-        for architecture in (*WIDE.values(), tiny_architecture(trunk="alexnet")):
+        for architecture in WIDE.values():
             network = build_network(architecture, bands, 7)
             assert (network.bands, network.classes, network.score.out_channels) == (bands, 7, 7)
             first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
             assert first.in_channels == bands
 
 
-@pytest.mark.parametrize("name", [*WIDE, "alexnet"])
+@pytest.mark.parametrize("name", WIDE)
 def test_only_score_layers_start_at_zero(name: str) -> None:
-    network = build_network(WIDE.get(name) or tiny_architecture(trunk="alexnet"), 3, 4)
+    network = build_network(WIDE[name], 3, 4)
     for key, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             assert bool(module.weight.any()) != (key.startswith("score") or module is network.score), key
@@ -386,18 +324,37 @@ def test_without_fc_channels_the_trunk_s_end_is_scored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "match"),
+    "fields",
     [
-        ({"trunk": "googlenet", "width": 0.5}, r"googlenet has one width, got 0\.5: set width to 1"),
-        ({"trunk": "efficientnet_lite0", "width": 2}, "efficientnet_lite0 has one width, got 2"),
-        (
-            {"shift": 3, "input_upsampling": 2},
-            "a shift of 3 does not go with an input enlarged 2 times: set shift to 0",
-        ),
-        ({"shift": 32}, "shift"),
+        {"trunk": "googlenet", "width": 0.5},
+        {"trunk": "efficientnet_lite0", "width": 2},
+        {"shift": 3, "input_upsampling": 2},
+        {"shift": 32},
     ],
     ids=str,
 )
-def test_architectures_that_cannot_be(fields: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValidationError, match=match):
+def test_architectures_that_cannot_be(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
         Architecture(**fields)
+
+
+def test_the_vgg_trunk_is_torchvisions_at_any_width() -> None:
+    with torch.device("meta"):
+        theirs = vgg16(weights=None, init_weights=False).features.state_dict()
+        ours = build_trunk(Architecture(), 3).get_submodule("features").state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    narrow = build_trunk(Architecture(width=0.125), 5).eval()
+    assert narrow.channels == (32, 64, 64)
+    features, x = narrow.get_submodule("features"), torch.randn(1, 5, 64, 96)
+    assert isinstance(features, nn.Sequential)
+    for found, end in zip(_scores(narrow, x), (17, 24, 31), strict=True):
+        assert found.any()
+        assert torch.equal(found, _scores(features[:end], x))
+
+
+@pytest.mark.parametrize(("stride", "parameters"), [(8, 134_362_751), (16, 134_357_354), (32, 134_346_581)])
+def test_parameters_of_the_full_width_networks(stride: Any, parameters: int) -> None:
+    with torch.device("meta"):
+        network = Fcn(Architecture(stride=stride), 3, 21)
+    assert sum(p.numel() for p in network.parameters()) == parameters  # the paper: 134M
+    assert sum(p.numel() for p in network.trunk.parameters()) == 14_714_688

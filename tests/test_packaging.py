@@ -81,7 +81,7 @@ def _from_tar(repository: Path, target: Path) -> Path:
 
 
 def _without_links(repository: Path, target: Path) -> Path:
-    clone = ["git", "clone", "-q", "-c", "core.symlinks=false", repository, target / "x"]
+    clone = ["git", "clone", "-q", "-c", "core.symlinks=false", str(repository), str(target / "x")]
     subprocess.run(clone, check=True, capture_output=True)
     return target / "x"
 

@@ -19,12 +19,12 @@ from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.location import Mosaic
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.ground import ground_of
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished.page import About, make_page, stretched
 from fcn_batch.workflows.finished.survey import Survey, survey
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import find_source
-from fcn_batch.workflows.outputs.ground import ground_of
 from tests.browser import HEIGHT, READY, WIDTH, Tab, opened
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm
 from tests.rasters import write_raster

@@ -1,5 +1,6 @@
 """Everything is decided before anything is computed, and what cannot be decided is asked for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.core.blending import Blend
-from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec
@@ -25,21 +25,24 @@ from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, choose_fu
 from fcn_batch.workflows.inputs.resolution import ground_sample_distance
 from fcn_batch.workflows.plan import (
     Options,
-    Prepared,
     choose_precision,
     choose_threads,
     prepare,
 )
+from tests.errors import refuses
 from tests.models import save_tiny_model
 from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
-from tests.runs import DEGREES, fcn_batch, scene, small_blocks, tree
+from tests.runs import DEGREES, fcn_batch, scene, tree
 
 RGB = InputSpec(bands=tuple(Band(name=n, mean=0.4, std=0.2) for n in ("red", "green", "blue")), gsd_m=10)
 GRAY = InputSpec(bands=(Band(name="gray", mean=0.4, std=0.2),), gsd_m=10)
 SENTINEL = InputSpec(
     bands=tuple(Band(name=n, mean=0.1, std=0.1) for n in ("nir", "red")), gsd_m=10, dtype="uint16", full_scale=10000
 )
+
+
+POINTS = [GroundControlPoint(row=r, col=c, x=c, y=-r, z=0) for r, c in ((0, 0), (5, 0), (0, 6))]
 
 
 @pytest.fixture(scope="module")
@@ -115,34 +118,35 @@ def test_bands_by_description_by_role_or_in_order(
     if bands is not None:
         assert choose_bands(raster, spec, None) == bands
     else:
-        with pytest.raises(InputError, match=r"cannot tell which of its 4 bands are nir, red; .* --bands 1,2"):
+        with pytest.raises(InputError):
             choose_bands(raster, spec, None)
 
 
-@pytest.mark.parametrize("roles", [["gray"], ["gray", "alpha"], ["undefined"] * 4, ["red", "green"]])
-def test_bands_that_cannot_be_told_are_asked_for(roles: list[str]) -> None:
-    with pytest.raises(InputError, match=rf"/data/a\.tif: cannot tell which of its {len(roles)} bands are red, green"):
+@pytest.mark.parametrize(
+    ("roles", "proposed"),
+    [
+        (["gray"], "1,1,1"),
+        (["gray", "alpha"], "1,1,1"),
+        (["undefined"] * 4, "1,2,3"),
+        (["red", "green"], "1,2,2"),
+        (["alpha", "gray"], "2,2,2"),
+        (["gray", "alpha", "undefined"], "1,3,3"),
+        (["alpha"], None),
+    ],
+)
+def test_bands_that_cannot_be_told_are_asked_for(roles: list[str], proposed: str | None) -> None:
+    """What is proposed is never alpha, and is accepted."""
+    with pytest.raises(InputError) as caught:
         choose_bands(info(roles), RGB, None)
-
-
-def test_the_proposed_bands_are_accepted() -> None:
-    raster = info(["gray"])
-    with pytest.raises(InputError, match="--bands 1,1,1"):
-        choose_bands(raster, RGB, None)
-    assert choose_bands(raster, RGB, (1, 1, 1)) == (1, 1, 1)
-
-
-def test_proposed_bands_are_never_alpha() -> None:
-    for roles, proposed in ((["alpha", "gray"], "2,2,2"), (["gray", "alpha", "undefined"], "1,3,3")):
-        with pytest.raises(InputError, match=f"say it with --bands, e.g. --bands {proposed}$"):
-            choose_bands(info(roles), RGB, None)
-    with pytest.raises(InputError, match=r"say it with --bands$"):
-        choose_bands(info(["alpha"]), RGB, None)
+    assert re.findall(r"--bands (\d[\d,]*)", str(caught.value)) == ([proposed] if proposed else [])
+    if proposed:
+        numbers = tuple(map(int, proposed.split(",")))
+        assert choose_bands(info(roles), RGB, numbers) == numbers
 
 
 @pytest.mark.parametrize("roles", [["palette"], ["palette", "alpha"], ["palette", "undefined", "undefined"]])
 def test_a_palette_is_to_be_expanded(roles: list[str]) -> None:
-    with pytest.raises(InputError, match=r"numbers of colours in a palette.* gdal_translate -expand rgb IN OUT$"):
+    with pytest.raises(InputError):
         choose_bands(info(roles), RGB, None)
     assert choose_bands(info(["palette"]), GRAY, None) == (1,)
 
@@ -165,22 +169,10 @@ def test_bands_taken_in_order_are_noted(
     assert band_notes(raster, spec, wanted) == said
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ((1, 2), r"--bands 1,2: the model wants 3 bands \(red, green, blue\), got 2"),
-        ((1, 2, 3, 4), r"--bands 1,2,3,4: the model wants 3"),
-        ((1, 2, 4), r"--bands 1,2,4: /data/a\.tif has bands 1 to 3, not 4"),
-        ((0, 1, 2), r"--bands 0,1,2: .* not 0"),
-        ((1, -2, 3), r"not -2"),
-    ],
-)
-def test_bands_that_do_not_fit_are_refused(wanted: tuple[int, ...], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+@pytest.mark.parametrize("wanted", [(1, 2), (1, 2, 3, 4), (1, 2, 4), (0, 1, 2), (1, -2, 3)])
+def test_bands_that_do_not_fit_are_refused(wanted: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError):
         choose_bands(info(["red", "green", "blue"]), RGB, wanted)
-
-
-def test_asked_bands_go_before_names() -> None:
     assert choose_bands(info(["red", "green", "blue"]), RGB, (3, 2, 1)) == (3, 2, 1)
 
 
@@ -193,30 +185,15 @@ def test_white_is_the_models_when_the_types_agree() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
 def test_white_is_asked_for_when_the_types_differ(dtype: str) -> None:
-    with pytest.raises(InputError, match=f"pixels are {dtype}, the model was trained on uint8 up to 255; .*--full-sc"):
+    with pytest.raises(InputError):
         choose_full_scale(info(["gray"], dtype=dtype), RGB, None)
 
 
-@pytest.mark.parametrize("wanted", [0.0, -1.0, float("nan"), float("inf")])
-def test_white_is_a_positive_number(wanted: float) -> None:
-    with pytest.raises(OptionError, match=f"--full-scale {wanted}: give a positive number"):
-        choose_full_scale(info(["gray"]), RGB, wanted)
-
-
-@pytest.mark.parametrize("wanted", [1e-320, 5e-324, 1e-38])
-def test_a_white_that_32_bits_cannot_divide_by_is_refused(wanted: float) -> None:
-    with pytest.raises(OptionError, match=f"--full-scale {wanted}: too small to divide 32-bit numbers by; give the"):
+@pytest.mark.parametrize("wanted", [0.0, -1.0, float("nan"), float("inf"), 1e-320, 5e-324, 1e-38])
+def test_white_is_a_positive_number_that_32_bits_can_divide_by(wanted: float) -> None:
+    with pytest.raises(OptionError):
         choose_full_scale(info(["gray"]), RGB, wanted)
     assert choose_full_scale(info(["gray"]), RGB, 1e-37) == 1e-37
-
-
-def test_an_exact_cut_streams_whole_chunks_with_the_halo(network: Network) -> None:
-    notes: list[str] = []
-    cut = choose_cut(network, sized(5000, 9000), Wish(), ROOM, notes)
-    assert (cut.way, cut.chunk, cut.overlap, cut.stride, cut.blend) == ("stream", 2048, 160, 32, None)
-    assert (cut.lane, cut.segment) == (10240, 6144), "one lane and one segment: nothing is seen twice"
-    assert cut.exact
-    assert notes == []
 
 
 def test_strips_have_the_pixels_that_a_device_likes(network: Network) -> None:
@@ -257,49 +234,15 @@ def test_segments_keep_all_processes_busy_but_not_with_halos(network: Network, p
             assert many > processes or cut.segment - cut.chunk < max(2048, 16 * 160, height / processes)
 
 
-def test_lanes_are_as_wide_as_the_memory_holds(network: Network) -> None:
-    raster, widths = sized(10**5, 10**5), []
-    for megabytes in (1000, 500, 250, 120):
-        room = replace(ROOM, bytes=megabytes * 10**6)
-        cut = choose_cut(network, raster, Wish(), room, [])
-        assert memory(network, raster, cut) <= room.bytes
-        widths.append((cut.lane, cut.tile))
-        assert cut.lane % cut.chunk == 0
-        assert cut.tile % 32 == 0
-    assert widths == sorted(widths, reverse=True)
-    assert widths[0] > widths[-1]
-
-
-def test_more_memory_never_means_more_work(network: Network) -> None:
-    raster, before = sized(30000, 70000), None
-    for megabytes in (2000, 1000, 500, 200, 100):
-        cut = choose_cut(network, raster, Wish(), replace(ROOM, bytes=megabytes * 10**6), [])
-        lanes = -(-70000 // cut.lane)
-        assert before is None or lanes >= before
-        before = lanes
-
-
 @pytest.mark.parametrize("wish", [Wish(), Wish(tile=512), Wish(tile=512, overlap=64)])
 def test_too_little_memory_is_refused(network: Network, wish: Wish) -> None:
     raster = sized(30000, 70000)
-    with pytest.raises(
-        OptionError, match=r"^--memory: 4 MB is not enough for each process, [\d,]+ MB would be"
-    ) as found:
+    with pytest.raises(OptionError) as found:
         choose_cut(network, raster, wish, replace(ROOM, bytes=4 * 10**6), [])
-    needed = int(str(found.value).split("process, ")[1].split(" MB")[0].replace(",", "")) * 10**6
+    assert (found.value.code, found.value.fields["given"]) == ("memory-short", "4 MB")
+    needed = int(found.value.fields["needed"].removesuffix(" MB").replace(",", "")) * 10**6
     cut = choose_cut(network, raster, wish, replace(ROOM, bytes=needed), [])
     assert memory(network, raster, cut) <= needed
-    assert "give more memory, or fewer --workers" in str(found.value)
-    assert found.value.exit_code == 2
-
-
-def test_a_given_tile_means_tiles_with_a_halo(network: Network) -> None:
-    notes: list[str] = []
-    cut = choose_cut(network, sized(5000, 9000), Wish(tile=512), ROOM, notes)
-    assert (cut.way, cut.tile, cut.overlap, cut.blend) == ("tiles", 512, 160, None)
-    assert cut.exact
-    assert notes == []
-    assert choose_cut(network, sized(5000, 9000), Wish(tile=4096), replace(ROOM, bytes=64 * GIB), []).tile == 4096
 
 
 def test_what_cannot_be_streamed_goes_in_tiles_and_says_why(network: Network) -> None:
@@ -307,9 +250,8 @@ def test_what_cannot_be_streamed_goes_in_tiles_and_says_why(network: Network) ->
     notes: list[str] = []
     cut = choose_cut(stuck, sized(5000, 9000), Wish(), ROOM, notes)
     assert (cut.way, cut.overlap, cut.exact) == ("tiles", 160, True)
-    assert notes == [
-        "in tiles with a halo: it cannot be streamed because of layer.4: grid_sample (not known) and 1 more"
-    ]
+    assert len(notes) == 1
+    assert "layer.4: grid_sample (not known)" in notes[0]
     raster, tiles = sized(5000, 9000), []
     for megabytes in (60000, 2000, 1000, 800, 700, 500):
         room = replace(ROOM, bytes=megabytes * 10**6)
@@ -321,134 +263,40 @@ def test_what_cannot_be_streamed_goes_in_tiles_and_says_why(network: Network) ->
     assert tiles[0] == 2048 > tiles[-1]
 
 
-def test_what_looks_at_the_whole_image_is_blended_and_says_why(network: Network) -> None:
-    whole = replace(network, graph=None, halo=None, obstacles=("pool: mean (the whole image)",))
-    notes: list[str] = []
-    cut = choose_cut(whole, sized(5000, 9000), Wish(), ROOM, notes)
-    assert (cut.way, cut.tile, cut.overlap, cut.blend) == ("blend", 1024, 256, "hann")
-    assert not cut.exact
-    (note,) = notes
-    assert note.startswith("approximate: tiles of 1024 overlap by 256 and are blended (hann); no tile is enough, ")
-    assert note.endswith("because of pool: mean (the whole image)")
-    wish = Wish(tile=512, overlap=96, blend="gaussian")
-    cut = choose_cut(whole, sized(5000, 9000), wish, ROOM, [])
-    assert (cut.tile, cut.overlap, cut.blend) == (512, 96, "gaussian")
-
-
 def test_what_is_rounded_is_said(network: Network) -> None:
     notes: list[str] = []
     raster = sized(5000, 9000)
     assert choose_cut(network, raster, Wish(tile=500), ROOM, notes).tile == 512
-    assert notes == ["--tile 500 was rounded up to 512, a multiple of the model's stride 32"]
+    assert ["--tile 500" in note and "512" in note for note in notes] == [True]
     notes.clear()
     cut = choose_cut(network, raster, Wish(tile=512, overlap=65, blend="linear"), ROOM, notes)
     assert (cut.tile, cut.overlap, cut.blend) == (512, 96, "linear")
-    assert notes[0] == "--overlap 65 was rounded up to 96, a multiple of the model's stride 32"
+    assert "--overlap 65" in notes[0]
     assert notes[1].startswith("approximate: tiles of 512 overlap by 96 and are blended (linear)")
 
 
 @pytest.mark.parametrize(
-    ("tile", "overlap", "message"),
+    ("wish", "code"),
     [
-        (0, None, "--tile 0: give a positive number"),
-        (-32, None, "--tile -32: give a positive number"),
-        (10**6, None, "--memory: 4,295 MB is not enough for each process"),
-        (10**6, 32, "--memory: 4,295 MB is not enough for each process"),
-        (512, 288, "--overlap 288: at most half of the tile of 512"),
-        (None, 544, "--overlap 544: at most half of the tile of 1024; give a larger --tile"),
-        (512, 257, r"--overlap 257 \(rounded up to 288\): at most half of the tile of 512"),
-        (512, -1, "--overlap -1: give 0 or more pixels"),
+        (Wish(0), "option-value"),
+        (Wish(-32), "option-value"),
+        (Wish(10**6), "memory-short"),
+        (Wish(10**6, 32), "memory-short"),
+        (Wish(512, 288), "option-value"),
+        (Wish(None, 544), "option-value"),
+        (Wish(512, 257), "option-value"),
+        (Wish(512, -1), "option-value"),
+        (Wish(blend="linear"), "blend-without-overlap"),
     ],
 )
-def test_cuts_that_do_not_fit_are_refused(
-    network: Network, tile: int | None, overlap: int | None, message: str
-) -> None:
-    with pytest.raises(OptionError, match=message):
-        choose_cut(network, sized(5000, 9000), Wish(tile, overlap), ROOM, [])
-
-
-def test_a_blend_needs_an_overlap(network: Network) -> None:
-    with pytest.raises(OptionError, match="--blend linear: the exact result has nothing to blend; give --overlap"):
-        choose_cut(network, sized(5000, 9000), Wish(blend="linear"), ROOM, [])
+def test_cuts_that_do_not_fit_are_refused(network: Network, wish: Wish, code: str) -> None:
+    with refuses(code):
+        choose_cut(network, sized(5000, 9000), wish, ROOM, [])
 
 
 def test_no_overlap_and_half_a_tile_are_the_ends(network: Network) -> None:
     assert choose_cut(network, sized(5000, 9000), Wish(512, 0), ROOM, []).overlap == 0
     assert choose_cut(network, sized(5000, 9000), Wish(512, 256), ROOM, []).overlap == 256
-
-
-def grown(length: int, stride: int = 32) -> int:
-    return -(-length // stride) * stride
-
-
-def seen_by_strips(prepared: Prepared) -> int:
-    """Pixels of all strips of all segments, fed one by one until the last row of scores is out."""
-    cut, size = prepared.plan.cut, prepared.info.size
-    graph = prepared.network.graph
-    assert graph is not None
-    seen, bottom = 0, grown(size.height)
-    for left in range(0, size.width, cut.lane):
-        right = min(left + cut.lane, size.width)
-        columns = min(grown(size.width), right + cut.overlap) - max(0, left - cut.overlap)
-        for top in range(0, size.height, cut.segment):
-            wanted = min(top + cut.segment, size.height)
-            row = first = max(0, top - cut.overlap)
-            decided = first
-            while decided < wanted:
-                rows = min(cut.tile, bottom - row)
-                row += rows
-                seen += rows * columns
-                decided = bottom if row == bottom else first + graph.ready(row - first)[-1]
-    return seen
-
-
-def seen_by_tiles(prepared: Prepared) -> int:
-    """Pixels of all tiles, counted one by one."""
-    cut, size = prepared.plan.cut, prepared.info.size
-    seen = 0
-    parts = [(t, le) for t in range(0, size.height, cut.segment) for le in range(0, size.width, cut.lane)]
-    for top, left in parts:
-        bottom, right = min(top + cut.segment, size.height), min(left + cut.lane, size.width)
-        step = cut.tile if cut.exact else cut.tile - cut.overlap
-        halo, more = (cut.overlap, 0) if cut.exact else (0, cut.overlap)
-        seam = 0 if cut.exact else 1  # the last upsampling looks at one cell beyond
-        for r in range(0, max(size.height - more, 1), step):
-            for c in range(0, max(size.width - more, 1), step):
-                if not (r < bottom + seam and r + cut.tile > top - seam):
-                    continue
-                if not (c < right + seam and c + cut.tile > left - seam):
-                    continue
-                rows = min(min(r + cut.tile, size.height) + halo, size.height) - max(r - halo, 0)
-                cols = min(min(c + cut.tile, size.width) + halo, size.width) - max(c - halo, 0)
-                seen += grown(rows) * grown(cols)
-    return seen
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-@pytest.mark.parametrize(
-    ("tile", "overlap", "blend"),
-    [(None, None, None), (64, None, None), (96, None, None), (96, 32, "hann"), (128, 64, "none"), (64, 0, "linear")],
-)
-@pytest.mark.parametrize("size", [(300, 330), (128, 129), (1, 1), (7, 500), (900, 40)])
-def test_the_stated_cost_is_that_of_counting(
-    tmp_path: Path,
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    size: tuple[int, int],
-    tile: int | None,
-    overlap: int | None,
-    blend: Blend | None,
-    processes: int,
-) -> None:
-    small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.blocks.cut._HALOS_PER_SEGMENT", 1)
-    path = write_raster(tmp_path / "a.tif", noise(3, *size), photometric="RGB")
-    options = Options(model=str(model), tile=tile, overlap=overlap, blend=blend)
-    prepared = prepare(path, options, processes=processes)
-    assert prepared.plan.cut.stride == 32
-    seen = seen_by_strips(prepared) if tile is None else seen_by_tiles(prepared)
-    assert prepared.forward_share == seen / (size[0] * size[1])
-    assert prepared.memory > 0
 
 
 @pytest.mark.parametrize("tile", [128, 64])
@@ -466,7 +314,7 @@ def test_blended_sums_are_in_the_memory(network: Network, tile: int) -> None:
 
     assert of(16, None) == of(6, None)
     # sums of a row of tiles and what they are made of and into, over all columns that its tiles see
-    assert of(16, 32) - of(6, 32) == 4 * 4 * (16 - 6) * (tile + 32) * min(100 + 2 * tile, grown(100))
+    assert of(16, 32) - of(6, 32) == 4 * 4 * (16 - 6) * (tile + 32) * min(100 + 2 * tile, 128)
 
 
 def test_the_memory_counts_what_there_is_more_of(network: Network) -> None:
@@ -509,7 +357,7 @@ def test_threads_are_shared_among_the_processes(monkeypatch: pytest.MonkeyPatch)
     assert [choose_threads(5, "cpu", n) for n in (1, 4)] == [5, 5]
     assert choose_threads(5, "cuda:0", 1) == choose_threads(None, "mps", 1) == 1
     for wrong in (0, -1, 33):
-        with pytest.raises(OptionError, match=f"--threads {wrong}: give 1 to 32 on this machine of 8 CPUs"):
+        with refuses("option-value", option="--threads", value=wrong, most=32):
             choose_threads(wrong, "cpu", 1)
 
 
@@ -531,7 +379,7 @@ def test_the_precision_by_default(
     assert choose_precision(None, "cpu", card) == precision
     for asked in get_args(Precision):
         assert choose_precision(asked, "cuda:0", card) == asked
-    with pytest.raises(OptionError, match="--precision fp16: for GPUs"):
+    with pytest.raises(OptionError):
         choose_precision("fp16", "cpu", card)
 
 
@@ -545,30 +393,25 @@ def test_the_precision_is_part_of_the_plan(tmp_path: Path, model: Path) -> None:
     assert half.memory < full.memory
 
 
-def notes_of(path: Path, model: Path, **options: Any) -> list[str]:
-    return prepare(path, Options(model=str(model), **options)).notes
-
-
-def test_notes_say_what_is_missing(tmp_path: Path, model: Path) -> None:
-    assert notes_of(scene(tmp_path / "a.tif", 50, 60), model) == []
-    (note,) = notes_of(write_raster(tmp_path / "b.tif", noise(3, 5, 6)), model)
-    assert "no coordinate reference system" in note
-    points = [GroundControlPoint(row=r, col=c, x=c, y=-r, z=0) for r, c in ((0, 0), (5, 0), (0, 6))]
-    gray = {"crs": "EPSG:4326", "transform": DEGREES, "photometric": "MINISBLACK"}
-    (note,) = notes_of(write_raster(tmp_path / "d.tif", noise(3, 5, 6), **gray), model)
-    assert note == "bands 1,2,3 are taken as red, green, blue: nothing in the file says so; --bands chooses others"
-    (note,) = notes_of(write_raster(tmp_path / "c.tif", noise(3, 5, 6), gcps=points, crs="EPSG:4326"), model)
-    assert "ground control points" in note
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ({"crs": "EPSG:4326", "transform": DEGREES, "photometric": "RGB"}, ""),
+        ({"photometric": "RGB"}, "coordinate reference system"),
+        ({"crs": "EPSG:4326", "transform": DEGREES, "photometric": "MINISBLACK"}, "bands 1,2,3"),
+        ({"crs": "EPSG:4326", "gcps": POINTS, "photometric": "RGB"}, "ground control points"),
+    ],
+)
+def test_notes_say_what_is_missing(tmp_path: Path, model: Path, profile: dict[str, Any], told: str) -> None:
+    notes = prepare(write_raster(tmp_path / "a.tif", noise(3, 5, 6), **profile), Options(model=str(model))).notes
+    assert [told in note for note in notes] == [True] * bool(told)
 
 
 @pytest.mark.parametrize(("metres", "said"), [(3400, True), (3600, False), (13900, False), (14100, True)])
 def test_a_resolution_beyond_twice_or_half_is_noted(tmp_path: Path, model: Path, metres: int, said: bool) -> None:
     transform = Affine(metres, 0, 500000, 0, -metres, 5000000)
     path = write_raster(tmp_path / "a.tif", noise(3, 5, 6), crs="EPSG:32633", transform=transform)
-    notes = notes_of(path, model)
-    assert len(notes) == said
-    if said:
-        assert "was trained at 7 km per pixel, this raster has" in notes[0]
+    assert ["7 km per pixel" in note for note in prepare(path, Options(model=str(model))).notes] == [True] * said
 
 
 def test_the_sample_distance_is_that_of_the_middle_row() -> None:
@@ -616,6 +459,5 @@ def test_plan_prints_and_makes_nothing(tmp_path: Path, model: Path, form: list[s
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", ""])
 def test_devices_that_are_not_there_are_refused(tmp_path: Path, model: Path, device: str) -> None:
-    with pytest.raises(FcnBatchError, match=f"--device {device}: .*auto") as caught:
+    with pytest.raises(OptionError):
         prepare(scene(tmp_path / "a.tif", 50, 60), Options(model=str(model), device=device))
-    assert caught.value.exit_code == 2

@@ -11,13 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from fcn_batch.pipeline.core.model_card import Band, InputSpec
-from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.plan import Precision
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import choose_device, fast_precision, set_threads
 from fcn_batch.pipeline.network.fcn import Fcn
 from fcn_batch.pipeline.network.predictor import Scaling, Strips, Tiles, Upsampler, choose, make_tiles
-from tests.models import tiny_architecture, tiny_network
+from tests.models import scaled, tiny_architecture, tiny_network
 from tests.rasters import noise
 
 WHOLE = (slice(None), slice(None))
@@ -49,7 +48,7 @@ def _tiles(
 def _oracle(network: Fcn, values: NDArray[Any], valid: NDArray[np.bool_]) -> Scores:
     """One pass over the image, scaled in numpy and padded with 0 to the grid."""
     rows, cols = valid.shape
-    x = torch.from_numpy(normalise(values, valid, SPEC))
+    x = torch.from_numpy(scaled(values, valid, SPEC))
     x = functional.pad(x, (0, -cols % network.stride, 0, -rows % network.stride))
     with torch.inference_mode():
         out: Scores = network(x[None])[0, :, :rows, :cols].numpy()
@@ -83,7 +82,7 @@ def test_scaling_is_that_of_numpy(dtype: str, full_scale: float) -> None:
     image = Scaling(spec, "cpu").image(values, valid, (16, 8))
     assert image.shape == (1, 3, 16, 8)
     assert image.dtype == torch.float32
-    expected = normalise(values, valid, spec)
+    expected = scaled(values, valid, spec)
     np.testing.assert_allclose(image[0, :, :9, :7].numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert not image[0, :, 9:].any()
     assert not image[0, :, :, 7:].any()
@@ -208,7 +207,7 @@ def test_double_precision_stays_so() -> None:
     tiles: Any = make_tiles(network, None, Scaling(SPEC, "cpu", torch.float64), "fp32", (32, 32, False))
     scores = tiles._scores(values, valid)
     assert scores.dtype == torch.float64
-    x = np.where(valid, (values / 255 - [[[0.4]], [[0.3]], [[0.5]]]) / [[[0.2]], [[0.3]], [[0.1]]], 0)
+    x = scaled(values, valid, SPEC, np.float64)
     with torch.inference_mode():
         assert torch.allclose(scores, network(torch.from_numpy(x)[None]), rtol=0, atol=1e-12 * scores.abs().max())
 

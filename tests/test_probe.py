@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.reach import Reach
-from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.fcn import Fcn, Upsample
 from fcn_batch.pipeline.network.probe import Grid, probe
 from fcn_batch.pipeline.network.trial import compare_window, forward, try_out
-from fcn_batch.pipeline.network.upsample import Upsample
+from tests.errors import refuses
 from tests.models import tiny_architecture, tiny_network
 
 Convolution = tuple[int, int, int]  # kernel, stride, padding
@@ -176,7 +175,7 @@ def test_networks_for_which_no_halo_is_enough(layer: nn.Module) -> None:
     tail = nn.Upsample((32, 32)) if isinstance(layer, nn.AdaptiveMaxPool2d) else nn.Identity()
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer, tail)
     if isinstance(layer, nn.AdaptiveMaxPool2d):
-        with pytest.raises(ModelError, match="scores of 32 x 32 for 1920 x 32 pixels; let it upsample"):
+        with refuses("network-output", found="32 x 32", size="1920 x 32"):
             probe(network, 3)
     else:
         assert probe(network, 3) == Grid(32, 0, None)
@@ -204,7 +203,7 @@ def test_a_channel_that_is_always_nan_is_no_global_network() -> None:
     network = nn.Conv2d(3, 2, 1)
     with torch.no_grad():
         network.weight[0] = torch.nan
-    with pytest.raises(ModelError, match="NaN or infinite: its weights are broken"):
+    with refuses("weights-broken"):
         probe(network, 3)
 
 
@@ -215,20 +214,19 @@ def test_dead_weights_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "match"),
+    ("network", "code", "fields"),
     [
-        (nn.Conv2d(3, 2, 3), "30 x 30 scores for an image of 32 x 32 pixels; let it pad .* upsample its scores"),
-        (nn.Conv2d(3, 2, 8, 8), "4 x 4 scores for an image of 32 x 32 pixels"),
-        (nn.Conv2d(4, 2, 1), "refuses an image of 3 bands and 32 x 32 pixels: RuntimeError: .*4 channels"),
-        (nn.Flatten(), r"returns shape \(1, 3072\); let it return one tensor \(n, classes, rows, cols\)"),
-        (nn.MultiheadAttention(4, 2), "refuses an image"),
+        (nn.Conv2d(3, 2, 3), "network-output", {"found": "30 x 30", "size": "32 x 32"}),
+        (nn.Conv2d(3, 2, 8, 8), "network-output", {"found": "4 x 4", "size": "32 x 32"}),
+        (nn.Conv2d(4, 2, 1), "network-failed", {"bands": 3, "rows": 32, "cols": 32, "kind": "RuntimeError"}),
+        (nn.Flatten(), "network-output", {"found": "shape (1, 3072)"}),
+        (nn.MultiheadAttention(4, 2), "network-failed", {}),
     ],
     ids=["valid", "coarse", "bands", "flat", "other"],
 )
-def test_networks_that_make_no_map(network: nn.Module, match: str) -> None:
-    with pytest.raises(ModelError, match=match) as caught:
+def test_networks_that_make_no_map(network: nn.Module, code: str, fields: dict[str, object]) -> None:
+    with refuses(code, **fields):
         probe(network, 3)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_list_is_no_map() -> None:
@@ -236,7 +234,7 @@ def test_a_list_is_no_map() -> None:
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             return [x]
 
-    with pytest.raises(ModelError, match="returns list; let it return one tensor"):
+    with refuses("network-output", found="list"):
         forward(Lists(), torch.zeros(1, 3, 8, 8))
 
 
@@ -257,5 +255,5 @@ def test_probing_draws_no_random_numbers() -> None:
 
 @pytest.mark.parametrize(("stride", "phase", "halo"), [(0, 0, 0), (8, 8, 8), (8, -1, 8), (8, 0, 4), (8, 0, -8)])
 def test_a_grid_checks_itself(stride: int, phase: int, halo: int) -> None:
-    with pytest.raises(ValueError, match="stride"):
+    with pytest.raises(ValueError, match=str(stride)):
         Grid(stride, phase, halo)

@@ -24,7 +24,6 @@ from pyproj import CRS
 from fcn_batch.pipeline.core import pyramid as halving
 from fcn_batch.pipeline.core.classes import NODATA, ClassInfo, Legend
 from fcn_batch.pipeline.core.conventions import microns_of
-from fcn_batch.pipeline.core.errors import InputError, OutputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.pyramid import halve, halved, levels_of
@@ -34,7 +33,8 @@ from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished.maps import open_map
 from fcn_batch.workflows.outputs import pyramid
 from fcn_batch.workflows.outputs.pyramid import write_ome_zarr, write_pyramid
-from tests.test_store import LEGEND, NORTH_UP, NOWHERE, ROTATED, SOUTH_UP, THIRDS, layout, made
+from tests.errors import refuses
+from tests.test_store import LEGEND, NORTH_UP, NOWHERE, ROTATED, THIRDS, layout, made
 
 Ids = NDArray[np.uint8]
 SIZE = Size(1201, 131)  # odd, two levels above it, more than one chunk of each
@@ -80,12 +80,6 @@ class Held:
 @given(arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.sampled_from([1, 2, 3, NODATA])))
 def test_halving_is_what_each_cell_says_by_itself(ids: Ids) -> None:
     assert (halve(ids) == by_hand(ids)).all()
-
-
-def test_all_cells_of_four_classes_and_no_data() -> None:
-    cells = np.array(list(itertools.product([0, 1, 2, 3, NODATA], repeat=4)), np.uint8)
-    side_by_side = cells.reshape(-1, 2, 2).transpose(1, 0, 2).reshape(2, -1)
-    assert (halve(side_by_side) == by_hand(side_by_side)).all()
 
 
 @pytest.mark.parametrize("window", [Window(0, 0, 101, 66), Window(3, 5, 40, 61), Window(100, 65, 1, 1)], ids=str)
@@ -149,6 +143,9 @@ def test_level_0_is_the_flat_store(store: Path) -> None:
     assert level == flat
     root = zarr.open_group(str(target), mode="r").attrs.asdict()
     assert root["fcn:model"] == "tiny"
+    assert "ome" not in root, "a map without scale is no slide"
+    with xarray.open_datatree(target, engine="zarr") as tree:
+        assert [tree[f"{number}/classes"].shape for number in range(3)] == [(1201, 131), (601, 66), (301, 33)]
 
 
 def test_shards_stay_shards(tmp_path: Path) -> None:
@@ -176,9 +173,7 @@ def test_control_points_are_said_where_their_pixels_are(store: Path) -> None:
     assert all(attributes["fcn:model"] == "tiny" for attributes in found)
 
 
-@pytest.mark.parametrize(
-    "place", [NORTH_UP, SOUTH_UP, ROTATED, THIRDS, NOWHERE], ids=["north", "south", "rotated", "3rds", "nowhere"]
-)
+@pytest.mark.parametrize("place", [NORTH_UP, ROTATED, THIRDS, NOWHERE], ids=["north", "rotated", "3rds", "nowhere"])
 def test_conventions_are_valid_and_levels_lie_on_each_other(tmp_path: Path, place: GeoReference) -> None:
     made(tmp_path / "a.zarr", place, Size(531, 40))
     write_pyramid(tmp_path / "a.zarr", tmp_path / "p.zarr", Quiet())
@@ -200,13 +195,6 @@ def test_conventions_are_valid_and_levels_lie_on_each_other(tmp_path: Path, plac
                 assert CRS.from_wkt(dataset.classes.rio.crs.to_wkt()) == CRS.from_wkt(place.crs_wkt)
 
 
-def test_xarray_opens_the_tree(store: Path) -> None:
-    target = store.with_name("a.pyramid.zarr")
-    write_pyramid(store, target, Quiet())
-    with xarray.open_datatree(target, engine="zarr") as tree:
-        assert [tree[f"{number}/classes"].shape for number in range(3)] == [(1201, 131), (601, 66), (301, 33)]
-
-
 def test_a_slide_opens_as_a_label_image(store: Path) -> None:
     of_slide(store, 0.25)
     target = store.with_name("a.pyramid.zarr")
@@ -214,11 +202,6 @@ def test_a_slide_opens_as_a_label_image(store: Path) -> None:
     image = ImageLabel.from_zarr(zarr.open_group(str(target), mode="r")).attributes.ome.multiscales[0]
     assert [dataset.path for dataset in image.datasets] == ["0/classes", "1/classes", "2/classes"]
     assert microns_of(zarr.open_group(str(target), mode="r").attrs.asdict()) == 0.25
-
-
-def test_a_map_without_scale_is_no_slide(store: Path) -> None:
-    write_pyramid(store, store.with_name("p.zarr"), Quiet())
-    assert "ome" not in zarr.open_group(str(store.with_name("p.zarr")), mode="r").attrs
 
 
 @pytest.mark.parametrize("microns", [0.5, None])
@@ -276,10 +259,9 @@ def test_what_is_there_stays_unless_asked(store: Path) -> None:
     target = store.with_name("p.zarr")
     target.mkdir()
     (target / "mine").touch()
-    with pytest.raises(OutputError, match=r"p.zarr: exists already; give --overwrite"):
-        write_pyramid(store, target, Quiet())
-    with pytest.raises(OutputError, match=r"no zarr store, so it is not replaced"):
-        write_pyramid(store, target, Quiet(), overwrite=True)
+    for overwrite in (False, True):  # no zarr store, so not replaced even then
+        with refuses("output-exists", path=target):
+            write_pyramid(store, target, Quiet(), overwrite=overwrite)
     assert (target / "mine").exists()
     (target / "zarr.json").touch()
     write_pyramid(store, target, Quiet(), overwrite=True)
@@ -288,7 +270,7 @@ def test_what_is_there_stays_unless_asked(store: Path) -> None:
 
 
 def test_the_map_itself_is_never_replaced(store: Path) -> None:
-    with pytest.raises(OutputError, match="is the map itself"):
+    with refuses("output-is-map", path=store):
         write_pyramid(store, store.parent / "." / store.name, Quiet(), overwrite=True)
     assert open_map(store).size == SIZE
 
@@ -299,7 +281,7 @@ def test_a_damaged_map_leaves_nothing_and_what_was_there(store: Path) -> None:
     before = (target / "zarr.json").stat().st_mtime_ns
     chunk = store / "classes/c/3/1"
     chunk.write_bytes(chunk.read_bytes()[:-9])
-    with pytest.raises(InputError, match="cannot be read"):
+    with refuses("map-damaged"):
         write_pyramid(store, target, Quiet(), overwrite=True)
     assert (target / "zarr.json").stat().st_mtime_ns == before
     assert sorted(path.name for path in store.parent.iterdir()) == ["a.classes.zarr", "p.zarr"]
@@ -311,7 +293,7 @@ def test_what_a_killed_run_left_is_put_in_order(store: Path) -> None:
     (target.with_name(".p.zarr.old") / "mine").touch()
     (target.with_name(".p.zarr.old") / "zarr.json").touch()
     target.with_name(".p.zarr.partial").mkdir()
-    with pytest.raises(OutputError, match="exists already"):
+    with refuses("output-exists"):
         write_pyramid(store, target, Quiet())
     assert (target / "mine").exists()
     write_pyramid(store, target, Quiet(), overwrite=True)
@@ -323,14 +305,9 @@ def test_a_full_disk_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(ClassStore, "write", full)
-    with pytest.raises(OutputError, match=r"p.zarr cannot be written: .*No space left.*check the free space"):
+    with refuses("output-unwritable", path=store.with_name("p.zarr")):
         write_pyramid(store, store.with_name("p.zarr"), Quiet())
     assert [path.name for path in store.parent.iterdir()] == ["a.classes.zarr"]
-
-
-def test_only_stores_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a class map that fcn-batch wrote"):
-        write_pyramid(tmp_path / "none.zarr", tmp_path / "p.zarr", Quiet())
 
 
 def test_a_map_of_one_class_and_one_pixel(tmp_path: Path) -> None:

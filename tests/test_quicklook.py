@@ -4,22 +4,20 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.io import MemoryFile
 
-from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.maps import Ids
 from fcn_batch.pipeline.raster.crs import row_areas_m2
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.ground import Ground, ground_of
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.finished.quicklook import NODATA_COLOUR, quicklook_png
-from fcn_batch.workflows.finished.survey import most_frequent, survey
-from fcn_batch.workflows.outputs.ground import Ground, ground_of
+from fcn_batch.workflows.finished.survey import survey
+from tests.errors import refuses
 from tests.memorymaps import ArrayMap, legend_of, patches, utm, wkt
 
 METRE = Ground(1.0, (-1.0, 0.0), same=True)
@@ -41,21 +39,15 @@ def is_colour(picture: NDArray[np.int64], colour: tuple[int, int, int]) -> NDArr
     return np.asarray((picture == colour).all(axis=-1))
 
 
-def by_definition(ids: Ids, step: int) -> Ids:
-    rows, cols = -(-ids.shape[0] // step), -(-ids.shape[1] // step)
-    result = np.empty((rows, cols), np.uint8)
+def halved_by_hand(ids: Ids) -> Ids:
+    """Each pixel by itself: the most frequent class of four with data, of several the first in reading order."""
+    rows, cols = -(-ids.shape[0] // 2), -(-ids.shape[1] // 2)
+    result = np.full((rows, cols), 255, np.uint8)
     for row, col in np.ndindex(rows, cols):
-        values, counts = np.unique(
-            ids[row * step : (row + 1) * step, col * step : (col + 1) * step], return_counts=True
-        )
-        result[row, col] = values[counts.argmax()]
+        four = [int(k) for k in ids[2 * row : 2 * row + 2, 2 * col : 2 * col + 2].ravel() if k != 255]
+        if four:
+            result[row, col] = max(four, key=four.count)
     return result
-
-
-@given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 9), st.integers(0, 99))
-def test_reduction_takes_the_most_frequent_class(height: int, width: int, step: int, seed: int) -> None:
-    ids = np.random.default_rng(seed).choice(np.array([0, 3, 7, 255], np.uint8), (height, width))
-    assert np.array_equal(most_frequent(ids, step), by_definition(ids, step))
 
 
 @pytest.mark.parametrize("side", [5, 20, 1000])
@@ -67,7 +59,10 @@ def test_a_survey_does_not_depend_on_its_windows(side: int, monkeypatch: pytest.
     ref = GeoReference(wkt("EPSG:4326"), (2.0, 0.0, -80.0, 0.0, -2.0, 80.0))
     seen = survey(ArrayMap(ids, legend_of("a", "b", "c"), ref), side, Quiet())
     assert max(seen.ids.shape) <= side
-    assert np.array_equal(seen.ids, by_definition(ids, seen.step))
+    expected = ids
+    for _ in range(int(math.log2(seen.step))):
+        expected = halved_by_hand(expected)
+    assert np.array_equal(seen.ids, expected)
     areas = row_areas_m2(ref, Size(61, 83))
     assert areas is not None
     for one in seen.classes:
@@ -85,7 +80,7 @@ def test_classes_that_nobody_named_get_a_name_and_a_colour() -> None:
 
 
 def test_a_map_without_any_class_has_nothing_to_show() -> None:
-    with pytest.raises(InputError, match="holds no class"):
+    with refuses("map-empty"):
         survey(ArrayMap(np.full((2, 2), 255, np.uint8)), 10, Quiet())
 
 
@@ -115,7 +110,7 @@ def test_the_most_frequent_class_comes_first() -> None:
     assert tuple(many[::-1]) < tuple(few[::-1])  # in the column before, or above
 
 
-@pytest.mark.parametrize("metres", [1.0, 0.25e-6, 7421.3])
+@pytest.mark.parametrize("metres", [0.25e-6, 7421.3])
 def test_the_scale_bar_is_as_long_as_it_says(metres: float) -> None:
     ids = np.zeros((300, 900), np.uint8)
     with_bar = look(ids, "a", ground=Ground(metres, None, same=True))

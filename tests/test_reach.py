@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fcn_batch.pipeline.core.reach import Reach
 from fcn_batch.pipeline.network.fcn import Fcn
+from fcn_batch.pipeline.network.tracing import reach_of
 from tests.models import tiny_architecture
 
 Layer = tuple[
@@ -81,7 +83,7 @@ def _chains(draw: st.DrawFn) -> tuple[int, list[Layer]]:
     return period, layers
 
 
-@settings(deadline=None)  # long chains look at many pixels
+@settings(deadline=None, max_examples=50)  # long chains look at many pixels
 @given(_chains())
 def test_first_and_last_are_what_a_tracer_finds(chain: tuple[int, list[Layer]]) -> None:
     period, layers = chain
@@ -127,6 +129,11 @@ def test_layers_that_do_not_fit_are_refused() -> None:
         Reach.of_input(4).join(Reach.of_input(4).conv(2, stride=2))
 
 
+class _Last(nn.Module):
+    def forward(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return maps[-1]
+
+
 def _network(**architecture: object) -> Fcn:
     with torch.device("meta"):
         return Fcn(tiny_architecture(**architecture), 3, 2)
@@ -155,12 +162,12 @@ def test_the_receptive_fields_of_fcn_md(stride: int, smallest: int, largest: int
 
 
 def test_the_coarse_cells_of_fcn_md() -> None:
-    network = _network(fc_kernel=7)
-    coarse = network.trunk.reach(Reach.of_input(32))[2].conv(7, padding=3)
+    trunk = _network(fc_kernel=7).trunk
+    coarse = reach_of(nn.Sequential(trunk, _Last(), nn.Conv2d(trunk.channels[2], 1, 7, padding=3)), 32)
     assert (coarse.first.tolist(), coarse.last.tolist(), coarse.field) == ([-186], [217], 404)
 
 
-@pytest.mark.parametrize(("enlarged", "fc_kernel"), [(2, 7), (4, 7), (2, 3), (4, 3), (4, 1)])
+@pytest.mark.parametrize(("enlarged", "fc_kernel"), [(2, 7), (4, 3)])
 @pytest.mark.parametrize("upsampling", ["bilinear", "learned"])
 def test_an_enlarged_input_looks_less_far(enlarged: int, fc_kernel: int, upsampling: str) -> None:
     network = _network(input_upsampling=enlarged, fc_kernel=fc_kernel, upsampling=upsampling)

@@ -18,12 +18,12 @@ from zarr.storage import ObjectStore
 from fcn_batch.pipeline.core.errors import InputError, OutputError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.location import Url, input_of
-from fcn_batch.pipeline.raster.bucket import Bucket
 from fcn_batch.pipeline.raster.gdal import gdal_cache, reaching
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
-from fcn_batch.pipeline.raster.remote import store_of
+from fcn_batch.pipeline.raster.remote import Bucket, store_of
 from fcn_batch.workflows.blocks.reading import RowReader
 from fcn_batch.workflows.plan import Options, prepare
+from tests.errors import refused
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.remote_servers import Served, http_server, s3_server, slow_bucket
@@ -147,13 +147,11 @@ def test_a_file_in_an_archive(model: Path, tmp_path: Path, monkeypatch: pytest.M
     named = f"/vsizip/{tmp_path}/many.zip/inner/b.tif"
     segmented(named, "-m", model, "-o", tmp_path / "out", "--local-only")
     assert (class_map(tmp_path / "out", "b") == class_map(tmp_path / "out", "a")).all()
-    for name, told in (("inner/none.tif", "none.tif"), ("", "")):
+    for name in ("inner/none.tif", ""):
         result = fcn_batch("segment", f"/vsizip/{tmp_path}/many.zip/{name}", "-m", model, "-o", tmp_path / "x")
         assert result.exit_code == 4
-        assert told in result.stderr
     result = fcn_batch("segment", f"/vsizip/{tmp_path}/no.zip/b.tif", "-m", model)
-    assert result.exit_code == 4
-    assert "no such archive" in result.stderr
+    refused(result, "archive-missing", place=f"/vsizip/{tmp_path}/no.zip/b.tif")
 
 
 def test_a_change_is_noticed(served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,22 +185,17 @@ def test_what_was_fetched_before_is_fetched_again(
 def test_what_cannot_be_reached(served: Served, model: Path, tmp_path: Path) -> None:
     for url in (f"{served.url}/none.tif", "http://127.0.0.1:9/a.tif"):
         result = fcn_batch("segment", url, "-m", model, "-o", tmp_path / "out")
-        assert result.exit_code == 4, result.stderr
-        assert url in result.stderr
-        assert "check name, network and credentials" in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        refused(result, "server-unreachable", place=url)
     result = fcn_batch("segment", f"{served.url}/none.tif", "-m", model, "--local-only")
-    assert result.exit_code == 2
-    assert "--local-only forbids" in result.stderr
+    refused(result, "input-remote", path=f"{served.url}/none.tif")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_raster_there(served: Served) -> None:
     """Under the name that was given, without what GDAL makes of it."""
     (served.folder / "a.tif").write_bytes(b"nothing of the kind" * 100)
-    result = fcn_batch("plan", f"{served.url}/a.tif")
-    assert result.exit_code == 4
-    assert f"'{served.url}/a.tif' not recognized" in result.stderr
+    error = refused(fcn_batch("plan", f"{served.url}/a.tif"), "format-unknown", path=f"{served.url}/a.tif")
+    assert f"'{served.url}/a.tif'" in error.fields["reason"]
 
 
 def test_names_that_are_quoted_in_urls(served: Served, model: Path, tmp_path: Path) -> None:
@@ -216,7 +209,7 @@ def test_a_server_that_fails_at_times(
     served: Served, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_blocks(monkeypatch)
-    monkeypatch.setattr("fcn_batch.workflows.inputs.tolerant.time.sleep", lambda _: None)
+    monkeypatch.setattr("fcn_batch.pipeline.core.tolerance.time.sleep", lambda _: None)
     path = cog(served.folder / "a.tif", 600, 600)
     segmented(path, "-m", model, "-o", tmp_path / "local")
     served.fail_every = 4
@@ -234,9 +227,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     segmented(path, "-m", model, "-o", tmp_path / "local")
     served.cut_every = 1
     result = fcn_batch("segment", f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out")
-    assert result.exit_code == 4
-    assert "get an undamaged copy" in result.stderr
-    assert "#" not in result.stderr
+    assert "#" not in str(refused(result, "pixels-unreadable", path=f"{served.url}/a.tif"))
     served.cut_every, served.answered = 2, 0
     segmented(f"{served.url}/a.tif", "-m", model, "-o", tmp_path / "out", "--on-error", "retry:5")
     assert served.answered >= served.cut_every
@@ -248,9 +239,10 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     ["https://me:secret@host/a.tif", "https://host/a.tif?X-Amz-Signature=secret", "s3://key:secret@bucket/a.tif"],
 )
 def test_secrets_in_urls_are_refused_and_not_told(text: str) -> None:
-    with pytest.raises(InputError, match="every report would show") as caught:
+    with pytest.raises(InputError) as caught:
         input_of(text)
-    assert "secret" not in str(caught.value)
+    assert caught.value.code == "url-with-secret"
+    assert "secret" not in f"{caught.value} {caught.value.fields}"
 
 
 def test_a_text_that_names_a_url_fetches_nothing(served: Served) -> None:
@@ -276,7 +268,7 @@ def test_what_a_report_names_is_not_fetched_either(
     export = ("export", report, "--to", "html", "-o", page, "--overwrite")
     served.paths.clear()
     result = fcn_batch("verify", report, "--local-only")
-    assert (result.exit_code, "--local-only forbids" in result.stderr) == (2, True)
+    refused(result, "input-remote", path=f"{served.url}/a.tif")
     assert fcn_batch(*export, "--local-only").exit_code == 0
     assert "not shown: it is on another machine" in page.read_text()
     assert not served.paths
@@ -305,8 +297,7 @@ def test_objects_of_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypat
     assert told["files"][0]["tag"]
     assert fcn_batch("verify", tmp_path / "out" / "a.run.json").exit_code == 0
     result = fcn_batch("segment", "s3://images/2024/none.tif", "-m", model, "-o", tmp_path / "out")
-    assert result.exit_code == 4
-    assert "s3://images/2024/none.tif" in result.stderr
+    refused(result, "server-unreachable", place="s3://images/2024/none.tif")
     assert np.unique(class_map(tmp_path / "out", "a")).size > 1
 
 
@@ -366,19 +357,18 @@ def test_outputs_in_a_bucket(bucket: Any, model: Path, tmp_path: Path, monkeypat
 def test_a_bucket_that_is_not_there_shows_before_the_run(model: Path, tmp_path: Path) -> None:
     path, work = scene(tmp_path / "a.tif", 60, 70), tmp_path / "work"
     result = fcn_batch("segment", path, "-m", model, "-o", "s3://none-of-that-name/x", "--work", work)
-    assert result.exit_code == OutputError.exit_code
-    assert "s3://none-of-that-name/x" in result.stderr
+    refused(result, "bucket-refused", place="s3://none-of-that-name/x")
     assert not work.exists()
 
 
 def test_who_may_write_need_not_be_allowed_to_delete(
     bucket: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(_: Bucket, keys: Iterable[str]) -> None:
+    def forbidden(_: Bucket, keys: Iterable[str]) -> None:
         if any(True for _ in keys):
-            raise OutputError("AccessDenied")
+            raise OutputError("bucket-refused", "AccessDenied")
 
-    monkeypatch.setattr(Bucket, "delete", refused)
+    monkeypatch.setattr(Bucket, "delete", forbidden)
     path = scene(tmp_path / "a.tif", 60, 70)
     segmented(path, "-m", model, "-o", "s3://images/first", "--work", tmp_path / "work")
     assert "first/a.run.json" in objects(bucket, "first/")
@@ -394,7 +384,7 @@ def test_an_upload_that_breaks_off_is_gone_on_with(
 
     def write(self: Bucket, key: str, file: Path) -> None:
         if key.endswith(".qml"):
-            raise OutputError("the line is dead")
+            raise OutputError("bucket-refused", "the line is dead")
         proper(self, key, file)
 
     with monkeypatch.context() as patch:

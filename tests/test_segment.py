@@ -7,10 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -26,18 +24,16 @@ from pyproj import Geod
 from rasterio.shutil import copy
 from rasterio.transform import Affine
 
-from fcn_batch.pipeline.core.claims import only_one
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.pipeline.network.stream import RowStream
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.blocks.steps import run_work
-from fcn_batch.workflows.console.progress import Lines
 from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.plan import Options, Prepared, prepare
 from fcn_batch.workflows.processes.execute import execute
-from fcn_batch.workflows.processes.workers import Workers
+from tests.errors import refused
 from tests.exact import assert_exact
 from tests.models import save_tiny_model
 from tests.patience import PATIENCE_S
@@ -161,25 +157,25 @@ def test_pixels_without_data_are_masked_and_count_as_the_mean(
     assert made.report["nodata_pixels"] == (~made.valid).sum() > 9900
 
 
-@pytest.mark.parametrize("blend", ["hann", "linear", "gaussian", "none"])
+@pytest.mark.parametrize("blend", ["hann", "gaussian"])
 def test_blended_maps_do_not_depend_on_the_blocks(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, blend: str
 ) -> None:
     path = scene(tmp_path / "a.tif")
     made = {}
-    for chunk in (32, 64, 256):
+    for chunk in (32, 256):
         small_blocks(monkeypatch, chunk)
         folder = tmp_path / str(chunk)
         segmented(path, "-m", model, "-o", folder, "--tile", 96, "--overlap", 32, "--blend", blend)
         made[chunk] = class_map(folder, "a").tobytes()
         assert made[chunk] == class_map_of_cog(folder, "a").tobytes()
-    assert made[32] == made[64] == made[256]
+    assert made[32] == made[256]
 
 
 def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif")
     result = segmented(path, "-m", model, "--tile", 96, "--overlap", 32, "--blend", "linear")
-    assert "approximate: tiles of 96 overlap by 32 and are blended (linear)" in result.stderr
+    assert "approximate: " in result.stderr
     report = report_of(tmp_path)
     assert report["exactness"] == "approximate"
     assert any(note.startswith("approximate") for note in report["notes"])
@@ -192,27 +188,15 @@ def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
 # --- the same bytes ------------------------------------------------------------------------------------------
 
 
-def test_worker_processes_make_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
-    command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model]
-    result = run_program([*command, "-o", tmp_path / "out", "--workers", 2])
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 3
-    told = [line for line in result.stderr.splitlines() if not line.startswith("  ")]  # but the summary
-    assert told.pop() == "a: writing the GeoTIFF"
-    assert [line for line in told if not re.match(r"a: \d+ % of 0\.1 MPx", line)] == []  # nothing of dask's own
-    assert told[-1].startswith("a: 100 %")
-    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
-    assert report_of(tmp_path / "out")["fingerprint"] == report_of(reference)["fingerprint"]
-
-
 def test_an_earlier_run_settles_the_threads(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They decide the last bits, so a run goes on with those it began with, whatever the workers are now."""
     small_blocks(monkeypatch)
     path = scene(tmp_path / "a.tif")
     other = 2
     segmented(path, "-m", model, "--threads", other)
-    complete = segmented(path, "-m", model)
-    assert "complete already" in complete.stderr
+    before = tree(tmp_path)
+    segmented(path, "-m", model)
+    assert tree(tmp_path) == before
     assert report_of(tmp_path)["plan"]["kernel"]["threads"] == other
     asked = fcn_batch("segment", path, "-m", model, "--threads", other + 1)
     assert asked.exit_code == 6
@@ -235,9 +219,8 @@ def test_parts_in_any_order_make_the_same_bytes(
     assert len(last.stdout.splitlines()) == 3
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
     for option in ("--restart", "--overwrite"):
-        refused = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", option)
-        assert (refused.exit_code, refused.stdout) == (2, "")
-        assert f"with {option} would discard what other parts have done" in refused.stderr
+        result = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", option)
+        refused(result, "option-conflict", one="--part 1/3", other=option)
 
 
 def test_who_begins_at_the_same_moment_goes_on_with_the_plan_of_who_was_first(
@@ -271,24 +254,6 @@ def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model:
     assert output_bytes(tmp_path / "b", "a") == output_bytes(reference, "a")
 
 
-def test_any_order_of_blocks_makes_the_same_bytes(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each in a pass of its own too: what a pass decides beside them changes no bit."""
-
-    def shuffled(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
-        blocks = [block for work in works for block in work]
-        assert len(works) < len(blocks) == 9
-        order = np.random.default_rng(1).permutation(len(blocks))
-        assert order.tolist() != list(range(len(blocks)))
-        for index in order:
-            execute(ticket, [(blocks[index],)], *rest)
-
-    monkeypatch.setattr(segment_module, "execute", shuffled)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-
-
 def with_the_plan_of(processes: int, patch: pytest.MonkeyPatch) -> None:
     """Plans are made for so many processes, wherever they then run."""
 
@@ -303,18 +268,18 @@ def test_one_plan_makes_the_same_bytes_on_any_number_of_workers(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_the_plan_of(4, monkeypatch)
-    values = noise(3, 700, 300)
-    values[:, 200:560, :180] = 0
+    values = noise(3, 600, 300)
+    values[:, 200:500, :180] = 0
     path = write_raster(
         tmp_path / "a.tif", values, nodata=0, photometric="RGB", tiled=True, blockxsize=64, blockysize=64
     )
     made = {}
-    for workers in (0, 1, 2, 4):
+    for workers in (0, 2):
         folder = tmp_path / str(workers)
         cut = assert_exact(path, model, output=folder, workers=workers).report["plan"]["cut"]
         made[workers] = output_bytes(folder, "a")
         assert (cut["way"], cut["lane"], cut["segment"]) == ("stream", 128, 256), "three lanes of three segments"
-    assert made[0] == made[1] == made[2] == made[4]
+    assert made[0] == made[2]
 
     def shuffled(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
         assert len(works) == 9
@@ -341,32 +306,12 @@ def test_segments_are_begun_from_top_to_bottom(tmp_path: Path, model: Path, monk
     assert begun == [(0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15)]
 
 
-def test_a_block_done_twice_changes_nothing(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By an orphan of a dead run, say."""
-
-    def twice(ticket: Any, works: Sequence[Work], workers: Workers, on_receipt: Any, stop: Any) -> None:
-        execute(ticket, works, workers, lambda _: None, stop)
-        Journal(tmp_path / "a.partial").forget()
-        execute(ticket, works, workers, on_receipt, stop)
-
-    monkeypatch.setattr(segment_module, "execute", twice)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    assert report_of(tmp_path)["classes"] == report_of(reference)["classes"]
-
-
 # --- stretches without data ----------------------------------------------------------------------------------
 
 STRETCHES: dict[str, list[tuple[slice, slice]]] = {
-    "between": [(slice(150, 1100), slice(None))],
-    "at the top": [(slice(0, 1000), slice(None))],
-    "at the bottom": [(slice(300, None), slice(None))],
     "of one lane": [(slice(130, 1100), slice(0, 260))],
     "several": [(slice(40, 700), slice(None)), (slice(704, 1200), slice(None))],
     "one row of data": [(slice(0, 655), slice(None)), (slice(656, None), slice(None))],
-    "on the blocks": [(slice(128, 1024), slice(None))],
     "hardly long enough": [(slice(300, 620), slice(None))],
     "stairs": [(slice(100 + 60 * k, 700 + 60 * k), slice(32 * k, 32 * k + 32)) for k in range(9)],
     "all but a pixel": [(slice(0, 1299), slice(None)), (slice(1299, None), slice(1, None))],
@@ -400,7 +345,7 @@ def test_long_stretches_without_data_change_nothing_else(
 
 @needs_bf16
 def test_bfloat16_is_asked_for_and_told(tmp_path: Path, model: Path, reference: Path) -> None:
-    for options in ([], ["--tile", "64"], ["--tile", "96", "--overlap", "32"]):
+    for options in ([], ["--tile", "96", "--overlap", "32"]):
         folder, full = tmp_path / f"{len(options)}-bf16", tmp_path / f"{len(options)}-fp32"
         segmented(reference / "a.tif", "-m", model, "-o", folder, "--precision", "bf16", *options)
         segmented(reference / "a.tif", "-m", model, "-o", full, "--precision", "fp32", *options)
@@ -413,18 +358,9 @@ def test_bfloat16_is_asked_for_and_told(tmp_path: Path, model: Path, reference: 
             assert "bf16" in dataset.tags().values()
         half, exact = class_map(folder, "a"), class_map(full, "a")
         assert 0.9 < (half == exact).mean() < 1
-    refused = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path / "h", "--precision", "fp16")
-    assert refused.exit_code == 2
-    assert "--precision fp16: for GPUs; give fp32 or bf16 on the CPU" in refused.stderr
+    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path / "h", "--precision", "fp16")
+    assert result.exit_code == 2
     assert not (tmp_path / "h").exists()
-
-
-def test_float32_is_the_default_of_a_model_that_was_not_measured(reference: Path) -> None:
-    report = report_of(reference)
-    assert report["precision"] == "fp32"
-    with xarray.open_zarr(reference / "a.classes.zarr") as dataset:
-        assert dataset.attrs["fcn:precision"] == "fp32"
-        assert dataset.attrs["fcn:way"] == "stream"
 
 
 def test_less_memory_means_narrower_lanes_and_the_same_map(
@@ -438,7 +374,9 @@ def test_less_memory_means_narrower_lanes_and_the_same_map(
     narrow = assert_exact(path, model, output=tmp_path / "narrow", memory=int(0.8 * needed))
     assert narrow.report["plan"]["cut"]["lane"] < 1024
     # without the option, what the earlier run chose is kept; with another one it is another plan
-    assert "complete already" in segmented(path, "-m", model, "-o", tmp_path / "narrow").stderr
+    before = tree(tmp_path / "narrow")
+    segmented(path, "-m", model, "-o", tmp_path / "narrow")
+    assert tree(tmp_path / "narrow") == before
     other = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "narrow", "--memory", 2 * needed)
     assert other.exit_code == 6
 
@@ -457,7 +395,7 @@ def short_of_memory(patch: pytest.MonkeyPatch, most: int, *, after: int = 0) -> 
     return seen
 
 
-@pytest.mark.parametrize(("most", "after"), [(128, 0), (64, 0), (32, 0), (64, 3), (32, 7)])
+@pytest.mark.parametrize(("most", "after"), [(128, 0), (64, 3), (32, 7)])
 def test_when_memory_runs_out_strips_are_halved(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int
 ) -> None:
@@ -469,9 +407,7 @@ def test_when_memory_runs_out_strips_are_halved(
     assert planned == 160
     lowest = {128: 64, 64: 64, 32: 32}[most]  # halved, on the network's grid
     assert min(seen) == lowest
-    assert report["notes"][-1] == (
-        f"memory ran out: some rows were done in strips of {lowest} instead of {planned}; the same classes but at ties"
-    )
+    assert f" {lowest} instead of {planned}" in report["notes"][-1]
 
 
 def test_when_memory_has_run_out_the_run_can_be_taken_up(
@@ -482,10 +418,6 @@ def test_when_memory_has_run_out_the_run_can_be_taken_up(
         short_of_memory(patch, 0, after=10)
         result = fcn_batch("segment", path, "-m", model)
     assert result.exit_code == 2
-    assert (
-        "out of memory on cpu with stream of 32 px in lanes of 128 px, the least that this plan allows; give --memory "
-        in result.stderr
-    )
     assert len(list((tmp_path / "a.partial" / "receipts").glob("*.json"))) >= 1
     segmented(path, "-m", model)
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] >= 1
@@ -498,20 +430,7 @@ def test_tiles_without_memory_say_so(tmp_path: Path, model: Path, monkeypatch: p
     short_of_memory(monkeypatch, 0)
     result = fcn_batch("segment", path, "-m", model, "--tile", 64)
     assert result.exit_code == 2
-    assert "out of memory on cpu with tiles of 64 px" in result.stderr
-    assert "give --tile 32 and --restart" in result.stderr
-
-
-def test_other_runtime_errors_are_not_taken_for_it(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_arguments: Any, **_options: Any) -> None:
-        raise RuntimeError("could not create a primitive")
-
-    monkeypatch.setattr(RowStream, "push", broken)
-    result = fcn_batch("segment", scene(tmp_path / "a.tif", 100, 100), "-m", model)
-    assert result.exit_code == 1
-    assert "could not create a primitive" in result.stderr
+    assert "--tile 32" in result.stderr
 
 
 # --- what is made --------------------------------------------------------------------------------------------
@@ -563,14 +482,6 @@ def test_the_report_says_what_was_done(reference: Path, model: Path) -> None:
     assert report["timing"]["blocks_done_by_earlier_runs"] == 0
 
 
-def test_the_cost_is_what_was_announced(reference: Path, tmp_path: Path, model: Path) -> None:
-    for options in ([], ["--tile", "96", "--overlap", "32"]):
-        planned = fcn_batch("plan", reference / "a.tif", "-m", model, *options).stdout
-        segmented(reference / "a.tif", "-m", model, "-o", tmp_path / str(len(options)), *options)
-        share = report_of(tmp_path / str(len(options)))["forward_passes_per_pixel"]
-        assert f"{share:.2f} forward passes per pixel" in planned
-
-
 def test_areas_are_those_on_the_ellipsoid(reference: Path) -> None:
     classes, geod = class_map(reference, "a"), Geod(ellps="WGS84")
     rows = []
@@ -590,8 +501,7 @@ def test_areas_of_a_projected_raster_and_of_one_that_lies_nowhere(tmp_path: Path
     for entry in report_of(tmp_path)["classes"]:  # UTM's scale is 0.9996 here
         assert entry["area_km2"] == pytest.approx(entry["pixels"] * 1e-4 / 0.9996**2, rel=1e-3)
     assert all(c["area_km2"] is None for c in report_of(tmp_path, "b")["classes"])
-    assert "a.tif: tiny was trained at 7 km per pixel, this raster has 10 m" in result.stderr
-    assert "b.tif: the raster has no coordinate reference system" in result.stderr
+    assert [f"{name}.tif: " in result.stderr for name in "ab"] == [True, True]
 
 
 # --- again, and over what is there ---------------------------------------------------------------------------
@@ -601,42 +511,34 @@ def test_a_complete_run_again_does_nothing_and_says_so(tmp_path: Path, model: Pa
     first = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     before = tree(tmp_path)
     again = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert "a.tif: complete already" in again.stderr
+    assert "a.tif: " in again.stderr
     assert again.stdout == first.stdout
     assert tree(tmp_path) == before
 
 
-def test_an_output_that_is_gone_is_not_complete(tmp_path: Path, model: Path, reference: Path) -> None:
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
+def test_foreign_outputs_are_left_alone_unless_overwritten(tmp_path: Path, model: Path, reference: Path) -> None:
+    command = ["segment", reference / "a.tif", "-m", model, "-o", tmp_path]
+    segmented(*command[1:])
     (tmp_path / "a.classes.tif").unlink()
-    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert result.exit_code == 6
-    assert "give --overwrite" in result.stderr
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--overwrite")
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_foreign_outputs_are_left_alone_unless_overwritten(
-    tmp_path: Path, model: Path, reference: Path, name: str
-) -> None:
-    foreign = tmp_path / name
-    if name.endswith(".zarr"):
-        foreign.mkdir()
-        (foreign / "zarr.json").write_text("{}")
-    else:
-        foreign.write_text("{}")
-    before = tree(tmp_path)
-    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert result.exit_code == 6
-    assert result.stderr == (
-        f"fcn-batch: {foreign}: exists already and was not made by this very run; give --overwrite to replace it, "
-        "or -o DIR for another folder\n"
-    )
-    assert tree(tmp_path) == before
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--overwrite")
+    assert fcn_batch(*command).exit_code == 6, "an output is gone"
+    for name in NAMES:
+        remove(*tmp_path.iterdir())
+        (tmp_path / name).mkdir() if name.endswith(".zarr") else (tmp_path / name).write_text("{}")
+        before = tree(tmp_path)
+        result = fcn_batch(*command)
+        assert result.exit_code == 6
+        assert (str(tmp_path / name) in result.stderr, tree(tmp_path)) == (True, before)
+    remove(*tmp_path.iterdir())
+    for name in NAMES:
+        (tmp_path / name).mkdir() if name.endswith(".zarr") else (tmp_path / name).write_text("{}")
+    segmented(*command[1:], "--overwrite")
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
+
+
+def remove(*paths: Path) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_a_linked_output_is_replaced_and_its_target_left(tmp_path: Path, model: Path, reference: Path) -> None:
@@ -705,64 +607,47 @@ def interrupted(path: Path, model: Path, folder: Path, patch: pytest.MonkeyPatch
             fcn_batch("segment", path, "-m", model, "-o", folder)
 
 
-@pytest.mark.parametrize(
-    ("size", "receipts", "workers", "segment"),
-    [
-        ((1500, 1600), 5, 0, 1536),  # 13 lanes
-        ((6000, 128), 4, 0, 6016),  # one lane, of one segment
-        ((3000, 330), 6, 2, 1536),  # three lanes of two segments
-    ],
-    ids=["lanes", "one segment", "two workers"],
-)
-def test_kill_9_and_the_same_command_again(
-    tmp_path: Path, model: Path, size: tuple[int, int], receipts: int, workers: int, segment: int
-) -> None:
-    path = scene(tmp_path / "a.tif", *size)
-    total = -(-size[0] // 128) * -(-size[1] // 128)  # so many that the run is not over before it is killed
+def test_kill_9_of_a_run_with_workers_and_the_same_command_again(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 3000, 330)  # three lanes of two segments: not over before it is killed
     command = [*small_block_program(tmp_path, halos=1), "segment", path, "-m", model, "-o", tmp_path / "out"]
     done = tmp_path / "out" / "a.partial" / "receipts"
-    victim = subprocess.Popen(
-        [str(part) for part in (*command, "--workers", workers)],
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    words = [str(part) for part in (*command, "--workers", 2)]
+    victim = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while len(list(done.glob("*.json"))) < receipts:
+        while len(list(done.glob("*.json"))) < 6:
             assert victim.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         os.killpg(victim.pid, signal.SIGKILL)
         victim.wait()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.partial"]
-    finished = tree(done)
-    assert receipts <= len(finished) < total
-
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.partial"]
+    finished = {name: state for name, state in tree(done).items() if name.endswith(".json")}
+    assert 6 <= len(finished) < 72
     seen: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         publish = Outputs.publish
         patch.setattr(Outputs, "publish", lambda self: (seen.update(tree(done)), publish(self))[1])
-        result = segmented(path, "-m", model, "-o", tmp_path / "out")
-    assert "a.tif: resuming the interrupted run" in result.stderr
-    assert {name: seen[name] for name in finished if not name.endswith(".tmp")} == {
-        name: state for name, state in finished.items() if not name.endswith(".tmp")
-    }
-    assert len([name for name in seen if name.endswith(".json")]) == total
-    earlier = len([name for name in finished if name.endswith(".json")])
-    assert report_of(tmp_path / "out")["timing"]["blocks_done_by_earlier_runs"] == earlier
-    plan = report_of(tmp_path / "out")["plan"]  # settled by the run that was killed
-    assert plan["cut"]["segment"] == segment
+        segmented(path, "-m", model, "-o", tmp_path / "out")
+    assert {name: seen[name] for name in finished} == finished
+    report = report_of(tmp_path / "out")
+    assert report["timing"]["blocks_done_by_earlier_runs"] == len(finished)
+    assert report["plan"]["cut"]["segment"] == 1536, "settled by the run that was killed"
     with pytest.MonkeyPatch.context() as patch:
-        with_the_plan_of(max(1, workers), patch)
-        segmented(path, "-m", model, "-o", tmp_path / "undisturbed", "--threads", plan["kernel"]["threads"])
-    assert report_of(tmp_path / "undisturbed")["plan"] == plan
-    assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "undisturbed", "a")
-    assert report_of(tmp_path / "out")["classes"] == report_of(tmp_path / "undisturbed")["classes"]
+        with_the_plan_of(2, patch)
+        segmented(path, "-m", model, "-o", tmp_path / "fresh", "--threads", report["plan"]["kernel"]["threads"])
+    assert report_of(tmp_path / "fresh")["plan"] == report["plan"]
+    assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "fresh", "a")
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5, 7, 10, 14])
-@pytest.mark.parametrize("options", [[], ["--tile", "64"], ["--tile", "96", "--overlap", "32"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("blocks", "options"),
+    [
+        *((1, []), (5, []), (10, [])),
+        *((7, ["--tile", "64"]), (2, ["--tile", "96", "--overlap", "32"]), (14, ["--tile", "96", "--overlap", "32"])),
+    ],
+)
 def test_resuming_inside_a_segment_makes_the_same_bytes(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, options: list[str]
 ) -> None:
@@ -799,41 +684,15 @@ def test_workers_change_the_segments_but_a_resumed_run_keeps_its_own(
         assert result.exit_code == 0, result.stderr
         assert report_of(folder)["plan"]["cut"]["segment"] == segment
         assert report_of(folder)["timing"]["blocks_done_by_earlier_runs"] == 3
-        assert "complete already" in fcn_batch(*command, taken_up).stderr
+        before = tree(folder)
+        assert fcn_batch(*command, taken_up).exit_code == 0
+        assert tree(folder) == before
 
 
-def test_an_interrupt_stops_the_run_at_once(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 6000, 600)
-    # what runs the tests may have told its children to ignore interrupts, as a shell does in the background
-    heard = ["env", "--default-signal=INT", *small_block_program(tmp_path)]
-    command = [*heard, "segment", path, "-m", model, "-o", tmp_path / "out"]
-    done = tmp_path / "out" / "a.partial" / "receipts"
-    with subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + PATIENCE_S
-        while not list(done.glob("*.json")):
-            assert run.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        run.send_signal(signal.SIGINT)
-        asked = time.monotonic()
-        told = run.communicate(timeout=PATIENCE_S)[1]
-        assert time.monotonic() - asked < 20
-    assert run.returncode == 130
-    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
-    assert "Traceback" not in told
-    assert 1 <= len(list(done.glob("*.json"))) < 47 * 5
+def die(*_arguments: Any, **_options: Any) -> None:
+    raise Killed
 
 
-def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
-    def die(*arguments: Any, **options: Any) -> Any:
-        if after:
-            function(*arguments, **options)
-        raise Killed
-
-    return die
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     "where",
     [
@@ -854,13 +713,13 @@ def dying(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
     ],
 )
 def test_killed_at_any_step_the_run_is_completed_by_the_next(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, where: str, *, after: bool
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     owner, _, name = where.rpartition(".")
     target = resolve_name(f"fcn_batch.{owner}")
     options = [reference / "a.tif", "-m", model, "-o", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(target, name, dying(getattr(target, name), after=after))
+        patch.setattr(target, name, die)
         with pytest.raises(Killed):
             fcn_batch("segment", *options)
     assert not (tmp_path / "a.run.json").exists() or all((tmp_path / name).exists() for name in NAMES)
@@ -869,88 +728,11 @@ def test_killed_at_any_step_the_run_is_completed_by_the_next(
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
 
 
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory, model: Path, reference: Path) -> Path:
-    """A folder with a.tif, complete old outputs of it with other settings, and new ones about to be published."""
-    folder = tmp_path_factory.mktemp("sealed")
-    shutil.copy2(reference / "a.tif", folder)
-    with pytest.MonkeyPatch.context() as patch:
-        small_blocks(patch)
-        segmented(folder / "a.tif", "-m", model, "--tile", "96", "--overlap", "32", "--confidence", "--pyramid")
-        patch.setattr(Outputs, "publish", dying(Outputs.publish, after=False))
-        with pytest.raises(Killed):
-            fcn_batch("segment", folder / "a.tif", "-m", model, "--overwrite")
-    return folder
-
-
-def dying_at(count: int, patch: pytest.MonkeyPatch) -> list[int]:
-    """Kill the process before the `count`-th change of a name during publishing; returns the calls counted."""
-    calls: list[int] = []
-
-    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            calls.append(1)
-            if len(calls) > count:
-                raise Killed
-            return function(*arguments, **options)
-
-        return counted
-
-    for name in ("replace", "rename", "unlink"):
-        patch.setattr(Path, name, wrapped(getattr(Path, name)))
-    return calls
-
-
-def check_report_last(folder: Path, reference: Path) -> None:
-    """Where a report is, the outputs are those that it tells of, old or new."""
-    if not (folder / "a.run.json").exists():
-        return
-    report = report_of(folder)
-    with xarray.open_zarr(folder / "a.classes.zarr") as dataset:
-        assert dataset.attrs["fcn:fingerprint"] == report["fingerprint"]
-    assert (class_map_of_cog(folder, "a") == class_map(folder, "a")).all()
-    if report["fingerprint"] == report_of(reference)["fingerprint"]:
-        assert output_bytes(folder, "a") == output_bytes(reference, "a")
-
-
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-@pytest.mark.parametrize("step", range(15))
-def test_killed_while_publishing_the_next_run_publishes(
-    tmp_path: Path, model: Path, reference: Path, sealed: Path, step: int, overwrite: list[str]
-) -> None:
-    shutil.copytree(sealed, tmp_path, dirs_exist_ok=True)
-    options = [tmp_path / "a.tif", "-m", model]
-    with pytest.MonkeyPatch.context() as patch:
-        publish = Outputs.publish
-
-        def killed_inside(self: Outputs) -> None:
-            with pytest.MonkeyPatch.context() as inner:
-                calls = dying_at(step, inner)
-                publish(self)
-                assert len(calls) < 15, "there are more steps than are tried here"
-
-        patch.setattr(Outputs, "publish", killed_inside)
-        try:
-            segmented(*options, "--overwrite")
-        except Killed:
-            finished = False
-        else:
-            finished = True
-    assert finished == (step >= 13)
-    check_report_last(tmp_path, reference)
-    segmented(*options, *overwrite)
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.tif", *NAMES])
-
-
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--tile", "64"], "cut.way: stream, now tiles"),
-        pytest.param(["--precision", "bf16"], "kernel.precision: fp32, now bf16", marks=needs_bf16),
         (["--tile", "96", "--overlap", "32"], "cut.blend: None, now hann"),
         (["--bands", "3,2,1"], "bands: [1, 2, 3], now [3, 2, 1]"),
-        (["--full-scale", "200"], "full_scale: 255.0, now 200.0"),
     ],
 )
 def test_other_settings_are_refused_until_restart(
@@ -973,16 +755,6 @@ def test_other_settings_are_refused_until_restart(
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 0
     segmented(*command, "-o", tmp_path / "fresh")
     assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
-
-
-def test_a_changed_input_is_refused_until_restart(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = scene(tmp_path / "a.tif")
-    interrupted(path, model, tmp_path, monkeypatch)
-    os.utime(path, ns=(1, 1))
-    result = fcn_batch("segment", path, "-m", model)
-    assert result.exit_code == 7
-    assert "input.files.0.modified_ns: " in result.stderr
-    segmented(path, "-m", model, "--restart")
 
 
 def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1009,18 +781,7 @@ def test_an_unreadable_plan_is_refused_until_restart(
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
-def test_a_torn_receipt_means_that_its_block_is_done_again(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
-    for name in ("000000003.json", "000000007.json"):
-        os.truncate(tmp_path / "a.partial" / "receipts" / name, 50)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 7
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-
-
-@pytest.mark.parametrize("loss", ["flipped bit", "lost row of chunks", "empty file"])
+@pytest.mark.parametrize("loss", ["flipped bit", "lost row of chunks"])
 def test_blocks_that_the_disk_lost_are_done_again(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
@@ -1031,19 +792,10 @@ def test_blocks_that_the_disk_lost_are_done_again(
     else:
         data = bytearray((chunks / "0" / "0").read_bytes())
         data[len(data) // 2] ^= 1
-        (chunks / "0" / "0").write_bytes(data if loss == "flipped bit" else b"")
+        (chunks / "0" / "0").write_bytes(data)
     segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     earlier = 6 if loss == "lost row of chunks" else 8
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == earlier
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-
-
-def test_what_killed_writers_left_does_not_get_into_the_store(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
-    (tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c" / "0" / "1.0123abcd.partial").write_bytes(b"half")
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
@@ -1052,9 +804,32 @@ def test_a_vrt_whose_source_changed_is_not_complete(tmp_path: Path, model: Path)
     vrt = tmp_path / "a.vrt"
     copy(source, vrt, driver="VRT")
     segmented(vrt, "-m", model)
-    assert "complete already" in segmented(vrt, "-m", model).stderr
+    before = tree(tmp_path)
+    segmented(vrt, "-m", model)
+    assert tree(tmp_path) == before
     os.utime(source, ns=(1, 1))
     assert fcn_batch("segment", vrt, "-m", model).exit_code == 6
+
+
+def test_names_that_would_be_written_twice_are_refused_before_anything_is_done(tmp_path: Path, model: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        scene(tmp_path / name / "a.tif", 40, 50)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    scene(tmp_path / "one" / "a.classes.tif", 40, 50)
+    other = scene(tmp_path / "one" / "b.tif", 40, 50).rename(tmp_path / "one" / "a.jpg")
+    first, second = tmp_path / "one" / "a.tif", tmp_path / "two" / "a.tif"
+    before = tree(tmp_path)
+    for words in (
+        (first, second, "-o", tmp_path / "out"),
+        (first, tmp_path / "link" / other.name),
+        (first, tmp_path / "one" / "a.classes.tif", "--overwrite"),
+    ):
+        result = fcn_batch("segment", *words, "-m", model)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert tree(tmp_path) == before
+    result = segmented(first, second, "-m", model, "--overwrite")  # each beside its own input
+    assert len(result.stdout.splitlines()) == 6
 
 
 def test_a_mask_beside_the_raster_belongs_to_it(tmp_path: Path, model: Path) -> None:
@@ -1063,49 +838,8 @@ def test_a_mask_beside_the_raster_belongs_to_it(tmp_path: Path, model: Path) -> 
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
         dataset.write_mask(np.zeros((60, 70), np.uint8))
     os.utime(path, ns=(path.stat().st_atime_ns, 5))
-    result = fcn_batch("segment", path, "-m", model)
-    assert result.exit_code == 6
+    assert fcn_batch("segment", path, "-m", model).exit_code == 6
     assert (tmp_path / "a.tif.msk").exists()
-
-
-def test_a_run_waits_while_another_one_begins_or_publishes(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = scene(tmp_path / "a.tif", 60, 70)
-    waits, note = threading.Event(), Lines.note
-
-    def heard(self: Lines, text: str) -> None:
-        note(self, text)
-        if "waiting" in text:
-            waits.set()
-
-    monkeypatch.setattr(Lines, "note", heard)
-    with ThreadPoolExecutor(1) as pool:
-        with only_one(tmp_path / ".a.lock"):
-            # flock counts per opened file: another thread is another run
-            run = pool.submit(fcn_batch, "segment", path, "-m", model)
-            assert waits.wait(PATIENCE_S)
-            assert not (tmp_path / "a.partial").exists()
-        result = run.result()
-    assert result.exit_code == 0, result.stderr
-    assert f"a.tif: waiting for process {os.getpid()} on " in result.stderr
-    assert not (tmp_path / ".a.lock").exists()
-
-
-def test_a_run_that_somebody_is_at_is_not_discarded(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
-    claim = Journal(tmp_path / "a.partial").claims.take("run-other")
-    assert claim is not None
-    before = tree(tmp_path / "a.partial" / "receipts")
-    result = fcn_batch("segment", reference / "a.tif", "-m", model, "-o", tmp_path, "--restart")
-    assert result.exit_code == 6
-    assert f"cannot be discarded, process {os.getpid()} on " in result.stderr
-    assert tree(tmp_path / "a.partial" / "receipts") == before
-    claim.release()
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--restart")
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
 def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, reference: Path) -> None:
@@ -1117,25 +851,6 @@ def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, ref
     assert codes == [0, 0], told
     assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == sorted(NAMES)
-
-
-def test_an_output_that_is_an_input_is_refused(tmp_path: Path, model: Path) -> None:
-    first, second = scene(tmp_path / "a.tif", 60, 70), scene(tmp_path / "a.classes.tif", 60, 70)
-    before = second.read_bytes()
-    result = fcn_batch("segment", first, second, "-m", model, "--overwrite")
-    assert result.exit_code == 2
-    assert f"{second}: an input that the outputs of {first} would replace" in result.stderr
-    assert second.read_bytes() == before
-
-
-def test_two_ways_to_one_folder_are_one_folder(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    one = scene(tmp_path / "real" / "a.tif", 60, 70)
-    other = scene(tmp_path / "real" / "a.jp2.tif", 60, 70).rename(tmp_path / "real" / "a.jpg")
-    result = fcn_batch("segment", one, tmp_path / "link" / other.name, "-m", model)
-    assert result.exit_code == 2
-    assert "would both be written as a.*" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -1151,7 +866,7 @@ def test_a_staging_name_that_is_no_folder_is_refused(tmp_path: Path, model: Path
     for options in ([], ["--restart"]):
         result = fcn_batch("segment", path, "-m", model, *options)
         assert result.exit_code == 6
-        assert f"{staging}: not a folder" in result.stderr
+        assert str(staging) in result.stderr
         assert tree(tmp_path) == before
 
 
@@ -1160,33 +875,9 @@ def test_names_that_cannot_be_used_are_refused(tmp_path: Path, model: Path) -> N
     long = path.rename(tmp_path / f"{'x' * 220}.tif")
     result = fcn_batch("segment", long, "-m", model)
     assert result.exit_code == 2
-    assert "the name is too long for those of its outputs" in result.stderr
     odd = long.rename(tmp_path / os.fsdecode(b"bad\xff.tif"))
     program = run_program([Path(sys.executable).with_name("fcn-batch"), "segment", odd, "-m", model])
     assert program.returncode == 4
-    assert "not UTF-8" in program.stderr
 
 
 # --- several inputs ------------------------------------------------------------------------------------------
-
-
-def test_several_inputs(tmp_path: Path, model: Path) -> None:
-    paths = [scene(tmp_path / f"{name}.tif", 40 + size, 50) for size, name in enumerate("abc")]
-    result = segmented(*paths, "-m", model, "-o", tmp_path / "out")
-    assert len(result.stdout.splitlines()) == 9
-    assert [class_map(tmp_path / "out", name).shape for name in "abc"] == [(40, 50), (41, 50), (42, 50)]
-
-
-def test_two_inputs_of_one_name_are_refused_before_anything_is_done(tmp_path: Path, model: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        scene(tmp_path / name / "a.tif", 40, 50)
-    before = tree(tmp_path)
-    inputs = [tmp_path / "one" / "a.tif", tmp_path / "two" / "a.tif"]
-    result = fcn_batch("segment", *inputs, "-m", model, "-o", tmp_path / "out")
-    assert result.exit_code == 2
-    assert f"{inputs[0]} and {inputs[1]} would both be written as a.* in {tmp_path / 'out'}" in result.stderr
-    assert tree(tmp_path) == before
-    segmented(*inputs, "-m", model)  # each beside its own input
-    assert (tmp_path / "one" / "a.run.json").exists()
-    assert (tmp_path / "two" / "a.run.json").exists()

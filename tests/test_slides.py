@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterSource
 from fcn_batch.pipeline.raster import slides as module
 from fcn_batch.pipeline.raster.slides import SlideSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import at_microns, find_source, source_of
+from tests.errors import refuses
 from tests.rasters import noise
 from tests.slides import HEIGHT, WIDTH, aperio, cells, leica, levels_of, ome, philips, pyramid, real_slide
 
@@ -88,7 +89,7 @@ def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
         assert (
             source_of(identify(source.info)).read(Window(5, 7, 9, 9), (2,)).values == pixels.values[1, 5:14, 7:16]
         ).all()
-    with pytest.raises(InputError, match=r"no level 9: its pyramid goes from 0 to \d"):
+    with refuses("level-missing", level=9):
         find_source(path, 9)
 
 
@@ -236,21 +237,21 @@ def test_readers_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Monk
     proper = module._library
     monkeypatch.setattr(module, "_library", lambda name: None if name == "openslide" else proper(name))
     assert find_source(path).info.sources[0].by == "tiffslide"
-    with pytest.raises(OptionError, match=r"read by openslide before, which is not installed here; pip install"):
+    with refuses("extra-missing", by="openslide"):
         whole(source_of(identity))
     monkeypatch.setattr(module, "_library", lambda _: None)
-    with pytest.raises(InputError, match=r"If it is a slide, pip install 'fcn-batch\[slides\]' brings what reads it"):
+    with refuses("reader-missing"):
         find_source(path)
     assert find_source(pyramid(tmp_path / "b.tif", LEVELS)).info.sources[0].by == "rasterio"
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match="cannot be opened as a raster"):
+    with refuses("format-unknown"):
         find_source(tmp_path / "notes.txt")
 
 
 def test_windows_and_bands_that_are_not_there(tmp_path: Path) -> None:
     source = find_source(aperio(tmp_path / "a.svs", LEVELS), 1)
     for window, bands in ((Window(0, 0, 501, 1), (1,)), (Window(0, 0, 1, 1), (4,)), (Window(-1, 0, 2, 2), (1,))):
-        with pytest.raises(ValueError, match=r"is not inside|were asked for"):
+        with pytest.raises(ValueError):
             source.read(window, bands)
 
 
@@ -259,7 +260,7 @@ def test_channels_in_pages_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     image = np.moveaxis(LEVELS[2], -1, 0)
     tifffile.imwrite(path, image, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
-    with pytest.raises(InputError, match=r"a\.ome\.tif: holds 3 planes \(channels, depths, moments\) in pages"):
+    with refuses("bands-in-pages", planes=3):
         find_source(path)
     bands = "".join(
         f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>GTIFF_DIR:{page}:{path}'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pystac
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
@@ -20,7 +20,7 @@ from shapely.geometry import shape
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.workflows.outputs.footprint import Footprint, footprint
+from fcn_batch.pipeline.raster.ground import Footprint, footprint
 from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.outputs.stac import make_item
 from tests.memorymaps import legend_of, plan_of, utm, wkt
@@ -244,6 +244,7 @@ FOOTPRINTS = {
 
 
 @pytest.mark.parametrize("name", FOOTPRINTS)
+@settings(max_examples=30)
 @given(at=st.tuples(st.floats(0.02, 0.98), st.floats(0.02, 0.98)), beyond=st.sampled_from([0.0, 1.06, -1.06]))
 def test_the_map_and_nothing_else_is_inside(name: str, at: tuple[float, float], beyond: float) -> None:
     code, size, (a, b, c, d, e, f) = FOOTPRINTS[name]

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.model_card import Band, InputSpec
-from fcn_batch.pipeline.core.normalise import normalise
 from fcn_batch.pipeline.core.stretch import Histogram, Stretch
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
-from fcn_batch.workflows.inputs import stretching
-from fcn_batch.workflows.inputs.stretching import choose_stretch
-from tests.models import save_tiny_model
+from fcn_batch.workflows.inputs import bands as stretching
+from fcn_batch.workflows.inputs.bands import choose_stretch
+from tests.errors import refused, refuses
+from tests.models import save_tiny_model, scaled
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented
 from tests.sources import info_of
@@ -55,9 +54,9 @@ def test_percentiles_of_whole_numbers_are_exact(dtype: str) -> None:
 
 
 def test_what_cannot_be_counted() -> None:
-    with pytest.raises(ValueError, match="values of float64 are not counted"):
+    with pytest.raises(ValueError):
         Histogram("float64")
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError):
         Histogram("uint8").percentile(50)
 
 
@@ -73,7 +72,7 @@ def test_a_stretched_band_is_what_it_would_be_stretched_first(
     spec = InputSpec(bands=(Band(name="a", mean=mean, std=std),), gsd_m=1)
     stretch = Stretch(by="x", ranges=((low, low + width),))
     values = np.linspace(low, low + width, 11)[None, None]
-    found = normalise(values, np.ones(values.shape[1:], bool), stretch.applied(spec), dtype=np.float64)
+    found = scaled(values, np.ones(values.shape[1:], bool), stretch.applied(spec), dtype=np.float64)
     expected = ((values - low) / (stretch.ranges[0][1] - low) - mean) / std
     np.testing.assert_allclose(found, expected, atol=1e-9 * (1 + abs(low)))
 
@@ -92,21 +91,21 @@ def test_what_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "code"),
     [
-        ("bright", "not understood; give LOW,HIGH"),
-        ("1", "give LOW,HIGH, or 3 such pairs"),
-        ("1,2,3,4", "give LOW,HIGH, or 3 such pairs"),
-        ("5,5", "the lower value first"),
-        ("nan,1", "all numbers are percents"),
-        ("2%,98", "all numbers are percents"),
-        ("98%,2%", "from 0% to 100%"),
-        ("2%,50%,98%", "percentiles are two"),
-        ("tags", "no scale and offset"),
+        ("bright", "option-value"),
+        ("1", "option-value"),
+        ("1,2,3,4", "option-value"),
+        ("5,5", "option-value"),
+        ("nan,1", "option-value"),
+        ("2%,98", "option-value"),
+        ("98%,2%", "option-value"),
+        ("2%,50%,98%", "option-value"),
+        ("tags", "tags-unusable"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, wanted: str, told: str) -> None:
-    with pytest.raises(OptionError, match=told):
+def test_what_is_refused(tmp_path: Path, wanted: str, code: str) -> None:
+    with refuses(code):
         stretch(scene(tmp_path / "a.tif", 40, 50), wanted)
 
 
@@ -117,7 +116,7 @@ def test_tags_say_what_values_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(stretch(path, "tags"), [(1000, 11000), (0, 10000), (0, 2)])
     with rasterio.open(path, "r+") as dataset:
         dataset.scales = (-1.0, 1.0, 1.0)
-    with pytest.raises(OptionError, match="negative scale"):
+    with refuses("tags-unusable"):
         stretch(path, "tags")
 
 
@@ -225,8 +224,7 @@ def test_what_cannot_be_read_is_not_counted(tmp_path: Path, model: Path) -> None
         file.write(b"\xff" * 64)
     options = ["segment", path, "-m", model, "--stretch", "2%,98%", "-o", tmp_path / "out"]
     failed = fcn_batch(*options)
-    assert failed.exit_code == 4
-    assert failed.stderr.endswith("or give --on-error mask\n")
+    refused(failed, "pixels-unreadable", path=path)
     assert fcn_batch(*options, "--on-error", "mask").exit_code == 3
     values[:, 32:64, 32:64] = 0
     expected = [list(np.percentile(band[band > 0], (2, 98), method="inverted_cdf")) for band in values]
@@ -236,8 +234,7 @@ def test_what_cannot_be_read_is_not_counted(tmp_path: Path, model: Path) -> None
 def test_a_stretch_and_a_full_scale(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif", 40, 50)
     result = fcn_batch("plan", path, "-m", model, "--stretch", "0,9", "--full-scale", "9")
-    assert result.exit_code == 2
-    assert "give one of them" in result.stderr
+    refused(result, "option-conflict", stretch="0,9", full_scale=9.0)
 
 
 def test_bands_by_name(tmp_path: Path, model: Path) -> None:
@@ -249,12 +246,9 @@ def test_bands_by_name(tmp_path: Path, model: Path) -> None:
     segmented(plain, *options)
     segmented(many, *options, "--bands", "b4,B3,1")
     assert (class_map(tmp_path / "out", "many") == class_map(tmp_path / "out", "a")).all()
-    for wanted, told in (("B4,B3,B8", "has no band of this name, but B2, twice"), ("B4,,B2", "not a list of bands")):
-        result = fcn_batch("plan", many, "-m", model, "--bands", wanted)
-        assert result.exit_code == 2
-        assert told in result.stderr
+    refused(fcn_batch("plan", many, "-m", model, "--bands", "B4,B3,B8"), "band-unknown", name="B8")
+    assert fcn_batch("plan", many, "-m", model, "--bands", "B4,,B2").exit_code == 2
     with rasterio.open(many, "r+") as dataset:
         dataset.descriptions = ("B2", "B4", "B4", "B3")
     result = fcn_batch("plan", many, "-m", model, "--bands", "B4,B3,B2")
-    assert result.exit_code == 2
-    assert "bands 2,3 of" in result.stderr
+    refused(result, "band-ambiguous", name="B4", found="2,3")

@@ -12,7 +12,7 @@ from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import inspect
 from fcn_batch.workflows.inputs.identity import identify
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
+from fcn_batch.workflows.inputs.sources import thumbnail
 from tests.rasters import noise, write_raster
 
 WIDTH, HEIGHT = 96, 64

@@ -44,10 +44,10 @@ def test_blocks_partition_the_raster(size: Size, height: int, width: int) -> Non
 def test_blocks_outside_the_raster_do_not_exist() -> None:
     grid = BlockGrid(Size(10, 10), height=4, width=5)
     for index in (-1, 6):
-        with pytest.raises(IndexError, match=f"block {index} of 6"):
+        with pytest.raises(IndexError):
             grid[index]
     for height, width in ((0, 4), (4, 0)):
-        with pytest.raises(ValueError, match=f"got {height}x{width}"):
+        with pytest.raises(ValueError, match=f"{height}x{width}"):
             BlockGrid(Size(10, 10), height, width)
 
 

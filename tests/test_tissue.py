@@ -16,11 +16,11 @@ from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.pipeline.raster.clip import inside, outlined, touched, within
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
-from fcn_batch.workflows.blocks.lanes import lane_for
-from fcn_batch.workflows.inputs import tissue as module
+from fcn_batch.workflows.blocks.cut import lane_for
+from fcn_batch.workflows.inputs import area as module
+from fcn_batch.workflows.inputs.area import find_tissue
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.sources import find_source
-from fcn_batch.workflows.inputs.tissue import find_tissue
 from tests.models import save_tiny_model
 from tests.rasters import noise
 from tests.runs import class_map, class_map_of_cog, fcn_batch, segmented, small_blocks

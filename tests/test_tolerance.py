@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.tolerance import MAX_RETRIES, OnError, StorageGrid, halves
+from tests.errors import refuses
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,19 @@ def test_policies(text: str, policy: OnError) -> None:
     ],
 )
 def test_other_words_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match=r"^--on-error '.*': give fail, mask, retry, retry:N or retry:N,mask$"):
+    with refuses("option-value", value=text):
         OnError.parse(text)
 
 
 @pytest.mark.parametrize("text", ["retry:0", "retry:21", "mask,retry:99"])
 def test_counts_out_of_range_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match=rf"'{text}': N counts from 1 to 20; give retry:3$"):
+    with refuses("option-value", value=text):
         OnError.parse(text)
 
 
 @pytest.mark.parametrize("retries", [-1, MAX_RETRIES + 1])
 def test_a_policy_checks_itself(retries: int) -> None:
-    with pytest.raises(ValueError, match=f"from 0 to 20, got {retries}"):
+    with pytest.raises(ValueError):
         OnError(retries)
 
 
@@ -91,7 +91,7 @@ def test_blocks_of_a_window(data: st.DataObject) -> None:
 
 
 def test_a_grid_checks_itself() -> None:
-    with pytest.raises(ValueError, match=r"at least 1x1 pixels, got \(0, 5\)"):
+    with pytest.raises(ValueError):
         StorageGrid(Size(5, 5), (0, 5))
 
 

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.recipe import Schedule
 from fcn_batch.pipeline.network.training import (
     Batch,
@@ -24,6 +23,7 @@ from fcn_batch.pipeline.network.training import (
     round_weights,
     to_bytes,
 )
+from tests.errors import refuses
 from tests.models import tiny_architecture, tiny_network
 
 State = dict[str, torch.Tensor]
@@ -101,80 +101,60 @@ def test_class_weights(balance: float) -> None:
     assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
     assert weights[1] / weights[0] == pytest.approx(10**balance)
     assert weights[2] / weights[1] == pytest.approx(9**balance)
-
-
-def test_a_class_that_is_not_there_has_a_finite_weight() -> None:
-    assert np.isfinite(class_weights(np.array([0, 5]), 1.0)).all()
+    assert np.isfinite(class_weights(np.array([0, 5]), balance)).all()
 
 
 # one step, by hand
 
 
-def _sgd(network: Small, rates: list[float], schedule: Schedule) -> torch.optim.Optimizer:
-    """Weights and biases of the trunk, then of the score layer."""
-    layers = (network.trunk[0], network.score)
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    decays = [schedule.weight_decay, 0.0] * 2
-    groups = [{"params": [p], "lr": r, "weight_decay": d} for p, r, d in zip(parameters, rates, decays, strict=True)]
-    return torch.optim.SGD(groups, momentum=schedule.momentum)
-
-
 @pytest.mark.parametrize("rates", ["fixed", "cosine"])
-def test_sgd_is_that_of_the_paper(rates: str) -> None:
-    """Momentum, biases at twice the rate and without decay, weighted mean over labelled pixels, clipped gradient."""
-    changes = {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, "rates": rates}
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_steps_are_those_of_the_optimiser(optimiser: str, rates: str) -> None:
+    """Biases at twice the rate and without decay, weighted mean over labelled pixels, clipped gradient."""
+    changes = {"optimiser": optimiser, "momentum": 0.9, "weight_decay": 0.1, "bias_rate": 2.0, "rates": rates}
     changes |= {"trunk_rate": 0.25, "stage_rate": 0.5, "learning_rate": 0.4}
     network, expected = _small(), _small()
     trainer = _trainer(network, (0.5, 3.0), stage=2, **changes)
-    rate = 0.4 * 0.5**2
-    peaks = [0.25 * rate, 0.25 * 2 * rate, rate, 2 * rate]
-    optimiser = _sgd(expected, peaks, trainer.schedule)
+    parameters = [p for layer in (expected.trunk[0], expected.score) for p in (layer.weight, layer.bias)]
+    peaks = [0.4 * 0.5**2 * factor for factor in (0.25, 0.25 * 2, 1, 2)]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(parameters, [0.1, 0.0] * 2, strict=True)]
+    optimisers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=0.9, lr=0),
+        "adamw": torch.optim.AdamW,
+    }
+    other = optimisers[optimiser](groups)
     weights = torch.tensor([0.5, 3.0], dtype=torch.float64)
     for step, batch in enumerate(_batches(3)):
         images, labels = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
-        optimiser.zero_grad()
+        other.zero_grad()
         loss = functional.cross_entropy(expected(images), labels, weights, ignore_index=255)
         loss.backward()
         nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(other.param_groups, peaks, strict=True):
             group["lr"] = peak * (rate_factor(step, 3) if rates == "cosine" else 1.0)
-        optimiser.step()
+        other.step()
         assert trainer.step(batch) == pytest.approx(float(loss.detach()), rel=1e-12)
     assert _furthest(_copied(network), _copied(expected)) < 1e-12
     assert _furthest(_copied(network), _copied(_small())) > 1e-3
 
 
-def test_adamw_decays_all_weights_alike() -> None:
-    network, expected = _small(), _small()
-    trainer = _trainer(network, rates="fixed", weight_decay=0.2)
-    optimiser = torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=0.2)
-    for batch in _batches(3):
-        images, labels = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
-        optimiser.zero_grad()
-        functional.cross_entropy(expected(images), labels, ignore_index=255).backward()
-        nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
-        optimiser.step()
-        trainer.step(batch)
-    assert _furthest(_copied(network), _copied(expected)) < 1e-12
+def test_without_a_rate_of_their_own_biases_decay_too() -> None:
+    trainer = _trainer(_small(), weight_decay=0.2)
+    assert {group["weight_decay"] for group in trainer.state()["optimiser"]["param_groups"]} == {0.2}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_dice_against_sums_over_pixels(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def test_dice_against_sums_over_pixels() -> None:
+    rng = np.random.default_rng(0)
     scores = rng.normal(size=(2, 3, 4, 5))
     labels = rng.choice([0, 1, 2, 255], (2, 4, 5))
     overlap, sizes = np.zeros(3), np.zeros(3)
-    for n, row, col in np.ndindex(labels.shape):
-        if labels[n, row, col] == 255:
-            continue
+    for n, row, col in np.argwhere(labels != 255):
         shares = np.exp(scores[n, :, row, col]) / np.exp(scores[n, :, row, col]).sum()
-        for k in range(3):
-            is_k = labels[n, row, col] == k
-            overlap[k] += shares[k] * is_k
-            sizes[k] += shares[k] + is_k
-    expected = 1 - np.mean([(2 * o + 1) / (s + 1) for o, s in zip(overlap, sizes, strict=True)])
+        truth = np.arange(3) == labels[n, row, col]
+        overlap += shares * truth
+        sizes += shares + truth
     found = dice_loss(torch.from_numpy(scores), torch.from_numpy(labels).long())
-    assert float(found) == pytest.approx(expected, rel=1e-12)
+    assert float(found) == pytest.approx(1 - np.mean((2 * overlap + 1) / (sizes + 1)), rel=1e-12)
 
 
 def test_dice_is_added_to_the_cross_entropy() -> None:
@@ -188,24 +168,18 @@ def test_dice_is_added_to_the_cross_entropy() -> None:
 # parts
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_a_batch_in_parts_is_the_whole_batch(accumulate: int) -> None:
+def test_a_batch_in_parts_is_the_whole_batch() -> None:
     """Also where the parts hold unlike numbers of labelled pixels, or none."""
-    batches = _batches(3, side=32)
+    batches = _batches(2, side=32)
     batches[1].labels[:2] = 255
     found, losses = [], []
-    for parts in (1, accumulate):
+    for parts in (1, 4):
         network = tiny_network(tiny_architecture(dropout=0.0), bands=2, classes=2, dtype=torch.float64)
         trainer = _trainer(network, (0.4, 2.0), accumulate=parts, optimiser="sgd", momentum=0.9, learning_rate=0.1)
         losses.append([trainer.step(batch) for batch in batches])
         found.append(_copied(network) | {f"average.{k}": v for k, v in _copied(trainer.averaged).items()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     assert _furthest(*found) < 1e-12
-
-
-def test_windows_that_cannot_be_parted() -> None:
-    with pytest.raises(TrainingError, match="3 windows of a batch in each process cannot be done in 2 equal parts"):
-        _trainer(_small(), accumulate=2).step(_batches(1, windows=3)[0])
 
 
 # harm
@@ -223,32 +197,19 @@ class Root(Small):
         return super().forward(x) * (1 + self.power.sqrt())
 
 
-def _not_finite(batch: Batch) -> Batch:
-    batch.images[1, 0, 3, 3] = math.nan
-    return batch
-
-
-@pytest.mark.parametrize(
-    ("make", "spoil", "match"),
-    [
-        (lambda: _small(norm=True), _not_finite, r"loss became nan at step 3; lower schedule\.learning_rate"),
-        (lambda: Root().double(), lambda batch: batch, r"gradient became (inf|nan) at step 1; lower"),
-    ],
-    ids=["loss", "gradient"],
-)
-def test_what_is_not_finite_stops_before_the_step(
-    make: Callable[[], nn.Module], spoil: Callable[[Batch], Batch], match: str
-) -> None:
-    network = make()
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_step(*, gradient: bool) -> None:
+    network = Root().double() if gradient else _small(norm=True)
     trainer = _trainer(network, steps=9)
     batches = _batches(3)
-    if not isinstance(network, Root):
+    if not gradient:
         for batch in batches[:2]:
             trainer.step(batch)
+        batches[2].images[1, 0, 3, 3] = math.nan
     before, average, steps = _copied(network), _copied(trainer.averaged), trainer.steps
-    with pytest.raises(TrainingError, match=match) as caught:
-        trainer.step(spoil(batches[2]))
-    assert caught.value.exit_code == 8
+    origins = "window 0; window 1; window 2; window 3"
+    with refuses("loss-not-finite", step=steps + 1, origins=origins):
+        trainer.step(batches[2])
     assert trainer.steps == steps, "the step does not count"
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} has changed"
@@ -266,35 +227,7 @@ def test_a_batch_without_labels_teaches_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_unlabelled_pixels_do_not_count() -> None:
-    """Whatever the image holds there, for a network that looks at single pixels."""
-    (batch,) = _batches(1)
-    images = np.where(batch.labels[:, None] == 255, np.float32(5), batch.images)
-    losses = []
-    for seen in (batch.images, images):
-        network = nn.Conv2d(2, 2, 1).double()
-        nn.init.eye_(network.weight[:, :, 0, 0].detach())
-        nn.init.zeros_(network.bias)  # type: ignore[arg-type]
-        losses.append(_trainer(network).step(Batch(seen, batch.labels)))
-    assert losses[0] == losses[1] > 0
-
-
 # the average, and going on
-
-
-@pytest.mark.parametrize("steps", [1, 60])
-def test_the_average_follows_a_short_training(steps: int) -> None:
-    network = _small()
-    start = _copied(network)
-    trainer = _trainer(network, steps=steps)
-    for batch in _batches(steps):
-        trainer.step(batch)
-    end, average = _copied(network), _copied(trainer.averaged)
-
-    def apart(one: State, other: State) -> float:
-        return math.sqrt(sum(float((one[k] - other[k]).square().sum()) for k in one))
-
-    assert apart(average, end) < 0.5 * apart(start, end)
 
 
 def test_the_average_is_one_of_all_weights() -> None:
@@ -302,7 +235,7 @@ def test_the_average_is_one_of_all_weights() -> None:
     network = _small(norm=True)
     trainer = _trainer(network)
     expected: State = {}
-    for number, batch in enumerate(_batches(3)):
+    for number, batch in enumerate(_batches(4)):
         trainer.step(batch)
         now = _copied(network)
         share = 1 - (number + 1) / (number + 10) if expected else 1.0
@@ -316,17 +249,17 @@ def test_the_average_is_one_of_all_weights() -> None:
 def test_a_restored_trainer_goes_on_bit_by_bit(optimiser: str) -> None:
     def made() -> Trainer:
         network = tiny_network(tiny_architecture(dropout=0.5), bands=2, classes=2)
-        return _trainer(network, optimiser=optimiser, momentum=0.9, steps=5)
+        return _trainer(network, optimiser=optimiser, momentum=0.9, steps=3)
 
-    batches = _batches(5, side=32)
+    batches = _batches(3, side=32)
     whole = made()
     losses = [whole.step(batch) for batch in batches]
     first, second = made(), made()
-    assert [first.step(batch) for batch in batches[:2]] == losses[:2]
+    assert [first.step(batch) for batch in batches[:1]] == losses[:1]
     torch.rand(7)  # whatever else draws numbers in between
     second.restore(from_bytes(to_bytes(first.state())))
-    assert second.steps == 2
-    assert [second.step(batch) for batch in batches[2:]] == losses[2:]
+    assert second.steps == 1
+    assert [second.step(batch) for batch in batches[1:]] == losses[1:]
     assert to_bytes(second.state()) == to_bytes(whole.state())
 
 
@@ -340,24 +273,7 @@ def test_dropout_is_another_one_at_each_step_and_in_each_stage() -> None:
     assert len(losses) == 4
 
 
-# files, and what is stored
-
-
-@pytest.mark.parametrize("content", [b"", b"nothing", to_bytes({"a": torch.ones(3)})[:-40]], ids=["no", "other", "cut"])
-def test_what_is_no_checkpoint(content: bytes) -> None:
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        from_bytes(content)
-
-
-def test_a_checkpoint_cannot_run_code() -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return print, ("run",)
-
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        from_bytes(to_bytes({"a": Evil()}))
-    with pytest.raises(ValueError, match="not a checkpoint but a list"):
-        from_bytes(to_bytes([1, 2]))  # type: ignore[arg-type]
+# what is stored
 
 
 def test_weights_are_rounded_as_they_are_stored() -> None:
@@ -368,8 +284,7 @@ def test_weights_are_rounded_as_they_are_stored() -> None:
     round_weights(network, "fp16")
     for name, tensor in network.state_dict().items():
         assert tensor.dtype == torch.float32
-        values: NDArray[np.float32] = before[name].numpy()
-        assert np.array_equal(tensor.numpy(), values.astype(np.float16).astype(np.float32))
+        assert np.array_equal(tensor.numpy(), before[name].numpy().astype(np.float16).astype(np.float32))
     assert _furthest(before, _copied(network)) > 0
 
 

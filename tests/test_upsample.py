@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcn_batch.pipeline.core.reach import Reach
-from fcn_batch.pipeline.network.upsample import LearnedUpsample, Upsample, bilinear_kernel
+from fcn_batch.pipeline.network.fcn import LearnedUpsample, Upsample, bilinear_kernel
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
@@ -45,12 +44,11 @@ def test_learned_upsampling_can_learn() -> None:
 
 
 def test_a_factor_of_one_is_the_identity() -> None:
-    image, reach = torch.randn(1, 2, 3, 3), Reach.of_input(4)
+    image = torch.randn(1, 2, 3, 3)
     assert Upsample(1)(image) is image
-    assert Upsample(1).reach(reach) is reach
 
 
 @pytest.mark.parametrize("factor", [1, 3, 7])
 def test_odd_factors_cannot_be_learned(factor: int) -> None:
-    with pytest.raises(ValueError, match=f"even factor, got {factor}"):
+    with pytest.raises(ValueError, match=str(factor)):
         LearnedUpsample(2, factor)

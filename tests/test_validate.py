@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.store.classstore import ClassStore, consolidate
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.console.progress import Quiet
-from fcn_batch.workflows.finished.validate import validate
-from fcn_batch.workflows.finished.validation import Check, Validation
+from fcn_batch.workflows.finished.validate import Validation, validate
 from fcn_batch.workflows.outputs.publishing import find_run
+from tests.errors import refused
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import fcn_batch, scene, segmented, small_blocks
@@ -140,246 +139,181 @@ def test_what_a_run_made_is_found_to_be_so(run: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-# Block 4 is in the second row of blocks, in the middle; zarr calls its chunk 1/1.
-CHUNK_4 = "classes/c/1/1: "
-REPORT = "changed since the run: its report_sha256 is not that of the rest"
-IN_BLOCK_4 = r"block 4, rows 128\.\.255, cols 128\.\.255: "
+# Block 4 is in the second row of blocks, in the middle; zarr calls its chunk 1/1. The words of each check must hold
+# these parts: the place of the damage and the values that differ.
+CHUNK_4, SITE_4 = "classes/c/1/1", "block 4, rows 128..255, cols 128..255"
 DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
-    "a flipped byte of a chunk": (
-        lambda f: flip(f / STORE / "classes/c/1/1"),
-        {
-            "checksums": CHUNK_4 + "changed",
-            "map": IN_BLOCK_4 + r".*a chunk in Window\(row=128, col=128, .* cannot be read",
-        },
-    ),
-    "a chunk that is gone": (
-        lambda f: (f / STORE / "classes/c/1/1").unlink(),
-        {"checksums": CHUNK_4 + "missing", "map": IN_BLOCK_4 + "not as the run made it"},
-    ),
-    "half a chunk": (
-        lambda f: os.truncate(f / STORE / "classes/c/1/1", 200),
-        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4},
-    ),
-    "an empty chunk": (
-        lambda f: os.truncate(f / STORE / "classes/c/1/1", 0),
-        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4},
-    ),
+    "a flipped byte of a chunk": (lambda f: flip(f / STORE / CHUNK_4), {"checksums": CHUNK_4, "map": SITE_4}),
+    "a chunk that is gone": (lambda f: (f / STORE / CHUNK_4).unlink(), {"checksums": CHUNK_4, "map": SITE_4}),
+    "half a chunk": (lambda f: os.truncate(f / STORE / CHUNK_4, 200), {"checksums": CHUNK_4, "map": SITE_4}),
     "chunks changed places": (
-        lambda f: shutil.copy(f / STORE / "classes/c/0/1", f / STORE / "classes/c/1/1"),
-        {"checksums": CHUNK_4 + "changed", "map": IN_BLOCK_4 + "not as the run made it"},
+        lambda f: shutil.copy(f / STORE / "classes/c/0/1", f / STORE / CHUNK_4),
+        {"checksums": CHUNK_4, "map": SITE_4},
     ),
     "a file beside the chunks": (
         lambda f: (f / STORE / "classes/c/1/1.tmp").write_bytes(b"x"),
-        {"checksums": r"classes/c/1/1\.tmp: not made by the run"},
+        {"checksums": "classes/c/1/1.tmp"},
     ),
-    "a class that is none": (
-        foreign_class,
-        {"checksums": r"classes/c/1/0: changed", "map": "1 pixels of class 77, which is not in the legend"},
-    ),
+    "a class that is none": (foreign_class, {"checksums": "classes/c/1/0", "map": "class 77"}),
     "a name in the metadata": (
         lambda f: attribute(f, "classes", "class_names", ["forest", *"abcde"]),
-        {"checksums": r"classes/zarr\.json: changed", "store": "classes: class_names is .*forest.* instead of"},
+        {"checksums": "classes/zarr.json", "store": "class_names"},
     ),
     "a title": (
         lambda f: edit(f / STORE / "zarr.json", lambda found: found["attributes"].update(title="mine")),
-        {"checksums": r"a\.classes\.zarr/zarr\.json: changed since the run"},
+        {"checksums": "a.classes.zarr/zarr.json"},
     ),
     "an attribute that the root does not know": (
         lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found["attributes"].update(long_name="x")),
-        {"checksums": r"classes/zarr\.json", "store": "classes: attributes gathered in the root as .* instead of"},
+        {"checksums": "classes/zarr.json", "store": "classes: attributes"},
     ),
     "metadata not gathered": (
         lambda f: edit(f / STORE / "zarr.json", lambda found: found.pop("consolidated_metadata")),
-        {"checksums": r"zarr\.json", "store": "not gathered in the root"},
+        {"checksums": "zarr.json", "store": "root"},
     ),
     "metadata that are no JSON": (
         lambda f: (f / STORE / "classes/zarr.json").write_text("{"),
-        {"checksums": r"classes/zarr\.json", "store": "JSONDecodeError", "map": "not a class map"},
+        {"checksums": "classes/zarr.json", "store": "JSONDecodeError", "map": STORE},
     ),
     "another nodata": (
         lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found.update(fill_value=0)),
-        {"checksums": r"classes/zarr\.json", "store": "classes: fill_value is 0 instead of 255"},
+        {"checksums": "classes/zarr.json", "store": "fill_value is 0 instead of 255"},
     ),
     "another place": (
         lambda f: attribute(f, "spatial_ref", "GeoTransform", "0.0 1.0 0.0 0.0 0.0 -1.0"),
-        {"checksums": r"spatial_ref/zarr\.json", "store": "spatial_ref: GeoTransform is 0.0 1.0 0.0"},
+        {"checksums": "spatial_ref/zarr.json", "store": "GeoTransform is 0.0 1.0 0.0"},
     ),
     "another reference system": (
         lambda f: attribute(f, "spatial_ref", "crs_wkt", rasterio.CRS.from_epsg(3857).to_wkt()),
-        {"checksums": r"spatial_ref/zarr\.json", "store": "another reference system than the plan's: .*3857"},
+        {"checksums": "spatial_ref/zarr.json", "store": "3857"},
     ),
     "another system by convention": (
         lambda f: attribute(f, "classes", "proj:wkt2", rasterio.CRS.from_epsg(3857).to_wkt()),
-        {"checksums": r"classes/zarr\.json", "store": "classes: proj:wkt2 is .* instead of"},
+        {"checksums": "classes/zarr.json", "store": "proj:wkt2"},
     ),
-    "coordinates moved by half a pixel": (
-        shift_x,
-        {"checksums": r"x/c/0: changed", "store": "x: not the centres of the pixels"},
-    ),
-    "coordinates of other pixels": (
-        lambda f: shutil.copy(f / STORE / "y/c/0", f / STORE / "x/c/0"),
-        {"checksums": r"x/c/0: changed", "store": "x: cannot be read: "},
-    ),
+    "coordinates moved by half a pixel": (shift_x, {"checksums": "x/c/0", "store": "x: "}),
     "an array that is not ours": (
         lambda f: shutil.copytree(f / STORE / "x", f / STORE / "extra"),
-        {"checksums": r"extra/zarr\.json: not made by the run", "store": "extra: not gathered"},
+        {"checksums": "extra/zarr.json", "store": "extra: "},
     ),
     "a pixel of the GeoTIFF": (
         replace_pixel,
-        {
-            "checksums": r"a\.classes\.tif: changed",
-            "geotiff": "layout is None instead of COG",
-            "geotiff map": r"block 11, rows 384\.\.511, cols 256\.\.329: not as",
-        },
+        {"checksums": COG, "geotiff": "COG", "geotiff map": "block 11, rows 384..511, cols 256..329"},
     ),
-    "a flipped byte of the GeoTIFF": (
-        lambda f: flip(f / COG, 0.9),
-        {"checksums": r"a\.classes\.tif: changed", "geotiff map": "block "},
-    ),
+    "a flipped byte of the GeoTIFF": (lambda f: flip(f / COG, 0.9), {"checksums": COG, "geotiff map": "block "}),
     "no GeoTIFF": (
         lambda f: (f / COG).unlink(),
-        {
-            "outputs": r"a\.classes\.tif: missing",
-            "checksums": r"a\.classes\.tif: missing",
-            "geotiff": "RasterioIOError: .*No such file",
-            "geotiff map": "does not exist",
-        },
+        {"outputs": COG, "checksums": COG, "geotiff": "RasterioIOError", "geotiff map": COG},
     ),
-    "no side file": (
+    "no side file": (  # the GeoTIFF itself holds the names once more
         lambda f: (f / f"{COG}.aux.xml").unlink(),
-        {
-            "outputs": r"aux\.xml: missing",
-            "checksums": r"aux\.xml: missing",
-        },  # the GeoTIFF itself holds the names once more
+        {"outputs": "aux.xml", "checksums": "aux.xml"},
     ),
     "a name beside the GeoTIFF": (
         lambda f: (f / f"{COG}.aux.xml").write_text((f / f"{COG}.aux.xml").read_text().replace("class 2", "sea")),
-        {"checksums": r"aux\.xml: changed", "geotiff": "class 20 is called 'sea' instead of 'class 2'"},
+        {"checksums": "aux.xml", "geotiff": "class 20 is called 'sea' instead of 'class 2'"},
     ),
-    "half a side file": (
-        lambda f: os.truncate(f / f"{COG}.aux.xml", 300),
-        {"checksums": r"aux\.xml: not a side file of GDAL: "},  # the GeoTIFF itself holds the names once more
-    ),
+    "half a side file": (lambda f: os.truncate(f / f"{COG}.aux.xml", 300), {"checksums": "aux.xml"}),
     "a GeoTIFF in another place": (
         lambda f: rasterio.open(f / COG, "r+", IGNORE_COG_LAYOUT_BREAK="YES").__setattr__(
             "transform", Affine(1, 0, 5, 0, -1, 9)
         ),
-        {"checksums": r"a\.classes\.tif", "geotiff": "not in its place: its transform reads as"},
+        {"checksums": COG, "geotiff": "transform"},
     ),
-    "another palette": (
-        repaint,
-        {"checksums": r"a\.classes\.tif", "geotiff": r"the palette has \(1, 2, 3, 255\) for class 20 instead of #"},
-    ),
-    "another style": (
-        lambda f: (f / "a.classes.qml").write_text("<qgis/>"),
-        {"checksums": r"a\.classes\.qml: changed since the run"},
-    ),
+    "another palette": (repaint, {"checksums": COG, "geotiff": "(1, 2, 3, 255) for class 20"}),
+    "another style": (lambda f: (f / "a.classes.qml").write_text("<qgis/>"), {"checksums": "a.classes.qml"}),
+    "a pipe for a file": (pipe_for_style, {"checksums": "a.classes.qml"}),
     "a flipped byte of a confidence": (
         lambda f: flip(f / SURE / "margin/c/1/1"),
-        {"checksums": "margin/c/1/1: changed", "confidence": IN_BLOCK_4 + ".*cannot be read"},
+        {"checksums": "margin/c/1/1", "confidence": SITE_4},
     ),
     "a confidence that is gone": (
         lambda f: (f / SURE / "confidence/c/1/1").unlink(),
-        {"checksums": "confidence/c/1/1: missing", "confidence": IN_BLOCK_4 + "not as the run made it"},
+        {"checksums": "confidence/c/1/1", "confidence": SITE_4},
     ),
     "no confidences": (
         lambda f: shutil.rmtree(f / SURE),
-        {"outputs": "zarr: missing", "checksums": "missing", "confidence": "FileNotFoundError"},
+        {"outputs": SURE, "checksums": SURE, "confidence": "FileNotFoundError"},
     ),
     "another scale of confidences": (
         lambda f: edit(f / SURE / "margin/zarr.json", lambda found: found["attributes"].update(scale_factor=1)),
-        {"checksums": r"margin/zarr\.json", "confidence": "margin: scale_factor is 1 instead of 0.004"},
+        {"checksums": "margin/zarr.json", "confidence": "scale_factor is 1 instead of 0.004"},
     ),
     "a flipped byte of the pyramid": (
         lambda f: flip(f / "a.pyramid.zarr/0/classes/c/1/1"),
-        {"checksums": r"pyramid\.zarr/0/classes/c/1/1: changed", "pyramid": "level 0: " + IN_BLOCK_4},
+        {"checksums": "pyramid.zarr/0/classes/c/1/1", "pyramid": "level 0: " + SITE_4},
     ),
     "a coarser level": (
         lambda f: (f / "a.pyramid.zarr/1/classes/c/1/0").unlink(),
-        {
-            "checksums": r"pyramid\.zarr/1/classes/c/1/0: missing",
-            "pyramid": r"level 1: not half of the level before it in rows 128\.\.255, cols 0\.\.127",
-        },
+        {"checksums": "pyramid.zarr/1/classes/c/1/0", "pyramid": "rows 128..255, cols 0..127"},
     ),
     "no item": (
         lambda f: (f / "a.stac.json").unlink(),
-        {"outputs": r"a\.stac\.json: missing", "checksums": r"a\.stac\.json: missing", "item": "FileNotFoundError"},
+        {"outputs": "a.stac.json", "checksums": "a.stac.json", "item": "FileNotFoundError"},
     ),
     "an item of another map": (
         lambda f: edit(f / "a.stac.json", lambda found: found.update(id="b")),
-        {"checksums": r"a\.stac\.json: changed", "item": "describes b"},
+        {"checksums": "a.stac.json", "item": "a.stac.json"},
     ),
     "an item that leaves something out": (
         lambda f: edit(f / "a.stac.json", lambda found: found["assets"].pop("cog")),
-        {"checksums": r"a\.stac\.json: changed", "item": r"does not list a\.classes\.tif"},
+        {"checksums": "a.stac.json", "item": COG},
     ),
     "another cut in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["plan"]["cut"].update(tile=96)),
-        {
-            "report": "its plan has the fingerprint [0-9a-f]{64}, not [0-9a-f]{64} as it says",
-            "store": "fcn:fingerprint is .* instead of",
-            "geotiff": "fingerprint is .* instead of",
-            "confidence": "fcn:fingerprint is .* instead of",
-            "pyramid": "of another run",
-        },
+        {"report": "fingerprint", "store": "fingerprint", "geotiff": "fingerprint", "confidence": "fingerprint",
+         "pyramid": "fingerprint"},
     ),
     "another fingerprint in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found.update(fingerprint="0" * 64)),
-        {"report": "its plan has the fingerprint .*, not 0{64} as it says"},
+        {"report": "0" * 64},
     ),
     "another count in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["classes"][2].update(pixels=7)),
-        {"report": REPORT, "map": r"[\d,]+ pixels of class 20; the report says 7"},
+        {"report": "report_sha256", "map": "class 20"},
     ),
     "another hash in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].__setitem__(4, "0" * 64)),
-        {"report": REPORT, "map": IN_BLOCK_4, "geotiff map": IN_BLOCK_4, "pyramid": IN_BLOCK_4},
+        {"report": "report_sha256", "map": SITE_4, "geotiff map": SITE_4, "pyramid": SITE_4},
     ),
     "a hash less in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].pop()),
-        {"report": "its journal has 14 blocks, the plan 15", "map": "block 14", "geotiff map": "14", "pyramid": "14"},
+        {"report": "14 blocks", "map": "block 14", "geotiff map": "14", "pyramid": "14"},
     ),
     "a report that forgets an output": (
         lambda f: edit(f / "a.run.json", lambda found: found["outputs"].remove("a.classes.qml")),
-        {"report": REPORT, "outputs": r"a\.classes\.qml: not in the report's list"},
+        {"report": "report_sha256", "outputs": "a.classes.qml"},
     ),
     "another note in the report": (
         lambda f: edit(f / "a.run.json", lambda found: found.update(notes=["all is well"])),
-        {"report": REPORT},
+        {"report": "report_sha256"},
     ),
     "a report without its own hash": (
         lambda f: edit(f / "a.run.json", lambda found: found.pop("report_sha256")),
-        {"report": REPORT},
+        {"report": "report_sha256"},
     ),
     "a report that leads elsewhere": (
         lambda f: edit(f / "a.run.json", lambda found: found["checksums"].update({"../b": "0", "/dev/zero": "0"})),
-        {
-            "report": REPORT,
-            "checksums": r"^\.\./b: not below the folder of the outputs\n/dev/zero: not below the folder",
-        },
+        {"report": "report_sha256", "checksums": "../b"},
     ),
-    "a pipe for a file": (
-        pipe_for_style,
-        {"checksums": r"a\.classes\.qml: missing"},
-    ),
-    "half a report": (lambda f: os.truncate(f / "a.run.json", 300), {"report": r"a\.run\.json: not readable"}),
+    "half a report": (lambda f: os.truncate(f / "a.run.json", 300), {"report": "a.run.json"}),
     "an unfinished report": (
         lambda f: edit(f / "a.run.json", lambda found: found.update(complete=False)),
-        {"report": "not the report of a complete run"},
+        {"report": "a.run.json"},
     ),
     "a report whose outputs are no list": (
         lambda f: edit(f / "a.run.json", lambda found: found.update(outputs=5)),
-        {"report": "its outputs are 5"},
+        {"report": "5"},
     ),
     "a report whose checksums are none": (
         lambda f: edit(f / "a.run.json", lambda found: found.update(checksums=5)),
-        {"report": "its checksums int"},
+        {"report": "int"},
     ),
     "a report without its plan": (
         lambda f: edit(f / "a.run.json", lambda found: found.pop("plan")),
-        {"report": "KeyError: 'plan'"},
+        {"report": "KeyError"},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -390,8 +324,8 @@ def test_damage_is_named_and_nothing_else(tmp_path: Path, run: Path, name: str) 
     found = looked_at(tmp_path / "a.run.json")
     faults = failed(found)
     assert set(faults) == set(expected), faults
-    for check, pattern in expected.items():
-        assert re.search(pattern, faults[check]), (check, faults[check])
+    for check, part in expected.items():
+        assert part in faults[check], (check, faults[check])
     assert not found.ok
     if set(expected) != {"report"}:
         assert [check.name for check in found.checks] == CHECKS, "all are made, whatever one of them finds"
@@ -419,16 +353,6 @@ def test_an_output_of_another_run_is_found(
         assert f"fingerprint is {print_of_other}" in faults[check]
 
 
-@pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="GDAL's command line is not there")
-def test_statistics_that_gdal_adds_are_no_damage(tmp_path: Path, run: Path) -> None:
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    side = tmp_path / f"{COG}.aux.xml"
-    before = side.read_bytes()
-    subprocess.run(["gdalinfo", "-stats", tmp_path / COG], capture_output=True, check=True)
-    assert side.read_bytes() != before
-    assert failed(looked_at(tmp_path)) == {}
-
-
 @pytest.mark.filterwarnings("ignore::rasterio.errors.RasterioDeprecationWarning")
 def test_statistics_that_rasterio_adds_are_no_damage(tmp_path: Path, run: Path) -> None:
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
@@ -445,7 +369,8 @@ def test_a_pyramid_added_later_does_not_make_damage_right(tmp_path: Path, model:
     segmented(tmp_path / "a.tif", *options, "--pyramid")
     found = looked_at(tmp_path)
     assert set(failed(found)) == {"checksums"}
-    assert re.fullmatch(r".*a\.classes\.qml: changed since the run", failed(found)["checksums"])
+    assert "a.classes.qml" in failed(found)["checksums"]
+    assert "\n" not in failed(found)["checksums"]
     assert "pyramid" in [check.name for check in found.checks]
 
 
@@ -495,29 +420,15 @@ def test_the_command_prints_a_line_for_each_check_and_fails_with_9(tmp_path: Pat
     assert bad.exit_code == 9
     lines = [line for line in bad.stdout.splitlines() if "FAIL" in line]
     assert len(lines) == 12
-    assert lines[-1].endswith("FAIL  and 10 more; --json lists all")
     told = json.loads(fcn_batch("validate", tmp_path / STORE, "-q", "--json").stdout)
     assert told["ok"] is False
     assert [check["name"] for check in told["checks"] if not check["ok"]] == ["checksums", "map"]
     assert [len(check["faults"]) for check in told["checks"] if not check["ok"]] == [15, 15]
 
 
-def test_what_is_no_output_is_refused(tmp_path: Path, run: Path) -> None:
-    for path, message in (
-        (tmp_path, "holds no report of a run"),
-        (run / "a.tif", "not an output of fcn-batch segment"),
-        (tmp_path / "b.run.json", "does not exist"),
-    ):
-        result = fcn_batch("validate", path)
-        assert result.exit_code == 4
-        assert message in result.stderr
-
-
-def test_faults_beyond_the_first_are_counted() -> None:
-    found = Validation("a.run.json", (Check("map", "right", tuple("abcdefg")), Check("item", "there")))
-    assert found.describe() == [
-        ("run", "a.run.json"),
-        *(("map", f"FAIL  {one}") for one in "abcde"),
-        ("map", "FAIL  and 2 more; --json lists all"),
-        ("item", "ok    there"),
-    ]
+@pytest.mark.parametrize(
+    ("name", "code"), [(".", "run-missing"), ("a.tif", "not-an-output"), ("b.run.json", "run-missing")]
+)
+def test_what_is_no_output_is_refused(tmp_path: Path, name: str, code: str) -> None:
+    (tmp_path / "a.tif").touch()
+    refused(fcn_batch("validate", tmp_path / name), code, path=tmp_path / name)

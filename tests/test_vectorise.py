@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -18,19 +15,19 @@ from pyproj import CRS, Geod
 from rasterio import Affine
 from rasterio.features import rasterize
 
-from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError, OutputError
+from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.maps import ClassMap
-from fcn_batch.pipeline.raster import vectorfile
+from fcn_batch.pipeline.raster import polygons, vectorfile
 from fcn_batch.pipeline.raster.crs import row_areas_m2
+from fcn_batch.pipeline.raster.polygons import strips_of
 from fcn_batch.pipeline.raster.vectorfile import VectorKind
 from fcn_batch.workflows.console.progress import Quiet
-from fcn_batch.workflows.finished import vectorise
+from fcn_batch.workflows.finished.export import write_vectors
 from fcn_batch.workflows.finished.maps import open_map
-from fcn_batch.workflows.finished.vectorise import VectorChoice, strips_of, write_vectors
 from tests.classmaps import LEGEND, PLACES, blobs, write_store, write_tif
-from tests.patience import PATIENCE_S
+from tests.errors import refuses
 
 pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -56,9 +53,9 @@ class Memory:
         return self.ids[window.slices()]
 
 
-def written(source: ClassMap, target: Path, kind: VectorKind, choice: VectorChoice | None = None) -> Table:
+def written(source: ClassMap, target: Path, kind: VectorKind, **choice: float) -> Table:
     """Write a file and read it back with a reader that is not ours; geometries under `shape`."""
-    write_vectors(source, target, kind, choice or VectorChoice(), Quiet())
+    write_vectors(source, target, kind, Quiet(), **choice)
     assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
     return read(target)
 
@@ -94,10 +91,8 @@ def test_every_format_of_every_kind_of_place(tmp_path: Path, driver: VectorKind,
     source = open_map(write_store(tmp_path / "m.classes.zarr", ids, place))
     target = tmp_path / KINDS[driver]
     if driver == "geojson" and place.crs_wkt is None:
-        with pytest.raises(
-            OptionError, match="no reference system and GeoJSON is in longitude and latitude; take gpkg"
-        ):
-            write_vectors(source, target, driver, VectorChoice(), Quiet())
+        with refuses("map-without-crs"):
+            write_vectors(source, target, driver, Quiet())
         assert not target.exists()
         return
     found = written(source, target, driver)
@@ -115,44 +110,15 @@ def test_every_format_of_every_kind_of_place(tmp_path: Path, driver: VectorKind,
     assert np.array_equal(rasterize(pairs, out_shape=ids.shape, fill=255, transform=transform, dtype="uint8"), ids)
 
 
-def test_a_hundred_blocks_leave_no_seam(tmp_path: Path) -> None:
-    """Every edge of a polygon parts two classes; and every border between two classes is an edge."""
-    ids, place = blobs(160, 160, 4), PLACES["north up"]
-    source = open_map(write_store(tmp_path / "m.classes.zarr", ids, place, chunk=16))
-    assert source.block == (16, 16)
-    found = written(source, tmp_path / "m.gpkg", "gpkg")
-    check_fields(found, ids, place)
-    a, _, c, _, e, f = place.transform
-    around = np.pad(ids.astype(int), 1, constant_values=255)
-    borders = {
-        "upright": {(r, k) for r, k in np.argwhere(around[1:-1, 1:] != around[1:-1, :-1]).tolist()},
-        "level": {(r, k) for r, k in np.argwhere(around[1:, 1:-1] != around[:-1, 1:-1]).tolist()},
-    }
-    edges: dict[str, set[tuple[int, int]]] = {"upright": set(), "level": set()}
-    for ring in shapely.get_rings(found["shape"]):
-        x, y = shapely.get_coordinates(ring).T
-        corners = np.rint(np.stack([(y - f) / e, (x - c) / a], axis=1)).astype(int).tolist()
-        for (row, col), (next_row, next_col) in itertools.pairwise(corners):
-            assert (row == next_row) != (col == next_col)
-            if row == next_row:
-                edges["level"] |= {(row, k) for k in range(min(col, next_col), max(col, next_col))}
-            else:
-                edges["upright"] |= {(k, col) for k in range(min(row, next_row), max(row, next_row))}
-    assert edges == borders
-    lines = [sum(row % 16 == 0 and 0 < row < 160 for row, _ in edges["level"])]
-    assert 0 < lines[0] < 9 * 160  # true borders lie on the blocks' edges here and there, and only those
-
-
-@pytest.mark.parametrize("pixels", [250, 500, 3000])
-@pytest.mark.parametrize("simplify", [0.0, 2.0])
+@pytest.mark.parametrize(("pixels", "simplify"), [(250, 0.0), (500, 2.0), (3000, 2.0)])
 def test_the_height_of_strips_shows_only_where_borders_are_simplified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, simplify: float
 ) -> None:
     ids = blobs(60, 50, 2)
-    once = written(Memory(ids), tmp_path / "a.gpkg", "gpkg", VectorChoice(simplify=simplify))
+    once = written(Memory(ids), tmp_path / "a.gpkg", "gpkg", simplify=simplify)
     for name in ("_STRIP", "_SIMPLE_STRIP"):
-        monkeypatch.setattr(vectorise, name, pixels)
-    parts = written(Memory(ids), tmp_path / "b.gpkg", "gpkg", VectorChoice(simplify=simplify))
+        monkeypatch.setattr(polygons, name, pixels)
+    parts = written(Memory(ids), tmp_path / "b.gpkg", "gpkg", simplify=simplify)
     same = sorted(shapely.normalize(once["shape"]).tolist(), key=str) == sorted(
         shapely.normalize(parts["shape"]).tolist(), key=str
     )
@@ -168,12 +134,12 @@ def test_the_height_of_strips_shows_only_where_borders_are_simplified(
 def test_small_polygons_are_left_out_by_their_area(tmp_path: Path) -> None:
     ids = blobs(60, 50)
     everything = written(Memory(ids), tmp_path / "a.gpkg", "gpkg")
-    large = written(Memory(ids), tmp_path / "b.gpkg", "gpkg", VectorChoice(min_area=1500))
+    large = written(Memory(ids), tmp_path / "b.gpkg", "gpkg", min_area=1500)
     assert sorted(large["area_m2"]) == sorted(area for area in everything["area_m2"] if area >= 1500)
     assert 0 < len(large["area_m2"]) < len(everything["area_m2"])
-    nowhere = written(Memory(ids, PLACES["nowhere"]), tmp_path / "c.gpkg", "gpkg", VectorChoice(min_area=15))
+    nowhere = written(Memory(ids, PLACES["nowhere"]), tmp_path / "c.gpkg", "gpkg", min_area=15)
     assert sorted(nowhere["pixels"]) == sorted(count for count in everything["pixels"] if count >= 15)
-    none = written(Memory(ids), tmp_path / "d.gpkg", "gpkg", VectorChoice(min_area=1e12))
+    none = written(Memory(ids), tmp_path / "d.gpkg", "gpkg", min_area=1e12)
     assert len(none["shape"]) == 0
 
 
@@ -187,7 +153,7 @@ def test_a_map_without_data_makes_an_empty_file(tmp_path: Path, driver: VectorKi
 def test_geojson_is_in_longitude_and_latitude(tmp_path: Path) -> None:
     place = PLACES["north up"]
     source = Memory(np.full((20, 30), 3, np.uint8), place)
-    write_vectors(source, tmp_path / "m.geojson", "geojson", VectorChoice(), Quiet())
+    write_vectors(source, tmp_path / "m.geojson", "geojson", Quiet())
     text = json.loads((tmp_path / "m.geojson").read_text())
     assert "crs" not in text
     ((feature,),) = (text["features"],)
@@ -236,29 +202,12 @@ def test_a_map_without_legend_has_numbers_for_names(tmp_path: Path) -> None:
     assert set(zip(found["class_id"].tolist(), found["class"], strict=True)) == {(k, f"class {k}") for k in NAMES}
 
 
-@pytest.mark.skipif(shutil.which("ogrinfo") is None, reason="needs GDAL's command line")
-@pytest.mark.parametrize("driver", ["gpkg", "geojson", "flatgeobuf"])
-def test_gdal_on_the_command_line_reads_it(tmp_path: Path, driver: VectorKind) -> None:
-    ids = blobs(30, 40)
-    target = tmp_path / KINDS[driver]
-    count = len(written(Memory(ids), target, driver)["shape"])
-    words = ["ogrinfo", "-so", str(target), "m"]
-    ours = {name: value for name, value in os.environ.items() if name != "GDAL_SKIP"}  # others' drivers are others
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S, env=ours)
-    assert f"Feature Count: {count}" in done.stdout
-    assert "Geometry: Polygon" in done.stdout
-    assert ("WGS 84" if driver == "geojson" else "WGS 84 / UTM zone 33N") in done.stdout
-    for field in ("class_id: Integer", "class: String", "pixels: Integer", "area_m2: Real"):
-        assert field in done.stdout
-    assert done.stderr == ""
-
-
 def test_large_regions_come_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.random.default_rng(0).choice(np.array([0, 3, 5], np.uint8), (70, 80))
     whole = written(Memory(ids), tmp_path / "a.pq", "geoparquet")
     assert parquet.ParquetFile(tmp_path / "a.pq").num_row_groups == 1
     monkeypatch.setattr(vectorfile, "_ROWS", 500)
-    monkeypatch.setattr(vectorise, "_STRIP", 800)
+    monkeypatch.setattr(polygons, "_STRIP", 800)
     parts = written(Memory(ids), tmp_path / "b.pq", "geoparquet")
     groups = parquet.ParquetFile(tmp_path / "b.pq").metadata
     assert 2 < groups.num_row_groups < 10
@@ -276,41 +225,36 @@ def test_what_stops_the_reading_passes_through(
         def read(self, window: Window) -> NDArray[np.uint8]:
             if window.row == 48:
                 assert list(tmp_path.glob(".m.*"))  # FlatGeobuf: and a file without a name in it
-                raise InputError("row 48 is damaged")
+                raise InputError("input-damaged", "row {row} is damaged", row=48)
             return super().read(window)
 
     monkeypatch.setattr(vectorfile, "_ROWS", 5)
-    monkeypatch.setattr(vectorise, "_STRIP", 8 * 30)
-    with pytest.raises(InputError, match="row 48 is damaged"):
-        write_vectors(Damaged(blobs(64, 30)), tmp_path / "m", driver, VectorChoice(), Quiet())
+    monkeypatch.setattr(polygons, "_STRIP", 8 * 30)
+    with refuses("input-damaged", row=48):
+        write_vectors(Damaged(blobs(64, 30)), tmp_path / "m", driver, Quiet())
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("driver", get_args(VectorKind))
-def test_targets_that_cannot_be_written(tmp_path: Path, driver: VectorKind) -> None:
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_vectors(Memory(blobs(9, 9)), tmp_path / "none" / "m", driver, VectorChoice(), Quiet())
+def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
+    driver: VectorKind = "gpkg"
+    with refuses("output-unwritable", path=tmp_path / "none" / "m"):
+        write_vectors(Memory(blobs(9, 9)), tmp_path / "none" / "m", driver, Quiet())
 
 
 @pytest.mark.parametrize("package", ["pyarrow", "pyogrio", "shapely"])
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(OptionError, match=rf"{package}, which is not installed: pip install 'fcn-batch\[vectors\]'"):
-        write_vectors(Memory(blobs(9, 9)), tmp_path / "m.gpkg", "gpkg", VectorChoice(), Quiet())
-
-
-@pytest.mark.parametrize(("field", "value"), [("min_area", -1.0), ("simplify", float("nan"))])
-def test_choices_that_make_no_sense(field: str, value: float) -> None:
-    with pytest.raises(FcnBatchError, match="give 0 or more"):
-        VectorChoice(**{field: value})
+    with refuses("extra-missing", package=package, extra="vectors"):
+        write_vectors(Memory(blobs(9, 9)), tmp_path / "m.gpkg", "gpkg", Quiet())
 
 
 def test_strips_are_low_where_the_map_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.zeros((90, 64), np.uint8)
     ids[30:60] = np.arange(64) % 2
-    monkeypatch.setattr(vectorise, "_BORDERS", 300)
+    monkeypatch.setattr(polygons, "_STRIP", 64 * 20)
+    monkeypatch.setattr(polygons, "_BORDERS", 300)
     source = Memory(ids, rows=16)
-    found = list(strips_of(source, 64 * 20))
+    found = list(strips_of(source))
     assert [(strip.row, len(strip.ids)) for strip in found] == [
         (0, 20), (20, 14), (34, 4), (38, 4), (42, 4), (46, 4), (50, 4), (54, 4), (58, 20), (78, 12)
     ]  # fmt: skip
@@ -326,8 +270,9 @@ def test_strips_are_low_where_the_map_is_noise(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_map_with_huge_blocks_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectorise, "_READ", 64 * 10)
+    monkeypatch.setattr(polygons, "_STRIP", 64 * 4)
+    monkeypatch.setattr(polygons, "_READ", 64 * 10)
     source = Memory(blobs(90, 64), rows=90)
-    found = list(strips_of(source, 64 * 4))
+    found = list(strips_of(source))
     assert np.array_equal(np.concatenate([strip.ids for strip in found]), source.ids)
     assert max(window.height for window in source.reads) == 10

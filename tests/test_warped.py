@@ -16,13 +16,14 @@ from rasterio.enums import Resampling as Kernel
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
-from fcn_batch.pipeline.core.errors import DecodingError, InputError
+from fcn_batch.pipeline.core.errors import DecodingError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource, Resampling
+from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource, Resampling, undecodable
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
+from tests.errors import refuses
 from tests.rasters import noise
 from tests.sources import ArraySource
 
@@ -267,20 +268,20 @@ class Broken(Placed):
     """Cannot be decoded."""
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
-        raise DecodingError(f"{bands} of {window} cannot be decoded")
+        raise undecodable("a.tif", window, f"bands {bands}")
 
 
 def test_errors() -> None:
     source = scene("uint8")
     broken = Broken(source.values, source.valid)
-    with pytest.raises(DecodingError, match="cannot be decoded"):
+    with pytest.raises(DecodingError):
         whole(WarpedSource(broken, coarser_grid(source.grid, 2), "average"))
     warped = WarpedSource(source, coarser_grid(source.grid, 2), "average")
     for window, bands in ((Window(0, 0, 76, 10), (1,)), (Window(0, 0, 1, 1), (3,)), (Window(-1, 0, 2, 2), (1,))):
-        with pytest.raises(ValueError, match=r"is not inside|were asked for"):
+        with pytest.raises(ValueError):
             warped.read(window, bands)
     pole = Grid(Size(10, 10), GeoReference(CRS.from_epsg(4326).to_wkt(), (1.0, 0.0, 0.0, 0.0, -1.0, 5000.0)))
-    with pytest.raises(InputError, match="does not lie in the reference system"):
+    with refuses("grids-apart"):
         _ = WarpedSource(source, pole, "average").info
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -22,6 +22,7 @@ from distributed import Client, KilledWorker, LocalCluster
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.journal import Receipt
 from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.processes.crew import kept
@@ -214,7 +215,7 @@ def test_a_segment_whose_worker_died_is_done_with_its_suspects_by_themselves(
 
     class Dead:
         def result(self, **_: object) -> None:
-            raise KilledWorker("x", None, 0)
+            raise KilledWorker("x", cast("Any", None), 0)
 
         def add_done_callback(self, _: object) -> None:
             """Nothing."""
@@ -234,10 +235,15 @@ def test_a_segment_whose_worker_died_is_done_with_its_suspects_by_themselves(
     assert list(run._apart((1, 2, 5, 6, 7))) == [(1,), (2,), (5, 6, 7)], "in the next round too"
     with refuses("block-failed", block=4, count=2, rows="256..383", columns="0..127"):
         loses((4,))
-    masked = bare_round(replace(ticket, on_error="mask"))
+    masked = bare_round(replace(ticket, on_error=OnError.parse("mask")))
     masked.failures.update(run.failures)
     submitted: list[Any] = []
-    masked.client.submit = lambda *given, **_: submitted.append(given) or Dead()  # type: ignore[method-assign]
+
+    def submit(*given: Any, **_: object) -> Dead:
+        submitted.append(given)
+        return Dead()
+
+    monkeypatch.setattr(masked.client, "submit", submit)
     for block in (4, 2):
         masked._submit((block,))
     assert [(given[2], given[4]) for given in submitted] == [((4,), True), ((2,), False)]

@@ -4,11 +4,10 @@ import json
 import os
 import pickle
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from itertools import product
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,18 @@ from pyproj import CRS
 from rasterio.transform import Affine
 from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
-from fcn_batch.pipeline.core.decoded import Decoded
-from fcn_batch.pipeline.core.errors import DecodingError, InputError, OptionError
+from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterSource, SourceFile
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.pipeline.store.opening import Guarded
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.many import inputs_of
 from fcn_batch.workflows.inputs.sources import find_source, source_of
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
+from tests.errors import refuses
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
 from tests.runs import class_map, fcn_batch, scene, segmented, small_blocks
@@ -86,10 +85,16 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(told))
 
 
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("writer", WRITERS)
+KINDS = [("uint8", 7), ("int16", -9999), ("float32", -1.5), ("float32", np.nan), ("uint16", None)]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "nodata"), [("uint8", 7), ("int16", -9999), ("float32", -1.5), ("float32", np.nan), ("uint16", None)]
+    ("writer", "version", "dtype", "nodata"),
+    [
+        *((writer, version, "uint8", 7) for writer in WRITERS for version in (2, 3)),
+        *(("xarray", version, *kind) for version in (2, 3) for kind in KINDS[1:]),
+        *((writer, 3, "float32", np.nan) for writer in ("interleaved", "variables", "degrees", "conventions")),
+    ],
 )
 def test_a_store_of_a_geotiff_is_the_geotiff(
     tmp_path: Path, writer: str, version: Format, dtype: str, nodata: float | None
@@ -153,7 +158,7 @@ def test_coordinates_of_single_precision_and_uneven_ones(tmp_path: Path) -> None
     np.testing.assert_allclose(info.georeference.transform[::4], (2e-5, -1e-4), rtol=0.01)
     lat[HEIGHT // 2 :] -= 5e-5
     written(xr.Dataset({"a": values}, {"longitude": lon, "latitude": lat}), tmp_path / "b.zarr", 3)
-    with pytest.raises(InputError, match=r"latitude: coordinates that are not evenly spaced.*even grid"):
+    with refuses("coordinates-uneven", path=tmp_path / "b.zarr" / "latitude"):
         _ = source(tmp_path / "b.zarr").info
 
 
@@ -174,13 +179,6 @@ def test_systems_in_all_their_forms(tmp_path: Path, attributes: dict[str, Any], 
     zarr.open_group(tmp_path / "a.zarr", mode="w", attributes=attributes if by_group else {})
     bare_array(noise(1, 40, 50)[0], tmp_path / "a.zarr" / "b", 3, None if by_group else attributes)
     assert CRS(source(tmp_path / "a.zarr").info.georeference.crs_wkt) == CRS(32633)
-
-
-@pytest.mark.parametrize("text", ["+init=/etc/passwd:1", "/etc/passwd", "EPSG:999999", "PROJCS[", "{}"])
-def test_systems_that_nobody_knows(tmp_path: Path, text: str) -> None:
-    path = bare_array(noise(1, 40, 50)[0], tmp_path / "a.zarr", 3, {"proj:code": text})
-    with pytest.raises(InputError, match="reference system"):
-        _ = source(path).info
 
 
 def test_scales_and_names_of_rioxarray(tmp_path: Path) -> None:
@@ -220,7 +218,7 @@ def test_a_store_that_is_gone_is_not_a_store_of_fill_values(tmp_path: Path) -> N
     reader = source(path)
     whole(reader)
     shutil.rmtree(path)
-    with pytest.raises(DecodingError, match="no longer there"):
+    with refuses("pixels-unreadable", path=path):
         whole(reader)
 
 
@@ -284,7 +282,7 @@ def test_shards_with_holes_and_their_index_at_either_end(tmp_path: Path, locatio
         assert (found.read(window, (1,)).values[0] == values[window.slices()]).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_windows(stores: dict[str, tuple[NDArray[Any], ZarrSource]], data: st.DataObject) -> None:
     values, found = stores[data.draw(st.sampled_from(sorted(stores)))]
@@ -330,24 +328,26 @@ def test_bands_that_nobody_asked_for_are_not_decoded(tmp_path: Path, in_variable
             chunk.write_bytes(b"x")
     found = source(path)
     assert (whole(found, 4, 1).values == values[[3, 0]]).all()
-    with pytest.raises(DecodingError):
+    with refuses("pixels-unreadable"):
         whole(found, 1, 2)
 
 
-def test_tall_chunks_are_decoded_once() -> None:
+def test_tall_chunks_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values, asked = noise(2, 5000, 40), []
+    found = source(bare_array(values, tmp_path / "a.zarr", 3, chunks=(1, 2000, 40)))
+    get = Guarded.get
 
-    def read(window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
-        asked.append(window)
-        return np.asarray(values[[band - 1 for band in bands]][(slice(None), *window.slices())])
+    async def counted(self: Guarded, key: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(key)
+        return await get(self, key, *args, **kwargs)
 
-    kept = Decoded(read, Size(5000, 40), 2000, 1)
+    monkeypatch.setattr(Guarded, "get", counted)
     for row in range(300, 5000, 256):
         window = Window(row, 3, min(256, 5000 - row), 30)
-        found = kept.values(window, (2, 1))
-        assert (found == values[[1, 0]][(slice(None), *window.slices())]).all()
-        found[:] = 0  # is the caller's own
-    assert asked == [Window(0, 3, 2000, 30), Window(2000, 3, 2000, 30), Window(4000, 3, 1000, 30)]
+        pixels = found.read(window, (2, 1)).values
+        assert (pixels == values[[1, 0]][(slice(None), *window.slices())]).all()
+        pixels[:] = 0  # is the caller's own
+    assert sorted(key for key in asked if "c/" in key) == [f"c/{band}/{row}/0" for band in (0, 1) for row in range(3)]
 
 
 def test_threads_and_other_processes_read_the_same(tmp_path: Path) -> None:
@@ -366,32 +366,8 @@ def test_threads_and_other_processes_read_the_same(tmp_path: Path) -> None:
 def test_wrong_windows_and_bands(tmp_path: Path) -> None:
     found = source(bare_array(noise(3, 40, 50), tmp_path / "a.zarr", 3))
     for window, bands in ((Window(0, 0, 41, 50), (1,)), (Window(0, 0, 40, 50), (4,)), (Window(0, 0, 40, 50), (0,))):
-        with pytest.raises(ValueError, match=r"is not inside|were asked for"):
+        with pytest.raises(ValueError):
             found.read(window, bands)
-
-
-def test_times_of_xarray_are_not_guessed(tmp_path: Path) -> None:
-    image = opened(geotiff(tmp_path / "a.tif")).rename(band="time")
-    written(image.to_dataset(name="image"), tmp_path / "a.zarr", 3)
-    with pytest.raises(InputError, match="has 3 along time; cut one image out of it"):
-        _ = source(tmp_path / "a.zarr").info
-
-
-def test_groups_without_an_image_or_with_several(tmp_path: Path) -> None:
-    root = tmp_path / "a.zarr"
-    zarr.open_group(root, mode="w")
-    with pytest.raises(InputError, match="no array of pixels in this zarr group; give another one"):
-        _ = source(root).info
-    zarr.open_group(root, path="r10m", mode="w")
-    with pytest.raises(InputError, match=r"its groups are r10m: give one of these \(.*a.zarr/NAME\)"):
-        _ = source(root).info
-    bare_array(noise(1, 40, 50)[0], root / "r10m" / "b1", 3)
-    bare_array(noise(1, 20, 25)[0], root / "r10m" / "b2", 3)
-    with pytest.raises(InputError, match=r"not bands of one image: b1 \(40 x 50 uint8\), b2 \(20 x 25 uint8\)"):
-        _ = source(root / "r10m").info
-    assert source(root / "r10m" / "b2").info.size == Size(20, 25)
-    with pytest.raises(InputError, match="has no level 1"):
-        _ = source(root / "r10m" / "b2", 1).info
 
 
 def test_an_array_of_a_group_has_the_groups_place(tmp_path: Path) -> None:
@@ -399,67 +375,6 @@ def test_an_array_of_a_group_has_the_groups_place(tmp_path: Path) -> None:
     info = source(path / "B02").info
     assert info.bands == 1
     assert info.georeference == source(path).info.georeference
-
-
-@pytest.mark.parametrize("dtype", ["float64", "uint32", "int8", "bool", "complex64"])
-def test_other_types_are_refused(tmp_path: Path, dtype: str) -> None:
-    path = bare_array(noise(1, 40, 50, dtype)[0], tmp_path / "a.zarr", 3)
-    with pytest.raises(InputError, match=rf"holds {dtype} pixels; one type of uint8, uint16, int16, float32.*astype"):
-        _ = source(path).info
-
-
-HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "chunks of a terabyte": lambda told: told["chunk_grid"]["configuration"].update(chunk_shape=[2**20, 2**20]),
-    "too many pixels": lambda told: told.update(shape=[2**24, 2**24]),
-    "too many rows": lambda told: told.update(shape=[2**40, 2]),
-    "no sizes": lambda told: told.update(shape=["a", {}]),
-    "sizes below zero": lambda told: told.update(shape=[-5, 50]),
-    "no chunks": lambda told: told.update(chunk_grid={"name": "rectilinear"}),
-    "codecs of nothing": lambda told: told.update(codecs=[None]),
-    "codecs that are none": lambda told: told.update(codecs=7),
-    "transformers": lambda told: told.update(storage_transformers=[{"name": "x"}]),
-    "attributes of text": lambda told: told.update(attributes="x"),
-    "a draft": lambda told: told.pop("node_type"),
-    "a scale of text": lambda told: told.update(attributes={"scale_factor": "x"}),
-    "a scale of nothing": lambda told: told.update(attributes={"scale_factor": 0}),
-    "a transform of text": lambda told: told.update(attributes={"spatial:transform": "x"}),
-    "a transform of NaN": lambda told: told.update(attributes={"spatial:transform": [float("nan")] * 6}),
-    "a transform to a line": lambda told: told.update(attributes={"spatial:transform": [1, 0, 0, 1, 0, 0]}),
-    "a number beyond floats": lambda told: told.update(attributes={"scale_factor": 10**400}),
-}
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_metadata_are_one_line(tmp_path: Path, what: str) -> None:
-    path = bare_array(noise(1, 40, 50)[0], tmp_path / "a.zarr", 3)
-    edit(path / "zarr.json", HOSTILE[what])
-    with pytest.raises(InputError, match=r"a\.zarr.*[;:] ") as raised:
-        whole(source(path))
-    assert not isinstance(raised.value, DecodingError), "seen before a chunk is"
-    assert "\n" not in str(raised.value)
-
-
-GZIP = {"name": "gzip", "configuration": {"level": 1}}
-SHUFFLE = {"name": "numcodecs.shuffle", "configuration": {"elementsize": 1}}
-
-
-@pytest.mark.parametrize(
-    "codecs",
-    [
-        [{"name": "bytes"}, {"name": "numcodecs.pickle", "configuration": {}}],
-        [{"name": "bytes"}, {"name": "numcodecs.bz2", "configuration": {"level": 1}}],
-        [{"name": "bytes"}, GZIP, GZIP],
-        [{"name": "bytes"}, GZIP, SHUFFLE],
-    ],
-    ids=["pickles", "bz2", "twice", "hidden"],
-)
-def test_codecs_whose_result_has_no_bound_are_refused(tmp_path: Path, codecs: list[dict[str, Any]]) -> None:
-    path = bare_array(noise(1, 40, 50)[0], tmp_path / "a.zarr", 3)
-    edit(path / "zarr.json", lambda told: told.update(codecs=codecs))
-    with pytest.raises(
-        InputError, match=r"a\.zarr is stored with bytes, .*known are .* and, as the last, one of blosc"
-    ):
-        _ = source(path).info
 
 
 ODD: tuple[Any, ...] = (None, -1, 10**400, float("nan"), "x", [], {})
@@ -482,129 +397,24 @@ def test_anything_in_the_metadata_may_be_anything(tmp_path: Path, name: str) -> 
         ome_by_hand(noise(3, 40, 50), path, 3, ("red", "green", "blue"))
     else:
         bare_array(noise(4, 40, 50), path, 3, {"spatial:transform": [1, 0, 0, 0, 1, 0]}, shards=(2, 64, 96))
-    read, refused = 0, 0
+    read, unreadable = 0, 0
+    odd = cycle(ODD)  # of a number of values that has no divisor in common with what is there
     for file in [one for one in path.rglob("*") if one.name in {"zarr.json", ".zattrs", ".zarray", ".zgroup"}]:
         before = file.read_text()
-        for place, odd in product(places(json.loads(before)), ODD):
-            told = json.loads(before)
-            reduce(lambda inner, key: inner[key], place[:-1], told)[place[-1]] = odd
-            file.write_text(json.dumps(told))
-            try:
-                identify(source(path).info)
-                whole(source(path))
-                read += 1
-            except InputError as error:
-                assert "\n" not in str(error)  # noqa: PT017 - that there is no other error is the point
-                refused += 1
+        for place in places(json.loads(before)):
+            for value in islice(odd, 3):
+                told = json.loads(before)
+                reduce(lambda inner, key: inner[key], place[:-1], told)[place[-1]] = value
+                file.write_text(json.dumps(told))
+                try:
+                    identify(source(path).info)
+                    whole(source(path))
+                    read += 1
+                except InputError as error:
+                    assert "\n" not in str(error)  # noqa: PT017 - that there is no other error is the point
+                    unreadable += 1
         file.write_text(before)
-    assert min(read, refused) > 10
-
-
-@pytest.mark.parametrize("text", ["", "[", "[" * 10**5, "7", "null", '{"zarr_format": 3}', "\ud800", "x" * (2**24 + 1)])
-@pytest.mark.parametrize("name", ["zarr.json", ".zarray", ".zgroup"])
-def test_metadata_that_are_none(tmp_path: Path, text: str, name: str) -> None:
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / name).write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(InputError, match="cannot be read as zarr: "):
-        _ = source(tmp_path / "a.zarr").info
-
-
-def test_ome_paths_do_not_leave_the_store(tmp_path: Path) -> None:
-    bare_array(np.full((3, 40, 50), 7, np.uint8), tmp_path / "secret", 3)
-    for where in ("../secret", str(tmp_path / "secret"), "link"):
-        path = ome_by_hand(noise(3, 40, 50), tmp_path / "a.zarr", 3)
-        (path / "link").symlink_to(tmp_path / "secret")
-        edit(
-            path / "zarr.json",
-            lambda told, where=where: told["attributes"]["ome"]["multiscales"][0]["datasets"][0].update(path=where),  # type: ignore[misc]
-        )
-        with pytest.raises(InputError, match="is a link, or leaves the store"):
-            _ = source(path).info
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_chunks_that_are_links_are_not_read(tmp_path: Path, folder: bool) -> None:
-    path = bare_array(noise(1, 64, 96)[0], tmp_path / "a.zarr", 3)
-    place = path / "c" / "1" if folder else path / "c" / "1" / "1"
-    place.rename(tmp_path / "elsewhere")
-    place.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DecodingError, match=r"rows 0..63, cols 0..95: .*is a link; copy the store"):
-        whole(source(path))
-
-
-def test_a_pipe_for_a_chunk_is_not_waited_for(tmp_path: Path) -> None:
-    path = bare_array(noise(1, 64, 96)[0], tmp_path / "a.zarr", 3)
-    (path / "c" / "1" / "1").unlink()
-    os.mkfifo(path / "c" / "1" / "1")
-    with pytest.raises(DecodingError, match="pipe or device"):
-        whole(source(path))
-
-
-BOMB = 2**30
-
-
-def blosc_bomb() -> bytes:
-    good = numcodecs.Blosc().encode(np.zeros(64, np.uint8))
-    return bytes(good[:4] + struct.pack("<I", BOMB) + good[8:])
-
-
-def zstd_bomb(*, told: bool) -> bytes:
-    """A gigabyte of one byte, in 32 KB: blocks of kind 1, 128 KiB each."""
-    head = b"\x28\xb5\x2f\xfd" + (b"\xa0" + struct.pack("<I", BOMB) if told else b"\x00\x88")
-    blocks = [struct.pack("<I", 2**17 << 3 | 1 << 1 | last)[:3] + b"\0" for last in (0, 1)]
-    return head + blocks[0] * (BOMB // 2**17 - 1) + blocks[1]
-
-
-BOMBS: dict[str, tuple[Any, Callable[[], bytes]]] = {
-    "blosc": (numcodecs.Blosc(), blosc_bomb),
-    "zstd": (numcodecs.Zstd(), lambda: zstd_bomb(told=True)),
-    "zstd without size": (numcodecs.Zstd(), lambda: zstd_bomb(told=False)),
-    "lz4": (numcodecs.LZ4(), lambda: struct.pack("<I", BOMB) + bytes(numcodecs.LZ4().encode(bytes(64)))[4:]),
-    "zlib": (numcodecs.Zlib(), lambda: bytes(numcodecs.Zlib(9).encode(bytes(BOMB)))),
-    "gzip": (numcodecs.GZip(), lambda: bytes(numcodecs.GZip(9).encode(bytes(BOMB)))),
-}
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_chunks_that_swell_are_refused_before_they_do(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    codec, bomb = BOMBS[name]
-    path = bare_array(noise(1, 1200, 1000)[0], tmp_path / "a.zarr", 2, chunks=(1200, 1000), compressors=codec)
-    (path / "0.0").write_bytes(bomb())
-
-    def decode(*_: object) -> None:
-        raise AssertionError("it went off")
-
-    monkeypatch.setattr(type(codec), "decode", decode)
-    with pytest.raises(DecodingError, match=r"0\.0 would decode to \d{9,} bytes"):
-        whole(source(path))
-
-
-@pytest.mark.parametrize("location", ["start", "end"])
-def test_chunks_in_shards_that_swell_are_refused_too(tmp_path: Path, location: Any) -> None:
-    codecs: list[Any] = [BytesCodec(), zarr.codecs.BloscCodec()]
-    sharding = ShardingCodec(chunk_shape=(16, 24), codecs=codecs, index_location=location)
-    values = noise(1, 64, 96)[0]
-    path = bare_array(values, tmp_path / "a.zarr", 3, chunks=(64, 96), serializer=sharding, compressors=None)
-    shard = bytearray((path / "c" / "0" / "0").read_bytes())
-    index = shard[:256] if location == "start" else shard[-260:-4]
-    (place,) = struct.unpack_from("<Q", index, 16 * 6)  # the chunk of rows 16..31, cols 48..71
-    assert struct.unpack_from("<I", shard, place + 4) == (16 * 24,)
-    struct.pack_into("<I", shard, place + 4, BOMB)
-    (path / "c" / "0" / "0").write_bytes(shard)
-    found = source(path)
-    for window in (Window(0, 0, 64, 96), Window(20, 50, 2, 2)):
-        with pytest.raises(DecodingError, match=f"would decode to {BOMB} bytes"):
-            found.read(window, (1,))
-    assert (found.read(Window(0, 0, 16, 96), (1,)).values[0] == values[:16]).all()
-
-
-def test_zstd_of_unknown_size_is_read(tmp_path: Path) -> None:
-    values = np.full((256, 512), 9, np.uint8)
-    path = bare_array(values, tmp_path / "a.zarr", 2, chunks=values.shape, compressors=numcodecs.Zstd())
-    (path / "0.0").write_bytes(b"\x28\xb5\x2f\xfd\x00\x88" + struct.pack("<I", 2**17 << 3 | 3)[:3] + b"\x09")
-    assert (whole(source(path)).values == 9).all()
+    assert min(read, unreadable) > 5
 
 
 def test_a_damaged_chunk_can_be_left_out(tmp_path: Path) -> None:
@@ -626,7 +436,7 @@ def test_a_damaged_chunk_is_told_with_its_rows(tmp_path: Path, version: Format) 
     chunk = path / ("1.0" if version == 2 else "c/1/0")
     chunk.write_bytes(chunk.read_bytes()[:-40])
     found = source(path)
-    with pytest.raises(DecodingError, match=r"a\.zarr cannot be decoded in rows 32..63, cols 0..47: .*undamaged copy"):
+    with refuses("pixels-unreadable", path=path, rows="32..63", cols="0..47"):
         found.read(Window(32, 0, 32, 48), (1,))
     assert (found.read(Window(0, 0, 32, 96), (1,)).values[0] == values[:32]).all(), "others can be read"
 
@@ -712,7 +522,6 @@ def test_the_map_of_a_store_is_that_of_the_geotiff(
     os.utime(chunk)
     result = fcn_batch("verify", tmp_path / "of_zarr" / "a.run.json")
     assert result.exit_code == InputError.exit_code
-    assert "not the raster that a.run.json was made from" in result.stderr
 
 
 def test_the_map_of_a_level_is_that_of_its_plain_raster(
@@ -734,12 +543,3 @@ def test_outputs_are_not_written_into_a_store(tmp_path: Path, model: Path) -> No
     path = by_xarray_in_variables(scene(tmp_path / "a.tif"), tmp_path / "a.zarr", 3)
     result = fcn_batch("segment", path / "B01", "-m", model)
     assert result.exit_code == OptionError.exit_code
-    assert "a part of a zarr store, in which no outputs belong; give a folder with -o DIR" in result.stderr
-
-
-def test_bad_stores_end_with_one_line(tmp_path: Path, model: Path) -> None:
-    path = bare_array(noise(3, 40, 50), tmp_path / "a.zarr", 3)
-    edit(path / "zarr.json", lambda told: told.update(shape=[3, 0, 0]))
-    result = fcn_batch("segment", path, "-m", model, "-q")
-    assert result.exit_code == InputError.exit_code
-    assert result.stderr.count("\n") == 1

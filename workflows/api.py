@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from fcn_batch.pipeline.core.model_card import ModelCard
     from fcn_batch.pipeline.core.plan import Plan
-    from fcn_batch.workflows.finished.validation import Validation
-    from fcn_batch.workflows.finished.verification import Verification
-    from fcn_batch.workflows.learning.evaluation import Evaluation
+    from fcn_batch.workflows.finished.validate import Validation
+    from fcn_batch.workflows.finished.verify import Verification
+    from fcn_batch.workflows.learning.evaluate import Evaluation
     from fcn_batch.workflows.plan import Options
     from fcn_batch.workflows.segment import Request
     from fcn_batch.workflows.status import Status
@@ -36,16 +36,11 @@ _OF_A_REQUEST = ("overwrite", "restart", "pyramid", "on_error", "allow_mixed", "
 _AUTO = ("tile", "overlap", "precision")
 """Options of which the word auto stands for what is done when they are not given."""
 _OF_LABELS: dict[str, Any] = {
+    **dict.fromkeys(("boundary", "output", "field", "burn", "background", "layer")),
     "ignore": (),
     "map": {},
-    "boundary": None,
-    "output": None,
-    "overwrite": False,
-    "field": None,
     "value": {},
-    "burn": None,
-    "background": None,
-    "layer": None,
+    "overwrite": False,
 }
 """Options of `evaluate`, and what they are when not given."""
 
@@ -102,7 +97,7 @@ def segment(
         paths.append(str(path))
         if paths[-1].endswith(_REPORT):
             made.append(Maps(tuple(paths)))
-            paths = []
+            paths.clear()
     return made
 
 
@@ -129,9 +124,9 @@ def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
     try:
         import xarray as xr
     except ImportError as error:
-        raise OptionError("open_classes needs xarray: pip install 'fcn-batch[xarray]'") from error
+        raise OptionError("extra-missing", "open_classes needs xarray: pip install 'fcn-batch[xarray]'") from error
 
-    from fcn_batch.workflows.finished.found import run_in
+    from fcn_batch.workflows.finished.maps import run_in
 
     path = _place(source)
     if "://" not in path:
@@ -139,7 +134,9 @@ def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
     if path.endswith(_REPORT):
         path = path.removesuffix(_REPORT) + _STORE
     if not path.endswith(_STORE) or ("://" not in path and not Path(path).is_dir()):
-        raise InputError(f"{path}: no class map; give NAME.run.json or NAME.classes.zarr of a complete run")
+        raise InputError(
+            "map-missing", "{path}: no class map; give NAME.run.json or NAME.classes.zarr of a complete run", path=path
+        )
     classes: xr.DataArray = xr.open_zarr(path, **{"mask_and_scale": False, **chosen})["classes"]
     names = zip(classes.attrs["flag_values"], classes.attrs["class_names"], strict=True)
     classes.attrs["legend"] = {int(value): str(name) for value, name in names}
@@ -148,13 +145,15 @@ def open_classes(source: PathLike, **chosen: Any) -> "xr.DataArray":
 
 def report(source: PathLike) -> dict[str, Any]:
     """What a run says of itself: plan, classes with pixels and areas, speed; `source` as for `open_classes`."""
-    from fcn_batch.workflows.finished.found import run_in
+    from fcn_batch.workflows.finished.maps import run_in
 
     path = run_in(Path(_place(source)))
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: no report of a run ({error}); give NAME.run.json") from error
+        raise InputError(
+            "report-invalid", "{path}: no report of a run ({reason}); give NAME.run.json", path=path, reason=error
+        ) from error
 
 
 def validate(output: PathLike) -> "Validation":
@@ -179,7 +178,7 @@ def export(source: PathLike, to: str, output: PathLike | None = None, **options:
     from fcn_batch.workflows.finished.export import Order
     from fcn_batch.workflows.finished.export import export as run
 
-    _check_names(options, [field.name for field in fields(Order)][3:])
+    _check_names(options, [one.name for one in fields(Order) if one.name not in ("source", "target", "output")])
     paths = {name: Path(options[name]) for name in ("clip", "zones") if options.get(name) is not None}
     target = None if output is None else Path(output)
     return run(Order(Path(_place(source)), to, target, **{**options, **paths}), progress_for(quiet=True))
@@ -226,7 +225,8 @@ def models() -> "list[ModelCard]":
 def _place(source: PathLike) -> str:
     """The path of what is meant; InputError for a list of maps."""
     if isinstance(source, list | tuple):
-        raise InputError(f"{len(source)} maps in a list; give one, as of `(maps,) = fcn_batch.segment(…)`")
+        text = "{count} maps in a list; give one, as of `(maps,) = fcn_batch.segment(…)`"
+        raise InputError("several-maps", text, count=len(source))
     return os.fspath(source)
 
 
@@ -276,7 +276,7 @@ def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
     try:
         return TypeAdapter(Options).validate_python(chosen)
     except ValidationError as error:
-        raise OptionError(f"option {first_problem(error)}") from error
+        raise OptionError("option-type", "option {problem}", problem=first_problem(error)) from error
 
 
 def _check_names(given: Iterable[str], known: Sequence[str]) -> None:
@@ -285,4 +285,6 @@ def _check_names(given: Iterable[str], known: Sequence[str]) -> None:
         if name not in known:
             near = get_close_matches(name, known, 1)
             meant = f"{near[0]}?" if near else f"one of {', '.join(known)}"
-            raise OptionError(f"there is no option {name}; do you mean {meant}")
+            raise OptionError(
+                "option-unknown", "there is no option {option}; do you mean {meant}", option=name, meant=meant
+            )

@@ -25,10 +25,7 @@ def describe(
         ("input", f"{info.path}: {size.height} x {size.width} px, {info.bands} bands of {info.dtype}"),
         ("crs", crs[1] if len(crs) > 1 else crs[0]),
         ("model", f"{card.name} {card.version}: {len(card.legend)} classes, stride {card.stride}"),
-        (
-            "bands",
-            ", ".join(f"{b.name} = band {n}" for b, n in zip(card.input.bands, plan.bands, strict=True)),
-        ),
+        ("bands", ", ".join(f"{b.name} = band {n}" for b, n in zip(card.input.bands, plan.bands, strict=True))),
         ("values", plan.scaling),
         ("result", kind),
         ("way", _describe_way(cut)),

@@ -132,7 +132,11 @@ class Findings:
     def error(self) -> FcnBatchError | None:
         """The first problem that no run can do without, as an error."""
         grave = next((one for one in self.problems if one.code), None)
-        return None if grave is None else OutputError(f"{grave.what}; {grave.remedy}")
+        return (
+            None
+            if grave is None
+            else OutputError("installation-unfit", "{what}; {remedy}", what=grave.what, remedy=grave.remedy)
+        )
 
     def describe(self) -> list[tuple[str, str]]:
         """What `fcn-batch doctor` prints: label and value, one pair a line."""

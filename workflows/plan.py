@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fcn_batch.pipeline.core.area import Area
-from fcn_batch.pipeline.core.blending import Blend
 from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import ModelError, OptionError
 from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.core.location import Input
 from fcn_batch.pipeline.core.model_card import ModelCard
-from fcn_batch.pipeline.core.plan import InputIdentity, ModelIdentity, Plan, Precision
+from fcn_batch.pipeline.core.plan import ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
-from fcn_batch.pipeline.core.tolerance import FAIL, OnError
+from fcn_batch.pipeline.core.tiling import Blend
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
     check_precision,
@@ -25,19 +24,25 @@ from fcn_batch.pipeline.network.device import (
     torch_kind,
 )
 from fcn_batch.pipeline.network.weights import ModelFile, structure
-from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, chunk_of, forwarded, memory, row_bytes
+from fcn_batch.workflows.blocks.cut import (
+    Network,
+    Room,
+    Wish,
+    choose_cut,
+    chunk_of,
+    forwarded,
+    lane_for,
+    memory,
+    row_bytes,
+)
 from fcn_batch.workflows.blocks.kernel import kernel_here
-from fcn_batch.workflows.blocks.lanes import lane_for
 from fcn_batch.workflows.blocks.reading import slab_rows, slabs_ahead
 from fcn_batch.workflows.console.logs import LOG
-from fcn_batch.workflows.inputs.areas import Box, choose_area
-from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, numbered
+from fcn_batch.workflows.inputs.area import Box, choose_area, find_tissue
+from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, choose_scaling, numbered
 from fcn_batch.workflows.inputs.identity import check_sums, identify
 from fcn_batch.workflows.inputs.resolution import georeference_notes, ground_sample_distance, resolution_note
 from fcn_batch.workflows.inputs.sources import at_microns, at_resolution, find_source, in_colours
-from fcn_batch.workflows.inputs.stretching import choose_scaling
-from fcn_batch.workflows.inputs.tissue import find_tissue
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 from fcn_batch.workflows.learning.choice import choose_model, is_near, misfit
 from fcn_batch.workflows.learning.models import find_model
 from fcn_batch.workflows.processes.topology import Each, available_cpus
@@ -157,7 +162,9 @@ def prepare(
     info, spec = source.info, model.card.input
     network, precision = _load(model, options, device)
     bands = choose_bands(info, spec, wanted)
-    identity = _identified(info, hashed=options.verify_input)
+    identity = identify(info, hashed=options.verify_input)
+    if options.verify_input:
+        check_sums(info, identity)
     known = [plan for plan in known if plan.input.has_pixels_of(identity)]
     measured = TolerantSource(source, on_error)
     full_scale, stretch = choose_scaling(measured, spec, bands, (options.full_scale, options.stretch), known)
@@ -165,7 +172,8 @@ def prepare(
     budget = options.memory or each.memory or memory_budget(device, here)
     room = Room(budget, processes or _PROCESSES_OF_A_CLUSTER, torch_kind(device))
     area = choose_area(info, options.aoi, options.bbox)
-    tissue = _tissue(identity, bands, (options, known, on_error), notes)
+    tissue, said = (None, "") if options.tissue == "off" else find_tissue(identity, bands, known, on_error)
+    notes += [said] if said else []
     chunk = chunk_of(network.stride)
     columns = lane_for([one for one in (area, tissue) if one is not None], info.size, chunk, network.halo or 0)
     wish = Wish(options.tile, options.overlap, options.blend, options.shard, columns)
@@ -187,17 +195,13 @@ def prepare(
     )
     if stretch is not None:
         notes.append(plan.scaling)
-    notes += band_notes(info, spec, wanted) + georeference_notes(info) + _resolution_notes(info, model, options)
+    notes += band_notes(info, spec, wanted) + georeference_notes(info)
+    gsd = ground_sample_distance(info)
+    if options.model != "auto" and gsd is not None and not is_near(gsd, model):  # auto says it itself
+        notes.append(misfit(gsd, model))
     LOG.info("%s: plan %s, %s on %s", info.path, plan.fingerprint, model.path, device)
     LOG.debug("%s", plan)
     return Prepared(plan, info, model, device, network, budget, notes)
-
-
-def _identified(info: RasterInfo, *, hashed: bool) -> InputIdentity:
-    identity = identify(info, hashed=hashed)
-    if hashed:
-        check_sums(info, identity)
-    return identity
 
 
 def _matched(
@@ -205,7 +209,12 @@ def _matched(
 ) -> tuple[RasterSource, ModelFile, tuple[int, ...] | None]:
     """The source at the resolution and in the colours that the model wants, the model, and the bands asked for."""
     if options.level is not None and options.mpp is not None:
-        raise OptionError(f"--level {options.level} with --mpp {options.mpp:g}: give one of them")
+        raise OptionError(
+            "option-conflict",
+            "{one} with {other}: give one of them",
+            one=f"--level {options.level}",
+            other=f"--mpp {options.mpp:g}",
+        )
     named = None if options.model == "auto" else find_model(options.model)
     source = find_source(given, options.level)
     if source.info.palette and (named is None or len(named.card.input.bands) > 1):
@@ -227,8 +236,13 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
     """What the plan must know of a model; ModelError when a map of bytes cannot hold its classes."""
     if not model.card.legend.fits_a_map:
         raise ModelError(
-            f"{model.path}: has {len(model.card.legend)} classes with ids up to {max(model.card.legend.ids)}; a map of "
-            f"bytes holds ids 0 to {NODATA - 1}: train it further for fewer classes"
+            "classes-beyond-bytes",
+            "{path}: has {count} classes with ids up to {most}; a map of bytes holds ids 0 to {last}: train it further "
+            "for fewer classes",
+            path=model.path,
+            count=len(model.card.legend),
+            most=max(model.card.legend.ids),
+            last=NODATA - 1,
         )
     module, card = structure(model), model.card
     precision = choose_precision(options.precision, device, card)
@@ -269,7 +283,15 @@ def choose_threads(wanted: int | None, device: str, processes: int, cores: int |
     cpus = cores or available_cpus()
     if wanted is not None and not 1 <= wanted <= _THREADS_PER_CPU * cpus:
         where = "in a job of this cluster" if cores else "on this machine"
-        raise OptionError(f"--threads {wanted}: give 1 to {_THREADS_PER_CPU * cpus} {where} of {cpus} CPUs")
+        raise OptionError(
+            "option-value",
+            "{option} {value}: give 1 to {most} {where} of {cpus} CPUs",
+            option="--threads",
+            value=wanted,
+            most=_THREADS_PER_CPU * cpus,
+            where=where,
+            cpus=cpus,
+        )
     if device != "cpu":
         return 1
     return wanted or cores or max(1, cpus // processes)
@@ -278,22 +300,3 @@ def choose_threads(wanted: int | None, device: str, processes: int, cores: int |
 def memory_budget(device: str, processes: int) -> int:
     """Bytes for each of so many processes, when nobody says how many."""
     return max(int(free_memory(device) * _SHARE_OF_FREE_MEMORY) // processes, _LEAST_MEMORY)
-
-
-def _tissue(
-    identity: InputIdentity, bands: tuple[int, ...], wanted: tuple[Options, Sequence[Plan], OnError], notes: list[str]
-) -> Area | None:
-    """Where a slide has tissue, if that is wanted and can be said."""
-    options, known, on_error = wanted
-    if options.tissue == "off":
-        return None
-    tissue, told = find_tissue(identity, bands, known, on_error)
-    notes += [told] if told else []
-    return tissue
-
-
-def _resolution_notes(info: RasterInfo, model: ModelFile, options: Options) -> list[str]:
-    gsd = ground_sample_distance(info)
-    if options.model == "auto" or gsd is None or is_near(gsd, model):  # auto says it itself
-        return []
-    return [misfit(gsd, model)]

@@ -21,7 +21,7 @@ from fcn_batch.pipeline.core.location import Input, Url
 from fcn_batch.pipeline.core.plan import Free
 from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.pipeline.core.tolerance import OnError
-from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.pipeline.raster.remote import Bucket
 from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.blocks.part import Part
 from fcn_batch.workflows.console.progress import RunProgress
@@ -72,21 +72,35 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.bucket is not None and self.part is not None:
-            raise OptionError(f"--part {self.part} with -o {self.bucket}: give a folder that all parts share")
+            raise OptionError(
+                "option-conflict",
+                "{one} with {other}: give a folder that all parts share",
+                one=f"--part {self.part}",
+                other=f"-o {self.bucket}",
+            )
         if self.watch is not None:
             self._check_watch(self.watch)
         if self.part is not None and (self.restart or self.overwrite):
             raise OptionError(
-                f"--part {self.part} with --{'restart' if self.restart else 'overwrite'} would discard what other "
-                "parts have done; delete the staging folder NAME.partial, or the outputs, before the first part begins"
+                "option-conflict",
+                "{one} with {other} would discard what other parts have done; delete the staging folder NAME.partial, "
+                "or the outputs, before the first part begins",
+                one=f"--part {self.part}",
+                other="--restart" if self.restart else "--overwrite",
             )
 
     def _check_watch(self, watch: Path) -> None:
         if self.inputs or self.part is not None:
             other = f"--part {self.part}" if self.part else f"the input {self.inputs[0]}"
-            raise OptionError(f"--watch {watch} with {other}: give one of them")
+            raise OptionError(
+                "option-conflict", "{one} with {other}: give one of them", one=f"--watch {watch}", other=other
+            )
         if self.folder is None or self.folder.resolve() == watch.resolve():
-            raise OptionError(f"--watch {watch}: outputs there would be inputs again; give another folder with -o DIR")
+            raise OptionError(
+                "watch-own-outputs",
+                "--watch {path}: outputs there would be inputs again; give another folder with -o DIR",
+                path=watch,
+            )
 
 
 def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
@@ -109,12 +123,19 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
                 outputs: Outputs | None = None
                 try:
                     outputs = places.of(path)  # fails in watched folders only: those that were named are looked at
-                    prepared = _prepared(path, outputs, request)
+                    prepared = prepare(
+                        path,
+                        request.options,
+                        processes=workers.processes,
+                        each=workers.each,
+                        known=outputs.earlier_plans(),
+                        on_error=request.on_error,
+                    )
                     if _there_already(prepared, outputs, request):
                         tally.add(path, "done", prepared.info.size.pixels)
                         progress.note(f"{path}: complete already, in {request.bucket}")
                         continue
-                    end = _segment_one(prepared, outputs, request, (progress, stop))
+                    end = _segment_one(prepared, outputs, request, progress, stop)
                 except StoppedError:
                     raise
                 except FcnBatchError as error:
@@ -125,25 +146,13 @@ def segment(request: Request, progress: RunProgress) -> Iterator[Path | str]:
                     continue
                 if end is End.STOPPED:
                     stop.leave()
-                told = _ended(path, outputs, end, tally)
-                yield from told if request.bucket is None else upload(Bucket(request.bucket), outputs)
+                made = _ended(path, outputs, end, tally)
+                yield from made if request.bucket is None else upload(Bucket(request.bucket), outputs)
     finally:
         for line in tally.lines() if tally.several else ():
             progress.note(line)
-    if (error_of_all := tally.error()) is not None:
-        raise error_of_all
-
-
-def _prepared(path: Input, outputs: Outputs, request: Request) -> Prepared:
-    workers = request.workers
-    return prepare(
-        path,
-        request.options,
-        processes=workers.processes,
-        each=workers.each,
-        known=outputs.earlier_plans(),
-        on_error=request.on_error,
-    )
+    if (failure := tally.error()) is not None:
+        raise failure
 
 
 def _there_already(prepared: Prepared, outputs: Outputs, request: Request) -> bool:
@@ -156,8 +165,10 @@ def _there_already(prepared: Prepared, outputs: Outputs, request: Request) -> bo
     if prepared.plan.settled_by(there, _free(request)).fingerprint == there.fingerprint:
         return True
     raise OutputError(
-        f"{request.bucket}: {outputs.report} there is of another run; give --overwrite to replace its outputs, or "
-        "another place with -o"
+        "output-exists",
+        "{path}: {report} there is of another run; give --overwrite to replace its outputs, or another place with -o",
+        path=request.bucket,
+        report=outputs.report,
     )
 
 
@@ -171,27 +182,28 @@ def _ended(path: Input, outputs: Outputs, end: End, tally: Tally) -> list[Path]:
     holes = None
     if report.get("unreadable"):
         holes = UnreadableError(
-            f"{outputs.folder / outputs.report}: complete, but parts of the input could not be read and are no data; "
-            "it lists them as unreadable: get an undamaged copy and make the map again"
+            "map-has-holes",
+            "{path}: complete, but parts of the input could not be read and are no data; it lists them as unreadable: "
+            "get an undamaged copy and make the map again",
+            path=outputs.folder / outputs.report,
         )
     tally.add(path, "holes" if holes else "done", pixels, holes)
     return outputs.paths
 
 
-def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> End:
+def _segment_one(prepared: Prepared, outputs: Outputs, request: Request, progress: RunProgress, stop: Stop) -> End:
     """By the plan of an earlier run, or of one that began at the same moment."""
     settled = _settled(prepared, outputs, request)
     try:
-        return _run_one(settled, outputs, request, told)
+        return _run_one(settled, outputs, request, progress, stop)
     except MismatchError:
         again = _settled(prepared, outputs, request)
         if again.plan == settled.plan:
             raise
-        return _run_one(again, outputs, request, told)
+        return _run_one(again, outputs, request, progress, stop)
 
 
-def _run_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple[RunProgress, Stop]) -> End:
-    progress, stop = told
+def _run_one(prepared: Prepared, outputs: Outputs, request: Request, progress: RunProgress, stop: Stop) -> End:
     brief = Brief(
         plan=prepared.plan,
         legend=prepared.model.card.legend,
@@ -211,14 +223,13 @@ def _run_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple
     doubt = check_disk(outputs.folder, brief.plan, pyramid=request.pyramid, staging=outputs.staging)
     if doubt is not None:
         progress.note(f"{brief.name}: {doubt}")
-    confidence = outputs.confidence if brief.plan.confidence else None
     ticket = JobTicket(
         staging=str(outputs.staging),
         store=outputs.store,
         fingerprint=brief.plan.fingerprint,
         device=prepared.device,
-        confidence=confidence,
-        on_error=str(request.on_error),
+        confidence=outputs.confidence if brief.plan.confidence else None,
+        on_error=request.on_error,
         allow_mixed=request.allow_mixed,
         ahead=prepared.ahead,
     )
@@ -230,8 +241,10 @@ def _run_one(prepared: Prepared, outputs: Outputs, request: Request, told: tuple
         return run(brief, outputs, compute, progress, stop)
     except OSError as error:
         raise OutputError(
-            f"{error.filename or outputs.folder}: {error.strerror or error}; finished blocks are kept: "
-            "make room or mend it, then run the same command again"
+            "output-unwritable",
+            "{path}: {reason}; finished blocks are kept: make room or repair the disk, then run the same command again",
+            path=error.filename or outputs.folder,
+            reason=error.strerror or error,
         ) from error
 
 
@@ -239,8 +252,10 @@ def _complete_already(brief: Brief, outputs: Outputs, progress: RunProgress) -> 
     """The run is complete; tidy up after one that was killed at its very end, add a pyramid if one is wanted."""
     if (outputs.reported() or {}).get("unreadable") and not brief.mask:
         raise OutputError(
-            f"{outputs.folder / outputs.report}: complete, but has holes where the input could not be read; give "
-            "--on-error mask to take it as it is, or --overwrite and an undamaged copy to make it again"
+            "output-has-holes",
+            "{path}: complete, but has holes where the input could not be read; give --on-error mask to take it as it "
+            "is, or --overwrite and an undamaged copy to make it again",
+            path=outputs.folder / outputs.report,
         )
     progress.note(f"{brief.name}: complete already, made {outputs.folder / outputs.report} earlier")
     if outputs.leftovers():
@@ -251,7 +266,8 @@ def _complete_already(brief: Brief, outputs: Outputs, progress: RunProgress) -> 
     with only_one(outputs.lock):
         report = outputs.reported()
         if report is None or not outputs.is_complete(brief.plan):
-            raise OutputError(f"{outputs.folder / outputs.report}: changed meanwhile; run the same command again")
+            path = outputs.folder / outputs.report
+            raise OutputError("output-changed", "{path}: changed meanwhile; run the same command again", path=path)
         names = outputs.names(confidence=brief.plan.confidence)
         if report.get("outputs") != names or not (outputs.folder / outputs.pyramid).exists():
             add_pyramid(brief, outputs, report, progress)

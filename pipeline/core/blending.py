@@ -11,14 +11,10 @@ raster's own edges there is no neighbour and the weight stays 1::
 In two dimensions the weight is the product of the two axes', so it sums to 1 there too.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.tiling import Axis
-
-Blend = Literal["hann", "linear", "gaussian", "none"]
+from fcn_batch.pipeline.core.tiling import Axis, Blend
 
 # The usual choice for a Gaussian window over a tile: one eighth of its length (e.g. nnU-Net, MONAI).
 _GAUSSIAN_SIGMA = 0.125

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -11,6 +12,12 @@ NODATA = 255
 
 MOST_CLASSES = 65535
 """Of a model: a classifier may know more than a map can hold, and be trained further for fewer."""
+
+VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
+)  # fmt: skip
+"""The classes of PASCAL VOC."""
 
 Colour = Annotated[str, StringConstraints(pattern=r"^#[0-9a-f]{6}$")]
 
@@ -49,6 +56,16 @@ class Legend(BaseModel):
                 raise ValueError(f"two classes have the {what} {double!r}")
         return self
 
+    @classmethod
+    def named(cls, names: Sequence[str]) -> "Legend":
+        """Return classes 0, 1, … of those names in VOC's colours; a name that comes again gets its number.
+
+        >>> [info.name for info in Legend.named(["sea", "land", "sea"]).classes]
+        ['sea', 'land', 'sea (2)']
+        """
+        unique = [name if name not in names[:number] else f"{name} ({number})" for number, name in enumerate(names)]
+        return cls(classes=tuple(ClassInfo(id=n, name=name, colour=voc_colour(n)) for n, name in enumerate(unique)))
+
     def __len__(self) -> int:
         return len(self.classes)
 
@@ -70,3 +87,23 @@ class Legend(BaseModel):
         'bare_soil'
         """
         return " ".join(re.sub(r"[^A-Za-z0-9_.+@-]+", "_", c.name) for c in self.classes)
+
+
+def voc_colour(number: int) -> str:
+    """Return the colour of class `number` in the VOC devkit's colour map (VOClabelcolormap).
+
+    The number's bits go to red, green and blue in turn, each channel filled from its highest bit.
+
+    >>> [voc_colour(number) for number in (0, 1, 2, 15, 20)]
+    ['#000000', '#800000', '#008000', '#c08080', '#004080']
+    """
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return "#{:02x}{:02x}{:02x}".format(*channels)
+
+
+def usual_names(count: int) -> tuple[str, ...]:
+    """Return VOC's names for 21 classes, else ``class 0``, ``class 1`` and so on."""
+    return VOC_NAMES if count == len(VOC_NAMES) else tuple(f"class {number}" for number in range(count))

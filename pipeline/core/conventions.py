@@ -6,6 +6,7 @@ and the `ome` block of NGFF 0.5, which viewers of slides read.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fcn_batch.pipeline.core.classes import NODATA, Legend
@@ -17,6 +18,13 @@ REGISTER = "zarr_conventions"
 MODE = "mode"
 """The most frequent class: how pixels of a pyramid are made of those below."""
 NGFF = "0.5"
+METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+"""Files of a zarr group or array that hold no pixels."""
+
+
+def holds_zarr(path: Path) -> bool:
+    """Return True for a folder that is a zarr group or array, of format 2 or 3."""
+    return path.is_dir() and any((path / name).is_file() for name in METADATA if name != ".zattrs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ class Source:
     """What the file holds."""
     folders: tuple[str, ...]
     """Searched beside Python's own search path."""
-    places: dict[str, tuple[str, ...]] = field(repr=False)
-    """Where the module and the packages around it lie, by name."""
+    root: tuple[str, ...] = field(repr=False)
+    """Where the package, or module, of its first name lies."""
 
     def call(self, name: str, arguments: dict[str, Any]) -> object:
         """What the function `name` of the module returns; ModelError when it is not there or something raises."""
@@ -42,24 +42,38 @@ class Source:
             try:
                 module = importlib.import_module(self.module)
             except (Exception, SystemExit) as error:
-                raise ModelError(f"{self.path}: importing it raised {_told(error)}; mend the module") from error
+                raise ModelError(
+                    "module-fails",
+                    "{path}: importing it raised {problem}; correct the module",
+                    path=self.path,
+                    problem=_in_words(error),
+                ) from error
             _ran[self.module] = self.data
             function = getattr(module, name, None)
             if not callable(function):
-                raise ModelError(f"{self.path}: has no function or class {name}; mend the name behind the colon")
+                raise ModelError(
+                    "factory-missing",
+                    "{path}: has no function or class {name}; correct the name behind the colon",
+                    path=self.path,
+                    name=name,
+                )
             try:
                 return function(**arguments)
             except (Exception, SystemExit) as error:
                 raise ModelError(
-                    f"{self.path}: {name} raised {_told(error)}; mend [arguments] (TOML has no None: list arguments "
-                    "that must be None, such as those that ask for a download, under `none`)"
+                    "factory-fails",
+                    "{path}: {name} raised {problem}; correct [arguments] (TOML has no None: list arguments that must "
+                    "be None, such as those that ask for a download, under `none`)",
+                    path=self.path,
+                    name=name,
+                    problem=_in_words(error),
                 ) from error
 
     def _drop_others(self) -> None:
         """Forget modules of the same name from elsewhere, and this one if its file has changed since."""
-        if any(_place(getattr(sys.modules.get(n), "__spec__", None)) not in ((), p) for n, p in self.places.items()):
-            root = self.module.partition(".")[0]
-            for name in [n for n in sys.modules if n == root or n.startswith(f"{root}.")]:
+        root = self.module.partition(".")[0]
+        if _place(getattr(sys.modules.get(root), "__spec__", None)) not in ((), self.root):
+            for name in [name for name in sys.modules if name == root or name.startswith(f"{root}.")]:
                 del sys.modules[name]
         elif _ran.get(self.module, self.data) != self.data:
             sys.modules.pop(self.module, None)
@@ -68,41 +82,35 @@ class Source:
 def locate(module: str, folder: Path | None = None) -> Source:
     """The file of `module`, named by a file in `folder`; ModelError when there is none. The module does not run."""
     folders = [] if folder is None else [folder, *folder.parents[: module.count(".")][-1:]]
-    wanted = tuple(str(f) for f in [*folders, Path.cwd()])
-    for searched in ((), wanted):
+    others = tuple(str(f) for f in [*folders, Path.cwd()])
+    for searched in ((), others):
         with _searched(searched):
-            specs = _specs(module)
-        path = Path(specs[module].origin or "") if specs else Path()
+            root, spec = _specs(module)
+        path = Path(spec.origin or "") if spec is not None else Path()
         if path.is_file():
-            places = {name: _place(spec) for name, spec in specs.items()}
-            return Source(module, path, read_bounded(path, MAX_TEXT), searched, places)
+            return Source(module, path, read_bounded(path, MAX_TEXT), searched, _place(root))
     raise ModelError(
-        f"{module}: no such Python module, neither where Python looks nor in {', '.join(wanted)}; "
-        "install it, or go where it lies"
+        "module-missing",
+        "{module}: no such Python module, neither where Python looks nor in {folders}; install it, or go where it lies",
+        module=module,
+        folders=", ".join(others),
     )
 
 
-def _specs(module: str) -> dict[str, ModuleSpec]:
-    """What `import` would take for `module` and the packages around it, outermost first; none of them runs.
+def _specs(module: str) -> tuple[ModuleSpec | None, ModuleSpec | None]:
+    """Return the specs that `import` would find for the first name of `module` and for all of it; neither runs.
 
-    `importlib.util.find_spec` would run the packages, and trust what was imported before. Empty when not found.
+    `importlib.util.find_spec` would run the packages around it, and trust what was imported before.
     """
     importlib.invalidate_caches()
     first, *rest = module.split(".")
     finders = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
-    spec = next((found for find in finders if (found := find(first, None, None)) is not None), None)
-    specs = {} if spec is None else {first: spec}
-    name = first
+    root = spec = next((found for find in finders if (found := find(first, None, None)) is not None), None)
     for part in rest:
-        if spec is None or spec.submodule_search_locations is None:
-            return {}
+        inside = None if spec is None else spec.submodule_search_locations
         # by its last name: of a whole one, Python asks the packages around it, which were not imported
-        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
-        if spec is None:
-            return {}
-        name = f"{name}.{part}"
-        specs[name] = spec
-    return specs
+        spec = None if inside is None else PathFinder.find_spec(part, list(inside))
+    return root, spec
 
 
 def _place(spec: ModuleSpec | None) -> tuple[str, ...]:
@@ -123,5 +131,5 @@ def _searched(folders: tuple[str, ...]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _told(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

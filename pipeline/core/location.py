@@ -1,5 +1,9 @@
-"""Where an input is: a path, a URL, a file in an archive, or several of these as one."""
+"""Where things are: an input (a path, a URL, a file in an archive, several of these as one), a file of a data set.
 
+``package:NAME/inner/path`` is a file that an installed Python package brings along; the package is not imported.
+"""
+
+import importlib.util
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -7,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import TypeGuard
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from fcn_batch.pipeline.core.errors import InputError
+from fcn_batch.pipeline.core.errors import InputError, TrainingError
 
 _GDAL = {"https": "/vsicurl/", "http": "/vsicurl/", "s3": "/vsis3/", "gs": "/vsigs/"}
-"""What GDAL calls the schemes of remote inputs."""
+"""GDAL's prefixes for the schemes of remote inputs."""
 _ZIP = "/vsizip/"
+_PACKAGE = "package:"
 _SECRET = re.compile(r"signature|sig|token|key|password|credential", re.IGNORECASE)
 """Names of what a URL must not carry: it would stand in every report."""
 
@@ -22,7 +27,7 @@ class Url:
 
     text: str
     visit: str = field(default="", compare=False, repr=False)
-    """A word of one reader's own: GDAL keeps what it fetched by name, and would not notice that the file changed."""
+    """A suffix unique to one reader: GDAL caches by name, and would not notice that the file changed."""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.text)
@@ -32,8 +37,11 @@ class Url:
         if parts.username is not None or parts.password is not None or secret is not None:
             what = "a user name" if secret is None else f"{secret!a}"
             raise InputError(
-                f"{self.scheme}://{parts.hostname}{parts.path}: the URL holds {what}, which every report would show; "
-                "give credentials by the environment (AWS_ACCESS_KEY_ID and the like) or ~/.netrc"
+                "url-with-secret",
+                "{place}: the URL holds {what}, which every report would show; "
+                "give credentials by the environment (AWS_ACCESS_KEY_ID and the like) or ~/.netrc",
+                place=f"{self.scheme}://{parts.hostname}{parts.path}",
+                what=what,
             )
 
     def __str__(self) -> str:
@@ -65,7 +73,7 @@ class Url:
 
     @property
     def gdal(self) -> str:
-        """What GDAL calls it. A visit is a fragment, which no server sees; S3 and the like have nothing of the kind.
+        """Return its name in GDAL. A visit is a fragment, which no server sees; S3 and the like have none.
 
         >>> Url("s3://bucket/a.tif").gdal, Url("https://host/a.tif", "b7").gdal
         ('/vsis3/bucket/a.tif', '/vsicurl/https://host/a.tif#b7')
@@ -85,7 +93,12 @@ class Url:
             for path in (Path(place), Path("/") / place):
                 if path.is_file():
                     return path.absolute(), str(inner.relative_to(place))
-        raise InputError(f"{self.text}: no such archive; give {_ZIP}FOLDER/NAME.zip/PATH/IN/IT.tif")
+        raise InputError(
+            "archive-missing",
+            "{place}: no such archive; give {zip}FOLDER/NAME.zip/PATH/IN/IT.tif",
+            place=self.text,
+            zip=_ZIP,
+        )
 
 
 def is_remote(place: "Path | Url") -> TypeGuard[Url]:
@@ -112,11 +125,11 @@ class Mosaic:
 
 
 Input = Path | Url | Mosaic
-"""What somebody names to be classified."""
+"""An input as the user names it."""
 
 
 def input_of(text: str) -> Path | Url:
-    """What a word on the command line, in a list or in a plan means; InputError for URLs that cannot be used.
+    """Return the place named on the command line, in a list or in a plan; InputError for URLs that cannot be used.
 
     >>> str(input_of("a.tif")), input_of("S3://bucket/a.tif").name
     ('a.tif', 'a.tif')
@@ -129,7 +142,13 @@ def input_of(text: str) -> Path | Url:
     if scheme[1].lower() == "file":
         return Path(unquote(urlsplit(text).path))
     if scheme[1].lower() not in _GDAL:
-        raise InputError(f"{text}: URLs of {scheme[1]} are not supported, but {', '.join(_GDAL)}; copy it to a file")
+        raise InputError(
+            "url-unsupported",
+            "{place}: URLs of {scheme} are not supported, but {known}; copy it to a file",
+            place=text,
+            scheme=scheme[1],
+            known=", ".join(_GDAL),
+        )
     return Url(text)
 
 
@@ -141,5 +160,65 @@ def size_in_archive(url: Url) -> int:
             return opened.getinfo(inner).file_size
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{url}: not in {archive.name}, or that cannot be read ({error}); look with unzip -l"
+            "archive-damaged",
+            "{place}: not in {archive}, or that cannot be read ({reason}); look with unzip -l",
+            place=url,
+            archive=archive.name,
+            reason=error,
         ) from error
+
+
+def resolve(text: str, folder: Path, hint: str | None = None) -> Path:
+    """Return the file that `text` names: a path relative to `folder`, or ``package:NAME/inner/path``.
+
+    `hint` says how to get what is missing, such as a command that installs the package.
+    TrainingError names the file, and the package, when there is no such file.
+    """
+    if not text.startswith(_PACKAGE):
+        path = folder / text
+        if path.is_file():
+            return path
+        problem = "is a folder; name a file in it" if path.is_dir() else "does not exist"
+        raise _no_data(path, problem, hint or "check the name, and the folder it is relative to")
+    name, inner, folders = _in_package(text, hint)
+    for place in folders:  # of a namespace package there are several
+        if (place / inner).is_file():
+            return place / inner
+    problem = f"the package {name} is installed and holds no {inner} ({', '.join(map(str, folders))})"
+    raise _no_data(text, problem, hint or "install the edition, or the further package, that holds it")
+
+
+def expand(pattern: str, folder: Path) -> list[Path]:
+    """Return the files that match a pattern (``images/*.tif``, ``**/*.png``), sorted; it may be a plain name.
+
+    ``package:NAME/inner/pattern`` looks in an installed package. TrainingError when nothing matches.
+    """
+    if pattern.startswith(_PACKAGE):
+        _, inner, folders = _in_package(pattern, None)
+    elif Path(pattern).is_absolute():
+        inner, folders = str(Path(pattern).relative_to("/")), [Path("/")]
+    else:
+        inner, folders = pattern, [folder]
+    found = {path for place in folders if inner for path in place.glob(inner) if path.is_file()}
+    if not found:
+        raise _no_data(pattern, f"no file matches it in {folder}", "check the pattern, and the folder")
+    return sorted(found)
+
+
+def _in_package(text: str, hint: str | None) -> tuple[str, str, list[Path]]:
+    """Return the name of a package, the path in it, and its folders; nothing of it is imported. TrainingError."""
+    name, _, inner = text.removeprefix(_PACKAGE).partition("/")
+    if not (name.isidentifier() and inner) or ".." in Path(inner).parts or Path(inner).is_absolute():
+        raise _no_data(text, "a file in a package is named package:NAME/inner/path", "correct it, without dots in NAME")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # ValueError: a module that says nothing of where it came from
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    if not folders:
+        raise _no_data(text, f"no package {name} is installed", hint or "install the package that holds it")
+    return name, inner, folders
+
+
+def _no_data(path: object, problem: str, remedy: str) -> TrainingError:
+    return TrainingError("data-missing", "{path}: {problem}; {remedy}", path=path, problem=problem, remedy=remedy)

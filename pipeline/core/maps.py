@@ -34,3 +34,18 @@ class ClassMap(Protocol):
 
     def read(self, window: Window) -> Ids:
         """Class ids of a window: (rows, cols), uint8, 255 where there is none."""
+
+
+class DerivedMap:
+    """A class map made of another one, with its size, place, storage blocks and classes unless a subclass differs."""
+
+    def __init__(self, source: ClassMap) -> None:
+        self.source = source
+        self.size: Size = source.size
+        self.georeference: GeoReference = source.georeference
+        self.block: tuple[int, int] = source.block
+        self.legend: Legend | None = source.legend
+
+    def read(self, window: Window) -> Ids:
+        """Class ids of a window: (rows, cols), uint8, 255 where there is none. Errors are those of the source."""
+        return self.source.read(window)

@@ -34,17 +34,14 @@ class Confusion:
             raise ValueError(f"counts are int64 of shape (n, n + 1), got {self.counts.dtype} {shape}")
 
     @classmethod
-    def count(cls, truth: NDArray[Any], predicted: NDArray[Any], classes: int, ignore: int = NODATA) -> "Confusion":
+    def count(cls, truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> "Confusion":
         """Count two integer label arrays of one shape; classes are the labels 0 to ``classes - 1``.
 
-        Pixels whose truth is `ignore` or no class are left out. ValueError when the arrays do not match.
+        Pixels whose truth is 255 or no class are left out. ValueError when the arrays do not match.
         """
         if truth.shape != predicted.shape:
             raise ValueError(f"truth has shape {truth.shape} but the prediction {predicted.shape}")
-        for what, labels in (("truth", truth), ("prediction", predicted)):
-            if labels.dtype.kind not in "iu":
-                raise ValueError(f"labels are integers, but the {what} is {labels.dtype}")
-        known = (truth >= 0) & (truth < classes) & (truth != ignore)
+        known = (truth >= 0) & (truth < classes) & (truth != NODATA)
         true, given = truth[known].astype(np.int64), predicted[known]
         is_class = (given >= 0) & (given < classes)
         column = np.where(is_class, given.astype(np.int64), classes)
@@ -128,6 +125,12 @@ class Confusion:
         present = self.truth > 0
         weighted = (self.truth[present] * self.iu[present]).sum()
         return float(ratio(weighted, self.truth.sum()))
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The four numbers of the paper, by name."""
+        names = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+        return {name: getattr(self, name) for name in names}
 
 
 def ratio(part: Any, whole: Any) -> NDArray[np.float64]:

@@ -3,17 +3,14 @@
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from fcn_batch.pipeline.core.classes import Legend
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.limits import MAX_BANDS
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class Architecture(_Frozen):
+class Architecture(Frozen):
     """A network of the FCN paper's kind: a trunk of stride 32, and score layers on three of its feature maps."""
 
     family: Literal["fcn"] = "fcn"
@@ -49,7 +46,7 @@ class Architecture(_Frozen):
         return self
 
 
-class TorchvisionFcn(_Frozen):
+class TorchvisionFcn(Frozen):
     """A dilated ResNet with an FCN head, as torchvision builds it: stride 8."""
 
     family: Literal["torchvision"] = "torchvision"
@@ -65,13 +62,13 @@ TARGET = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """How a factory is named: ``package.module:factory``."""
 
 
-class Factory(_Frozen):
+class Factory(Frozen):
     """A network that somebody else's Python code builds."""
 
     family: Literal["factory"] = "factory"
     target: str = Field(pattern=TARGET)
     """``package.module:factory``."""
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, JsonValue] = Field(default={})
     """Keyword arguments of the factory."""
 
     @property
@@ -85,7 +82,7 @@ class Factory(_Frozen):
         return self.target.partition(":")[2]
 
 
-class Band(_Frozen):
+class Band(Frozen):
     """One input band, as the network was trained: (value / full_scale - mean) / std."""
 
     name: str = Field(min_length=1, max_length=100)
@@ -93,7 +90,7 @@ class Band(_Frozen):
     std: float = Field(gt=0)
 
 
-class InputSpec(_Frozen):
+class InputSpec(Frozen):
     """What the network wants to see."""
 
     bands: tuple[Band, ...] = Field(min_length=1, max_length=MAX_BANDS)
@@ -107,7 +104,7 @@ class InputSpec(_Frozen):
     """Pixels without data become each band's mean before the network (0 after scaling)."""
 
 
-class Scores(_Frozen):
+class Scores(Frozen):
     """How well the network did on pixels it never saw."""
 
     split: str
@@ -121,7 +118,7 @@ class Scores(_Frozen):
     """A simpler method on the same pixels, and what it reached."""
 
 
-class TrainingData(_Frozen):
+class TrainingData(Frozen):
     """Where the labels and images came from."""
 
     name: str
@@ -129,7 +126,7 @@ class TrainingData(_Frozen):
     licence: str
 
 
-class ModelCard(_Frozen):
+class ModelCard(Frozen):
     """Everything a run needs to know of a model, beside its weights."""
 
     format: Literal[1] = 1

@@ -8,16 +8,16 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fcn_batch.pipeline.core.area import Area
-from fcn_batch.pipeline.core.blending import Blend
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import GeoReference, GroundControl
 from fcn_batch.pipeline.core.model_card import InputSpec
 from fcn_batch.pipeline.core.source import Resampling, SourceFile
 from fcn_batch.pipeline.core.stretch import Stretch
-from fcn_batch.pipeline.core.tiling import BlockGrid
+from fcn_batch.pipeline.core.tiling import Blend, BlockGrid
 
 Way = Literal["stream", "tiles", "blend"]
 """Stream: row by row, each layer keeping what it needs. Tiles: with the halo around. Blend: overlapping tiles."""
@@ -29,11 +29,7 @@ Free = Literal["threads", "lane", "segment", "tile", "kernel"]
 _NOT_IDENTITY: Any = {"input": {"path": True, "sources": {"__all__": {"path"}}}, "model": {"path": True}}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class FileIdentity(_Frozen):
+class FileIdentity(Frozen):
     """One file of a raster, as it was when the plan was made."""
 
     name: str
@@ -48,7 +44,7 @@ class FileIdentity(_Frozen):
     """Of a folder, which counts as one file: SHA-256 of the names, sizes and times of all files in it."""
 
 
-class InputIdentity(_Frozen):
+class InputIdentity(Frozen):
     """Which raster."""
 
     path: str
@@ -64,15 +60,15 @@ class InputIdentity(_Frozen):
     """Where pixels lie when no transform says it."""
     microns: float | None = None
     """Micrometres per pixel, of a slide that says so."""
-    sources: tuple[SourceFile, ...] = ()
-    """What opens it; empty in plans of when only raster files could be inputs."""
+    sources: Annotated[tuple[SourceFile, ...], Field(min_length=1)]
+    """What opens it."""
     resampling: Resampling | None = None
     """How pixels on this grid are made of those of the files; None: they are those of the files."""
 
     @property
     def places(self) -> tuple[str, ...]:
         """Paths or URLs of what is opened."""
-        return tuple(file.path for file in self.sources) or (self.path,)
+        return tuple(file.path for file in self.sources)
 
     @property
     def hashed(self) -> bool:
@@ -95,7 +91,7 @@ class InputIdentity(_Frozen):
         return GeoReference(self.crs_wkt, self.transform)
 
 
-class ModelIdentity(_Frozen):
+class ModelIdentity(Frozen):
     """Which model."""
 
     path: str
@@ -104,7 +100,7 @@ class ModelIdentity(_Frozen):
     sha256: str
 
 
-class Cut(_Frozen):
+class Cut(Frozen):
     """How the raster is cut. All lengths are pixels, and on the network's grid."""
 
     way: Way
@@ -141,7 +137,7 @@ class Cut(_Frozen):
         return self.way != "blend"
 
 
-class Kernel(_Frozen):
+class Kernel(Frozen):
     """What computes: another kind of device or version may round otherwise.
 
     What our code alone decides, as the memory format (channels last), is in its version. The versions of zarr and PROJ
@@ -160,11 +156,11 @@ class Kernel(_Frozen):
     """Instruction set of the CPU, or name of the GPU."""
     cudnn: int | None = None
     """Version of what convolves on NVIDIA's GPUs; None elsewhere."""
-    torchvision: str = ""
-    """Some networks are made of its layers. Empty, as what follows, in plans of before these were noted."""
-    rasterio: str = ""
+    torchvision: str
+    """Some networks are made of its layers."""
+    rasterio: str
     """Its wheels bring their own libjpeg and openjpeg: the version of GDAL does not say which."""
-    numpy: str = ""
+    numpy: str
     """Makes the weights of overlapping tiles and sums their scores."""
     switches: tuple[str, ...] = ()
     """Environment variables that change how the libraries compute: ``ONEDNN_MAX_CPU_ISA=AVX2``."""
@@ -175,7 +171,7 @@ class Kernel(_Frozen):
         return [f"kernel.{key}: {mine[key]}, now {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """One run."""
 
     format: Literal[1] = 1

@@ -4,20 +4,17 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fcn_batch.pipeline.core.classes import ClassInfo, Legend
 from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.limits import MAX_TEXT, parsed_toml, read_bounded
 from fcn_batch.pipeline.core.model_card import Architecture, TorchvisionFcn, TrainingData
 from fcn_batch.pipeline.core.splits import Split
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Identity(_Frozen):
+class Identity(Frozen):
     """Name and description of the model that comes out."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -43,7 +40,7 @@ class LearntClass(ClassInfo):
         return (self.id,) if self.labels is None else self.labels
 
 
-class Place(_Frozen):
+class Place(Frozen):
     """Where a file lies, when it does not say so itself, or says it wrongly."""
 
     crs: str
@@ -52,19 +49,19 @@ class Place(_Frozen):
     """(a, b, c, d, e, f) of x = a * col + b * row + c, y = d * col + e * row + f."""
 
 
-class Polygons(_Frozen):
+class Polygons(Frozen):
     """How polygons become label ids."""
 
     field: str | None = None
     """Attribute that says which class a polygon is; none: all are `burn`."""
-    values: dict[str, int] = {}
+    values: dict[str, int] = Field(default={})
     """Label id for each value of `field`."""
     burn: int = 1
     background: int = 0
     """Label id where no polygon is."""
 
 
-class Images(_Frozen):
+class Images(Frozen):
     """The images and their labels; paths are relative to the data folder, or ``package:NAME/path``."""
 
     paths: tuple[str, ...] = Field(min_length=1)
@@ -81,7 +78,7 @@ class Images(_Frozen):
     """Label ids that are no class and no error: their pixels teach and score nothing."""
 
 
-class Augment(_Frozen):
+class Augment(Frozen):
     """What is done at random to a training window."""
 
     flips: bool = True
@@ -95,7 +92,7 @@ class Augment(_Frozen):
     """Largest relative change of how far the bands lie from their mean."""
 
 
-class Schedule(_Frozen):
+class Schedule(Frozen):
     """Optimiser and sampling."""
 
     steps: int = Field(ge=1)
@@ -143,7 +140,7 @@ class Schedule(_Frozen):
         return self
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything that decides a trained model, beside the data's pixels."""
 
     model: Identity
@@ -208,15 +205,23 @@ def legend_of(classes: tuple[LearntClass, ...]) -> Legend:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe at `path`; TrainingError names every problem at once."""
+    """Return the recipe at `path`; TrainingError names every problem at once."""
     try:
         return Recipe.model_validate(parsed_toml(read_bounded(path, MAX_TEXT)))
     except OSError as error:
         raise TrainingError(
-            f"{path}: cannot read the recipe: {error.strerror}; give the TOML file that says what to train"
+            "recipe-unreadable",
+            "{path}: cannot read the recipe: {reason}; give the TOML file that says what to train",
+            path=path,
+            reason=error.strerror,
         ) from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise TrainingError(f"{path}: {problems}") from error
+        raise TrainingError("recipe-invalid", "{path}: {problems}", path=path, problems=problems) from error
     except (ValueError, RecursionError) as error:
-        raise TrainingError(f"{path}: not a TOML file, or one that is nested too deeply: {error}") from error
+        raise TrainingError(
+            "recipe-unreadable",
+            "{path}: not a TOML file, or one that is nested too deeply: {error}",
+            path=path,
+            error=error,
+        ) from error

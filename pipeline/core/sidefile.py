@@ -52,7 +52,11 @@ def _write(side: Path, data: bytes) -> Path:
         partial.replace(side)
     except OSError as error:
         raise OutputError(
-            f"{side} cannot be written: {error}; check the free space and your rights in {side.parent}, then run again"
+            "output-unwritable",
+            "{path} cannot be written: {why}; check the free space and your rights in {folder}, then run again",
+            path=side,
+            why=error,
+            folder=side.parent,
         ) from error
     finally:
         partial.unlink(missing_ok=True)

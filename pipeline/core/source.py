@@ -1,27 +1,30 @@
-"""What a source of pixels is: what is known of it, and the pixels and mask of a window of it.
+"""Sources of pixels: what is known of one, pixels and mask of a window of it, and sources made of other sources.
 
 Whoever classifies, measures or shows pixels asks for a RasterSource, and need not know whether they come out of a
 GeoTIFF, a slide, a zarr store or several of these at once.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from fcn_batch.pipeline.core.errors import DecodingError, InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference, GroundControl
 
+T = TypeVar("T", bound="_Closes")
 DTYPES = ("uint8", "uint16", "int16", "float32")
 """Pixel types that the networks' preprocessing is defined for."""
 ID_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 """Pixel types that label ids may have."""
 NO_MEASUREMENT = 1e30
 """From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
-
-
 Resampling = Literal["average", "bilinear"]
 
 
@@ -103,6 +106,18 @@ class Pixels:
         if self.values.ndim != 3 or self.valid.shape != self.values.shape[1:] or self.valid.dtype != np.bool_:
             raise ValueError(f"values {self.values.shape} and {self.valid.dtype} mask {self.valid.shape} differ")
 
+    @classmethod
+    def blank(cls, bands: int, window: Window, dtype: str) -> "Pixels":
+        """Return zeros for a window, none of them valid."""
+        shape = (window.height, window.width)
+        return cls(np.zeros((bands, *shape), np.dtype(dtype)), np.zeros(shape, np.bool_))
+
+    def paste(self, other: "Pixels", at: Window, window: Window) -> None:
+        """Copy `other`, the pixels of `at`, into these, which are those of `window`, where the two overlap."""
+        both = at.intersection(window)
+        here, there = both.slices(window), both.slices(at)
+        self.values[:, *here], self.valid[here] = other.values[:, *there], other.valid[there]
+
 
 class RasterSource(Protocol):
     """Anything that windows can be read from, by many threads at once and after pickling."""
@@ -126,6 +141,32 @@ def check_read(info: RasterInfo, window: Window, bands: tuple[int, ...]) -> None
         raise ValueError(f"bands {bands} were asked for, but {info.path} has bands 1 to {info.bands}")
 
 
+def undecodable(path: str, window: Window, reason: object) -> DecodingError:
+    """Return the error of pixels that cannot be read."""
+    return DecodingError(
+        "pixels-unreadable",
+        "{path} cannot be decoded in rows {first_row}..{last_row}, cols {first_col}..{last_col}: {reason}; "
+        "get an undamaged copy",
+        path=path,
+        first_row=window.row,
+        last_row=window.stop_row - 1,
+        first_col=window.col,
+        last_col=window.stop_col - 1,
+        reason=reason,
+    )
+
+
+def no_level(path: str, level: int, levels: int) -> InputError:
+    """Return the error of a level that a pyramid does not have."""
+    return InputError(
+        "level-missing",
+        "{path} has no level {level}: its pyramid goes from 0 to {last}; give one of these",
+        path=path,
+        level=level,
+        last=levels - 1,
+    )
+
+
 def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
     """Bytes of block cache with which windows of `rows` rows, read in row order, decode each block once.
 
@@ -133,3 +174,164 @@ def cache_needed(info: RasterInfo, rows: int, bands: int) -> int:
     row of a block. `bands` is how many are decoded together: all when they are stored pixel by pixel.
     """
     return (rows + info.storage_block[0]) * info.size.width * np.dtype(info.dtype).itemsize * bands
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+class PerThread(Generic[T]):
+    """Opened by `open_one` when a thread first asks for it; what belongs to a thread that ended is let go with it."""
+
+    def __init__(self, open_one: Callable[[], T]) -> None:
+        self._open_one = open_one
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._opened: weakref.WeakSet[T] = weakref.WeakSet()
+
+    def get(self) -> T:
+        """This thread's; the errors of `open_one`."""
+        if not hasattr(self._local, "one"):
+            self._local.one = self._open_one()
+            with self._lock:
+                self._opened.add(self._local.one)
+        one: T = self._local.one
+        return one
+
+    def forget(self) -> None:
+        """Close this thread's, if it has one, so that the next `get` opens anew."""
+        if hasattr(self._local, "one"):
+            self._local.one.close()
+            del self._local.one
+
+    def close(self) -> None:
+        """Close those of all threads, none of which may be using its own; a later `get` opens it again."""
+        with self._lock:
+            for one in list(self._opened):
+                one.close()
+            self._opened, self._local = weakref.WeakSet(), threading.local()
+
+
+class PaletteSource:
+    """The colours of `source`, which has a palette: red, green and blue as bands of bytes.
+
+    What the palette has no colour for, or one that cannot be seen, is not valid.
+    """
+
+    def __init__(self, source: RasterSource) -> None:
+        self._source = source
+        self._info: RasterInfo | None = None
+
+    @property
+    def info(self) -> RasterInfo:
+        """As the source gives it, with three bands; ValueError when it has no palette."""
+        if self._info is None:
+            numbers = self._source.info
+            if not numbers.palette:
+                raise ValueError(f"{numbers.path} has no palette")
+            self._info = replace(
+                numbers,
+                bands=3,
+                dtype="uint8",
+                descriptions=(None, None, None),
+                colour_roles=("red", "green", "blue"),
+                has_mask=True,
+                scales=(),
+                sources=tuple(file.model_copy(update={"colours": True}) for file in numbers.sources),
+            )
+        return self._info
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
+        """Colours of `window`; `bands` are some of 1, 2 and 3. The errors of the source, ValueError for other bands."""
+        check_read(self.info, window, bands)
+        table = np.array(self.info.palette, dtype=np.uint8)
+        numbers = self._source.read(window, (1,))
+        known = (numbers.values[0] >= 0) & (numbers.values[0] < len(table))
+        colours = table[np.where(known, numbers.values[0], 0)]
+        values = np.moveaxis(colours[..., [band - 1 for band in bands]], -1, 0)
+        return Pixels(np.ascontiguousarray(values), numbers.valid & known & (colours[..., 3] > 0))
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A source whose pixels are those of the mosaic, from (row, col) on; it may reach beyond its borders."""
+
+    source: RasterSource
+    row: int
+    col: int
+
+    @property
+    def window(self) -> Window:
+        """Where it lies."""
+        size = self.source.info.size
+        return Window(self.row, self.col, size.height, size.width)
+
+
+class MosaicSource:
+    """`pieces`, the first on top, on a grid of `size`. Bands, types and meaning must agree: see `mosaic_problem`."""
+
+    def __init__(self, name: str, pieces: Sequence[Piece], size: Size, georeference: GeoReference) -> None:
+        self._name, self._pieces, self._size, self._georeference = name, tuple(pieces), size, georeference
+        self._info: RasterInfo | None = None
+
+    @property
+    def info(self) -> RasterInfo:
+        """That of the first piece, for the whole grid."""
+        if self._info is None:
+            self._info = self._together([piece.source.info for piece in self._pieces])
+        return self._info
+
+    def _together(self, infos: Sequence[RasterInfo]) -> RasterInfo:
+        return replace(
+            infos[0],
+            path=self._name,
+            files=tuple(dict.fromkeys(file for info in infos for file in info.files)),
+            size=self._size,
+            georeference=self._georeference,
+            storage_block=max(info.storage_block for info in infos),
+            has_mask=True,
+            ground=None,
+            sources=tuple(file for info in infos for file in info.sources),
+            levels=(self._size,),
+        )
+
+    def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
+        """Values and mask of `window`; ValueError and the errors of the sources."""
+        info = self.info
+        check_read(info, window, bands)
+        found = Pixels.blank(len(bands), window, info.dtype)
+        for piece in self._pieces:
+            try:
+                part = window.intersection(piece.window)
+            except ValueError:
+                continue
+            here = part.slices(window)
+            if found.valid[here].all():
+                continue
+            inside = Window(part.row - piece.row, part.col - piece.col, part.height, part.width)
+            pixels = piece.source.read(inside, bands)
+            new = pixels.valid & ~found.valid[here]
+            found.values[:, *here][:, new] = pixels.values[:, new]
+            found.valid[here] |= new
+        return found
+
+    def close(self) -> None:
+        """Close all."""
+        for piece in self._pieces:
+            piece.source.close()
+
+
+def mosaic_problem(first: RasterInfo, other: RasterInfo) -> str | None:
+    """Why the pixels of two rasters do not mean the same, or None."""
+    if (other.bands, other.dtype) != (first.bands, first.dtype):
+        return f"has {other.bands} bands of {other.dtype}, and {first.path} has {first.bands} of {first.dtype}"
+    if other.scales != first.scales:
+        return f"has other scales and offsets than {first.path}"
+    if other.palette != first.palette:
+        return f"has another palette than {first.path}"
+    named = [(info.descriptions, info.colour_roles) for info in (first, other)]
+    return f"has its bands in another order than {first.path}" if named[0] != named[1] else None

@@ -1,33 +1,34 @@
 """Which parts of a data set are for training, for validation and for the test, so that no pixel has two uses.
 
-Four ways: by files, by strips of columns, by blocks, by polygons. What each means for the windows of one file is
-`regions` in workflows/learning/splits.py; the geometry that needs no file is here.
+Four ways: by files, by strips of columns, by blocks, by polygons. Each has `regions`, the windows of one file for each
+use; those of polygons need a vector library and are found where labels are opened (workflows/learning/labelled.py).
 """
 
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fcn_batch.pipeline.core.errors import TrainingError
+from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size, Window
+from fcn_batch.pipeline.core.location import resolve
 
 Use = Literal["train", "val", "test"]
 USES: tuple[Use, ...] = ("train", "val", "test")
+Regions = Mapping[Use, list[Window]]
+"""Disjoint windows of one file, by their use; windows of different uses share no pixel."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FileSplit(_Frozen):
+class FileSplit(Frozen):
     """Whole files: named in a list, or by patterns that their names match.
 
     A pattern with a slash is compared with the whole name ("tile3/*"), one without also with its last part.
@@ -55,11 +56,30 @@ class FileSplit(_Frozen):
         claims = {"val": self.val, "test": self.test, "never": self.never}
         found = [use for use, patterns in claims.items() if any(_matches(name, pattern) for pattern in patterns)]
         if len(found) > 1:
-            raise TrainingError(f"split: {name} matches patterns of both {found[0]} and {found[1]}; narrow one of them")
+            raise TrainingError(
+                "split-conflict",
+                "split: {name} matches patterns of both {one} and {other}; narrow one of them",
+                name=name,
+                one=found[0],
+                other=found[1],
+            )
         return next((use for use in USES if found == [use]), None if found else "train")
 
+    def regions(self, name: str, size: Size, folder: Path) -> Regions:
+        """Return the whole file under its use; a list may call it by its name, its last part, or that without ending.
 
-class StripSplit(_Frozen):
+        The list's path is relative to `folder`.
+        """
+        if self.list is None:
+            use = self.use_of(name)
+        else:
+            path, last = resolve(self.list, folder), PurePosixPath(name)
+            uses = _listed(path, path.stat().st_mtime_ns)
+            use = next((uses[n] for n in (name, last.name, last.stem) if n in uses), None)
+        return {one: [Window(0, 0, size.height, size.width)] if one == use else [] for one in USES}
+
+
+class StripSplit(Frozen):
     """Which columns are for what: strips of equal width, so that no test pixel is near a training window.
 
     Strip s holds columns s * width to (s + 1) * width - 1. Training uses what no other list names.
@@ -84,31 +104,28 @@ class StripSplit(_Frozen):
             raise ValueError(f"score_rows go from a first row to a later one, got {list(self.score_rows)}")
         return self
 
-    def regions(self, size: Size, use: Use) -> list[Window]:
-        """Windows of the strips for `use`, neighbouring strips joined, in order of columns.
+    def regions(self, _name: str, size: Size, _folder: Path) -> Regions:
+        """Return the strips for each use, neighbouring strips joined, in order of columns.
 
         >>> split = StripSplit(width=10, val=(1,), test=(3,))
-        >>> [(w.col, w.width) for w in split.regions(Size(5, 60), "train")]
+        >>> [(w.col, w.width) for w in split.regions("a", Size(5, 60), Path())["train"]]
         [(0, 10), (20, 10), (40, 20)]
         """
-        strips = range(-(-size.width // self.width))
-        named = {"val": self.val, "test": self.test}
-        other = {*self.val, *self.test, *self.never}
-        chosen = [s for s in strips if (s not in other if use == "train" else s in named[use])]
-        start, stop = (0, size.height) if use == "train" or not self.score_rows else self.score_rows
-        if start >= size.height:
-            return []
-        regions: list[Window] = []
-        for strip in chosen:
+        found: dict[Use, list[Window]] = {use: [] for use in USES}
+        for strip in range(-(-size.width // self.width)):
+            use: Use = "val" if strip in self.val else "test" if strip in self.test else "train"
+            start, stop = (0, size.height) if use == "train" or not self.score_rows else self.score_rows
+            if strip in self.never or start >= size.height:
+                continue
             window = Window(start, strip * self.width, stop - start, self.width).clipped(size)
-            if regions and regions[-1].stop_col == window.col:
-                last = regions.pop()
+            if found[use] and found[use][-1].stop_col == window.col:
+                last = found[use].pop()
                 window = Window(last.row, last.col, last.height, last.width + window.width)
-            regions.append(window)
-        return regions
+            found[use].append(window)
+        return found
 
 
-class BlockSplit(_Frozen):
+class BlockSplit(Frozen):
     """Square blocks of each file, drawn by a hash of the file's name, the block's place and the seed.
 
     A block's use does not depend on which other files there are. Neighbouring blocks look alike, so scores are
@@ -135,14 +152,14 @@ class BlockSplit(_Frozen):
         drawn = int.from_bytes(digest[:7]) / 2**56
         return "val" if drawn < self.val else "test" if drawn < self.val + self.test else "train"
 
-    def regions(self, name: str, size: Size, use: Use) -> list[Window]:
-        """Windows of the blocks for `use`, neighbouring ones joined."""
+    def regions(self, name: str, size: Size, _folder: Path) -> Regions:
+        """Return the blocks for each use, neighbouring ones joined."""
         rows, cols = -(-size.height // self.size), -(-size.width // self.size)
-        wanted = [[self.use_of(name, row, col) == use for col in range(cols)] for row in range(rows)]
-        return joined(np.array(wanted, np.bool_), self.size, size)
+        drawn = np.array([[self.use_of(name, row, col) for col in range(cols)] for row in range(rows)])
+        return {use: joined(drawn == use, self.size, size) for use in USES}
 
 
-class RegionSplit(_Frozen):
+class RegionSplit(Frozen):
     """Polygons drawn for validation and for the test; cells of the raster go where their centres lie.
 
     A cell that shares ground with such a polygon and is not its own belongs to nobody; so does one whose centre is
@@ -181,38 +198,46 @@ def joined(wanted: NDArray[np.bool_], cell: int, size: Size) -> list[Window]:
     return windows
 
 
-def check_split(split: Any, windows: Mapping[Use, Sequence[Sequence[Window]]]) -> None:
-    """TrainingError unless each use has a pixel; `windows` holds, for each use, the windows of each file."""
-    counts = {use: sum(w.pixels for file in windows.get(use, ()) for w in file) for use in USES}
-    if all(counts.values()):
-        return
-    empty = " and ".join(use for use in USES if not counts[use])
-    files = {use: sum(bool(file) for file in windows.get(use, ())) for use in USES}
-    each = ", ".join(f"{use} {counts[use]} pixels of {files[use]} files" for use in USES)
-    raise TrainingError(f"the split by {split.by} leaves nothing for {empty} ({each}); change [split]")
-
-
 def read_list(path: Path) -> dict[str, Use]:
-    """Name and use of each record of a JSON list; TrainingError when it is not such a list.
+    """Return name and use of each record of a JSON list; TrainingError when it is not such a list.
 
     A record's name stands under "name", or "id".
     """
     try:
         records = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot read the split's list: {error.strerror}") from error
-    except ValueError as error:
-        raise TrainingError(f"{path}: the split's list is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            "split-list-unreadable",
+            "{path}: the split's list is not JSON or cannot be read: {error}",
+            path=path,
+            error=error,
+        ) from error
     uses: dict[str, Use] = {}
     for record in records if isinstance(records, list) else [records]:
         name = record.get("name", record.get("id")) if isinstance(record, dict) else None
         use = record.get("split") if isinstance(record, dict) else None
         if not isinstance(name, str) or use not in USES:
-            shown = json.dumps(record)[:100]
-            raise TrainingError(f'{path}: a record is not {{"name": …, "split": "train|val|test"}}: {shown}')
+            raise TrainingError(
+                "split-list-invalid",
+                '{path}: a record is not {{"name": …, "split": "train|val|test"}}: {record}',
+                path=path,
+                record=json.dumps(record)[:100],
+            )
         if uses.setdefault(name, use) != use:
-            raise TrainingError(f"{path}: {name} is listed for both {uses[name]} and {use}")
+            raise TrainingError(
+                "split-conflict",
+                "{path}: {name} is listed for both {one} and {other}; keep one of the two",
+                path=path,
+                name=name,
+                one=uses[name],
+                other=use,
+            )
     return uses
+
+
+@lru_cache(maxsize=4)
+def _listed(path: Path, changed: int) -> dict[str, Use]:  # noqa: ARG001 (a list that has changed is read again)
+    return read_list(path)
 
 
 def _largest(left: NDArray[np.bool_]) -> tuple[int, int]:

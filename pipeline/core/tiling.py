@@ -17,8 +17,12 @@ partition the raster, and see `halo` more pixels on each side; blended tiles ove
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from fcn_batch.pipeline.core.geometry import Size, Window, round_up
+
+Blend = Literal["hann", "linear", "gaussian", "none"]
+"""How overlapping tiles are weighted (`blending.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ a length and that many bytes.
 import math
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,63 +26,48 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}
 _LONGEST_VARINT = 10
 _MOST_AXES = 32
 """Caffe's own limit of a blob's axes."""
-_REMEDY = "the file is damaged or no .caffemodel: get it again"
+_NAME_AND_BLOBS = {100: (1, 7), 2: (4, 6)}
+"""Fields of a layer, by the field that holds the layer."""
 
 
 class _BadError(Exception):
-    """What is wrong with the bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Field numbers of a layer's name and blobs."""
-
-    name: int
-    blobs: int
-
-
-_LAYERS = {100: _Names(1, 7), 2: _Names(4, 6)}
+    """The bytes are no net; the message says why."""
 
 
 def read_caffemodel(path: Path) -> dict[str, list[Blob]]:
-    """The blobs of every layer that has any, by the layer's name, in the file's order.
+    """Read the blobs of every layer that has any, by the layer's name, in the file's order.
 
     Arrays are float32 (float64 where the file has doubles) in Caffe's order of axes: (out, in, rows, cols) for
     convolutions; old files give 4 axes to everything. They lie in the file's own pages, privately: writing to them
-    does not change the file. ModelError when the file is missing, cut short or no .caffemodel.
+    does not change the file. ModelError when the file cannot be read, is cut short or no .caffemodel.
     """
+    layers: dict[str, list[Blob]] = {}
     try:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; check the name") from None
-    except ValueError:
-        raise ModelError(f"{path}: the file is empty: get it again") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot read the file: {error.strerror}") from error
-    layers: dict[str, list[Blob]] = {}
-    try:
-        for number, value in _messages(data, set(_LAYERS)):
-            name, blobs = _layer(value, _LAYERS[number])
+        for number, value in _messages(data, *_NAME_AND_BLOBS):
+            name, blobs = _layer(value, *_NAME_AND_BLOBS[number])
             if blobs and layers.setdefault(name, blobs) is not blobs:
                 raise _BadError(f"two layers are called {name!r}")
-    except _BadError as error:
-        raise ModelError(f"{path}: {error}; {_REMEDY}") from None
-    if not layers:
-        raise ModelError(f"{path}: no layer with weights in it; {_REMEDY}")
+        if not layers:
+            raise _BadError("no layer with weights in it")
+    except (_BadError, OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise ModelError(
+            "checkpoint-damaged",
+            "{path}: {reason}; the file is damaged or no .caffemodel: get it again",
+            path=path,
+            reason=getattr(error, "strerror", None) or error,
+        ) from error
     return layers
 
 
-def _layer(data: memoryview, names: _Names) -> tuple[str, list[Blob]]:
-    name, blobs = "", []
-    for number, value in _messages(data, {names.name, names.blobs}):
-        if number == names.blobs:
-            blobs.append(value)
-        else:
-            try:
-                name = bytes(value).decode()
-            except UnicodeDecodeError:
-                raise _BadError("a layer's name is not text") from None
+def _layer(data: memoryview, name_field: int, blobs_field: int) -> tuple[str, list[Blob]]:
+    found = list(_messages(data, name_field, blobs_field))
+    blobs = [value for number, value in found if number == blobs_field]
+    try:
+        name = "".join(bytes(value).decode() for number, value in found if number == name_field)
+    except UnicodeDecodeError:
+        raise _BadError("a layer's name is not text") from None
     if blobs and not name:
         raise _BadError("a layer with weights has no name")
     return name, [_blob(blob, f"blob {index} of layer {name!r}") for index, blob in enumerate(blobs)]
@@ -107,10 +91,6 @@ def _blob(data: memoryview, what: str) -> Blob:
         raise _BadError(f"{what}: a blob cannot have the shape {shape[:_MOST_AXES]}")
     if len(values) > 1:
         raise _BadError(f"{what}: holds both floats and doubles")
-    return _array(values, shape, what)
-
-
-def _array(values: dict[int, Bytes], shape: tuple[int, ...], what: str) -> Blob:
     number, raw = next(iter(values.items()), (5, memoryview(b"")))
     dtype = np.dtype("<f4" if number == 5 else "<f8")
     if len(raw) != math.prod(shape) * dtype.itemsize:
@@ -141,10 +121,10 @@ def _dims(data: memoryview) -> list[int]:
     return dims
 
 
-def _messages(data: memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryview]]:
+def _messages(data: memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
     """The fields of those numbers, which must hold bytes: messages or text."""
     for number, wire, value in _fields(data):
-        if number in wanted:
+        if number in numbers:
             if wire != _BYTES:
                 raise _BadError(f"field {number} has wire type {wire}")
             yield number, value

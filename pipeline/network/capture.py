@@ -17,8 +17,7 @@ from torch.export.graph_signature import InputKind
 
 from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.network.graph import Graph, Node
-from fcn_batch.pipeline.network.readers import READERS, WHOLE
-from fcn_batch.pipeline.network.recorder import Obstacle, Recorder, place
+from fcn_batch.pipeline.network.readers import READERS, WHOLE, Obstacle, Recorder, place
 
 _SIDE = 1920  # 2^7 * 3 * 5: on the grid of any usual network; nothing is computed on it
 
@@ -65,8 +64,8 @@ def _graph(exported: ExportedProgram, bands: int) -> Graph:
     calls, recorder = exported.graph, Recorder(bands)
     calls.eliminate_dead_code()
     _read_placeholders(exported, recorder)
-    told = [_read(recorder, call) for call in calls.nodes if call.op == "call_function"]
-    if obstacles := [obstacle for obstacle in told if obstacle]:
+    found = [_read(recorder, call) for call in calls.nodes if call.op == "call_function"]
+    if obstacles := [obstacle for obstacle in found if obstacle]:
         raise NotStreamableError(list(dict.fromkeys(obstacles)))
     output = next(iter(calls.output_node().args[0]))
     if not recorder.values.get(output):

@@ -26,6 +26,7 @@ _OTHERS = {
     b"<": "a web page, not the weights: download the file itself",
     b"\x1f\x8b": "compressed: unpack it first",
 }
+_NO_CHECKPOINT = "no checkpoint: give a .safetensors, .pth or .caffemodel file"
 _LONGEST_HEADER = 2**32
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -66,32 +67,50 @@ def read_tensors(path: Path) -> Checkpoint:
         return Checkpoint(path, "hdf5", _load_hdf5(path))
     if path.suffix == ".caffemodel":
         return Checkpoint(path, "caffe", _load_caffe(path))
-    what = next((told for start, told in _OTHERS.items() if head.startswith(start)), None)
-    raise ModelError(f"{path}: is {what or 'no checkpoint: give a .safetensors, .pth or .caffemodel file'}")
+    what = next((what for start, what in _OTHERS.items() if head.startswith(start)), _NO_CHECKPOINT)
+    raise ModelError("checkpoint-unknown", "{path}: is {what}", path=path, what=what)
 
 
 def _head(path: Path) -> bytes:
     try:
-        if regular_size(path) > MAX_MODEL:
-            raise ModelError(
-                f"{path}: {regular_size(path)} bytes, more than the limit of {MAX_MODEL}; give the weights alone"
-            )
+        size = regular_size(path)
         with path.open("rb") as file:
             head = file.read(32)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; check the name") from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the file: {error.strerror}") from error
+        raise ModelError(
+            "checkpoint-unreadable",
+            "{path}: cannot read the file: {reason}; check the name",
+            path=path,
+            reason=error.strerror,
+        ) from error
+    if size > MAX_MODEL:
+        raise ModelError(
+            "checkpoint-too-large",
+            "{path}: {size} bytes, more than the limit of {limit}; give the weights alone",
+            path=path,
+            size=size,
+            limit=MAX_MODEL,
+        )
     if not head:
-        raise ModelError(f"{path}: the file is empty: get it again")
+        raise _damaged(path, "checkpoint", "it is empty")
     return head
+
+
+def _damaged(path: Path, kind: str, reason: object) -> ModelError:
+    return ModelError(
+        "checkpoint-damaged",
+        "{path}: not a whole {kind}: {reason}; get the file again",
+        path=path,
+        kind=kind,
+        reason=reason,
+    )
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (ValueError, RuntimeError, KeyError, OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error
+        raise _damaged(path, "safetensors file", error) from error
 
 
 def _load_torch(path: Path, *, zipped: bool) -> Any:
@@ -103,13 +122,16 @@ def _load_torch(path: Path, *, zipped: bool) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way at all
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise ModelError(
-                f"{path}: holds Python objects ({found[1]}), which could run code and are never loaded; "
-                "save the network's state_dict() instead"
+                "checkpoint-code",
+                "{path}: holds Python objects ({name}), which could run code and are never loaded; save the network's "
+                "state_dict() instead",
+                path=path,
+                name=found[1],
             ) from None
-        told = str(error).strip().split("\n")[0][:100] or type(error).__name__
-        if told.startswith("Weights only"):  # what follows speaks to programmers
-            told = "its pickle holds something else than tensors"
-        raise ModelError(f"{path}: not a whole PyTorch checkpoint: {told}; get the file again") from error
+        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        if reason.startswith("Weights only"):  # what follows speaks to programmers
+            reason = "its pickle holds something else than tensors"
+        raise _damaged(path, "PyTorch checkpoint", reason) from error
 
 
 def _load_caffe(path: Path) -> dict[str, torch.Tensor]:
@@ -126,8 +148,12 @@ def _load_hdf5(path: Path) -> dict[str, torch.Tensor]:
     try:
         import h5py
     except ImportError:
-        message = f"{path}: is an HDF5 file, which the package h5py reads: pip install 'fcn-batch[models]'"
-        raise ModelError(message) from None
+        raise ModelError(
+            "package-missing",
+            "{path}: is an HDF5 file, which the package {package} reads: pip install 'fcn-batch[models]'",
+            path=path,
+            package="h5py",
+        ) from None
     found: dict[str, torch.Tensor] = {}
 
     def keep(name: str, item: Any) -> None:
@@ -138,9 +164,9 @@ def _load_hdf5(path: Path) -> dict[str, torch.Tensor]:
         with h5py.File(path, "r") as file:
             file.visititems(keep)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"{path}: not a whole HDF5 file: {error}; get the file again") from error
+        raise _damaged(path, "HDF5 file", error) from error
     if not found:
-        raise ModelError(f"{path}: holds no arrays of numbers; give a file of weights")
+        raise ModelError("checkpoint-empty", "{path}: holds no arrays of numbers; give a file of weights", path=path)
     return found
 
 
@@ -157,10 +183,10 @@ def _unwrapped(found: Any) -> Any:
 def _named(path: Path, found: Any) -> dict[str, torch.Tensor]:
     """The tensors of a state dict by their bare names, each checked to hold as many values as it claims."""
     if not isinstance(found, Mapping):
-        raise ModelError(f"{path}: holds a {type(found).__name__}, not tensors by name; save a state_dict()")
+        found = {}
     tensors = {name: t.detach() for name, t in found.items() if isinstance(name, str) and isinstance(t, torch.Tensor)}
     if not tensors:
-        raise ModelError(f"{path}: holds no tensors by name; save a state_dict()")
+        raise ModelError("checkpoint-empty", "{path}: holds no tensors by name; save a state_dict()", path=path)
     for name, tensor in tensors.items():
         _check_dense(path, name, tensor)
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
@@ -171,6 +197,11 @@ def _named(path: Path, found: Any) -> dict[str, torch.Tensor]:
 def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
     plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not plain or tensor.is_complex():
-        raise ModelError(f"{path}: {name} is sparse, quantised, complex or without values; save plain float tensors")
+        raise ModelError(
+            "tensor-unsupported",
+            "{path}: {name} is sparse, quantised, complex or without values; save plain float tensors",
+            path=path,
+            name=name,
+        )
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise ModelError(f"{path}: {name} claims {tensor.numel()} values, more than the file holds; get it again")
+        raise _damaged(path, "checkpoint", f"{name} claims {tensor.numel()} values, more than the file holds")

@@ -30,16 +30,25 @@ def choose_device(wanted: str) -> str:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise OptionError(f"--device {wanted}: not a device; give auto, cpu, cuda, cuda:N or mps") from None
+        raise OptionError(
+            "device-unknown", "--device {value}: not a device; give auto, cpu, cuda, cuda:N or mps", value=wanted
+        ) from None
     if device.type == "cuda":
         index = int(re.sub(r"\D", "", wanted) or 0)  # torch keeps 8 bits: its cuda:256 is cuda:0
         if index >= (found := cuda_devices()):
-            raise OptionError(f"--device {wanted}: this machine shows {found} CUDA devices; try --device auto")
+            raise OptionError(
+                "device-missing",
+                "--device {value}: this machine has {found} CUDA devices; try --device auto",
+                value=wanted,
+                found=found,
+            )
         return f"cuda:{index}"
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise OptionError(f"--device {wanted}: no Apple GPU here; try --device auto")
+        raise OptionError("device-missing", "--device {value}: no Apple GPU here; try --device auto", value=wanted)
     if device.type not in ("cpu", "mps"):
-        raise OptionError(f"--device {wanted}: not supported; give auto, cpu, cuda, cuda:N or mps")
+        raise OptionError(
+            "device-unsupported", "--device {value}: not supported; give auto, cpu, cuda, cuda:N or mps", value=wanted
+        )
     return device.type
 
 
@@ -97,12 +106,15 @@ def has_fast_bf16() -> bool:
 
 def check_precision(precision: Precision, device: str) -> None:
     """OptionError when `device` cannot compute in `precision`."""
+    why = None
     if device == "cpu" and precision == "fp16":
-        raise OptionError("--precision fp16: for GPUs; give fp32 or bf16 on the CPU")
-    if device == "cpu" and precision == "bf16" and not multiplies_bf16():
-        raise OptionError("--precision bf16: this CPU has no instructions for it; give fp32")
-    if device == "mps" and precision != "fp32":
-        raise OptionError(f"--precision {precision}: not on an Apple GPU; give fp32")
+        why = "for GPUs; give fp32 or bf16 on the CPU"
+    elif device == "cpu" and precision == "bf16" and not multiplies_bf16():
+        why = "this CPU has no instructions for it; give fp32"
+    elif device == "mps" and precision != "fp32":
+        why = "not on an Apple GPU; give fp32"
+    if why is not None:
+        raise OptionError("precision-unsupported", "--precision {value}: {why}", value=precision, why=why)
 
 
 def multiplies_bf16() -> bool:

@@ -64,7 +64,11 @@ def joined(device: str) -> Iterator[Peers]:
     try:
         peers = Peers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     except (KeyError, ValueError) as error:
-        raise TrainingError(f"WORLD_SIZE is set but RANK does not fit it ({error}); start with torchrun") from error
+        raise TrainingError(
+            "torchrun-environment",
+            "WORLD_SIZE is set but RANK does not fit it ({error}); start with torchrun",
+            error=error,
+        ) from error
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield peers

@@ -113,7 +113,11 @@ class ScoresOf(nn.Module):
         scores = self.network(x)
         if isinstance(scores, Mapping):
             if "out" not in scores:
-                raise ModelError(f'the network returns a mapping of {sorted(scores)}; let it have the scores as "out"')
+                raise ModelError(
+                    "network-output",
+                    'the network returns a mapping of {found}; let it have the scores as "out"',
+                    found=sorted(scores),
+                )
             scores = scores["out"]
         out: torch.Tensor = scores
         return out
@@ -127,10 +131,21 @@ def toml_of(target: str) -> Path:
     source = locate(target.partition(":")[0])
     path = source.path.absolute().with_suffix(".toml")
     if not path.is_file():
-        raise ModelError(f"{target}: no {path} describes the model; write it, or give the path of a TOML that does")
+        raise ModelError(
+            "description-missing",
+            "{target}: no {path} describes the model; write it, or give the path of a TOML that does",
+            target=target,
+            path=path,
+        )
     named = _description(path, _bytes(path, "model description")).factory
     if named != target:
-        raise ModelError(f"{target}: {path} is of the factory {named}; give that one, or another TOML file by its path")
+        raise ModelError(
+            "description-other",
+            "{target}: {path} is of the factory {named}; give that one, or another TOML file by its path",
+            target=target,
+            path=path,
+            named=named,
+        )
     return path
 
 
@@ -145,7 +160,9 @@ def read_factory(path: Path) -> FactoryModel:
     try:
         legend = Legend(classes=description.classes)
     except ValidationError as error:
-        raise ModelError(f"{path}: classes: {error.errors()[0]['msg']}") from error
+        raise ModelError(
+            "description-invalid", "{path}: {reason}", path=path, reason=f"classes: {error.errors()[0]['msg']}"
+        ) from error
     factory = Factory(
         target=description.factory, arguments={**description.arguments, **dict.fromkeys(description.none)}
     )
@@ -153,7 +170,7 @@ def read_factory(path: Path) -> FactoryModel:
     try:
         source = locate(factory.module, path.parent.absolute())
     except ModelError as error:
-        raise ModelError(f"{path}: factory: {error}") from error
+        raise ModelError("factory-missing", "{path}: factory: {why}", path=path, why=error) from error
     digest = hashlib.sha256()
     for part in (toml, weights, source.data):
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -170,12 +187,18 @@ def build(model: FactoryModel) -> ScoresOf:
     try:
         tensors = safetensors.torch.load(model.weights)
     except (ValueError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{place}: not a whole safetensors file: {error}; write the state dict again") from error
+        raise damaged_file(place, error) from error
     try:
         made.float().load_state_dict(as_float32(place, tensors))
     except RuntimeError as error:
         why = " ".join(str(error).split())[:400]
-        raise ModelError(f"{place}: the weights do not fit what {model.factory.target} builds: {why}") from error
+        raise ModelError(
+            "weights-mismatch",
+            "{path}: the weights do not fit what {target} builds: {why}",
+            path=place,
+            target=model.factory.target,
+            why=why,
+        ) from error
     network = ScoresOf(made).eval().requires_grad_(requires_grad=False)
     _check_sizes(model, network)
     return network
@@ -192,20 +215,20 @@ def card_of(model: FactoryModel, network: nn.Module | None = None) -> ModelCard:
         found = {"sha256": model.sha256, "probe": _PROBE, **asdict(grid)}
         with suppress(OSError):  # a folder that cannot be written to: found again the next time
             write_whole(model.grid_path, json.dumps(found, indent=1) + "\n")
-    told = model.description
+    about = model.description
     return ModelCard(
-        name=told.name,
-        version=told.version,
-        summary=told.summary,
+        name=about.name,
+        version=about.version,
+        summary=about.summary,
         architecture=model.factory,
         stride=grid.stride,
         halo=grid.halo,
         phase=grid.phase,
-        input=told.input,
+        input=about.input,
         legend=model.legend,
-        training=told.training,
-        scores=told.scores,
-        bf16_disagreement=told.bf16_disagreement,
+        training=about.training,
+        scores=about.scores,
+        bf16_disagreement=about.bf16_disagreement,
     )
 
 
@@ -219,8 +242,17 @@ def as_float32(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.
     doubtful = [name for name, tensor in copies.items() if not torch.isfinite(tensor.sum())]
     broken = [name for name in doubtful if not torch.isfinite(copies[name]).all()]
     if broken:
-        raise ModelError(f"{path}: the weights of {broken[0]} hold NaN or infinity; get the file again")
+        raise ModelError(
+            "weights-invalid", "{path}: {layer} holds NaN or infinity; get the file again", path=path, layer=broken[0]
+        )
     return copies
+
+
+def damaged_file(path: Path, why: Exception) -> ModelError:
+    """Return the error for a safetensors file that is cut short or none at all."""
+    return ModelError(
+        "model-damaged", "{path}: not a whole safetensors file: {why}; get the file again", path=path, why=why
+    )
 
 
 def _made(model: FactoryModel) -> nn.Module:
@@ -233,7 +265,11 @@ def _made(model: FactoryModel) -> nn.Module:
             raise _named(model, error) from error
     if not isinstance(made, nn.Module):
         raise ModelError(
-            f"{model.path}: {model.factory.target} returned {type(made).__name__}; it must return a torch.nn.Module"
+            "factory-output",
+            "{path}: {target} returned {found}; it must return a torch.nn.Module",
+            path=model.path,
+            target=model.factory.target,
+            found=type(made).__name__,
         )
     return made
 
@@ -246,18 +282,26 @@ def _check_sizes(model: FactoryModel, network: nn.Module) -> None:
         first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
         if first is not None and first.in_channels != bands:
             raise ModelError(
-                f"{model.path}: [input] names {bands} bands, the network's first convolution takes "
-                f"{first.in_channels}; mend the bands or [arguments]"
+                "network-bands",
+                "{path}: [input] names {bands} bands, the network's first convolution takes {found}; correct the "
+                "bands or [arguments]",
+                path=model.path,
+                bands=bands,
+                found=first.in_channels,
             ) from error
         raise _named(model, error) from error
     if found != classes:
         raise ModelError(
-            f"{model.path}: names {classes} classes, the network scores {found}; mend [[classes]] or [arguments]"
+            "classes-mismatch",
+            "{path}: names {names} classes, the network scores {classes}; correct [[classes]] or [arguments]",
+            path=model.path,
+            names=classes,
+            classes=found,
         )
 
 
 def _named(model: FactoryModel, error: ModelError) -> ModelError:
-    return ModelError(f"{model.path}: {error}")
+    return ModelError(error.code, "{path}: {problem}", path=model.path, problem=error)
 
 
 def _stored_grid(model: FactoryModel) -> Grid | None:
@@ -275,9 +319,14 @@ def _description(path: Path, toml: bytes) -> Description:
     try:
         return Description.model_validate(parsed_toml(toml))
     except ValidationError as error:
-        raise ModelError(f"{path}: bad model description: {first_problem(error)}") from error
+        raise ModelError("description-invalid", "{path}: {reason}", path=path, reason=first_problem(error)) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a TOML file, or one that is nested too deeply: {error}") from error
+        raise ModelError(
+            "description-damaged",
+            "{path}: not a TOML file, or one that is nested too deeply: {why}",
+            path=path,
+            why=error,
+        ) from error
 
 
 def _weights_file(path: Path, description: Description) -> Path:
@@ -285,7 +334,10 @@ def _weights_file(path: Path, description: Description) -> Path:
     file = path.parent / description.weights
     if not file.resolve().is_relative_to(path.parent.resolve()):
         raise ModelError(
-            f"{path}: weights {description.weights!r:.300} lie in another folder; put them beside the TOML"
+            "weights-elsewhere",
+            "{path}: weights {weights!r:.300} lie in another folder; put them beside the TOML",
+            path=path,
+            weights=description.weights,
         )
     return file
 
@@ -294,6 +346,10 @@ def _bytes(path: Path, what: str, limit: int = MAX_TEXT) -> bytes:
     try:
         return read_bounded(path, limit)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file ({what}); mend the name or put it there") from None
+        raise ModelError(
+            "model-missing", "{path}: no such file ({what}); correct the name or put it there", path=path, what=what
+        ) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the {what}: {error.strerror}") from error
+        raise ModelError(
+            "model-unreadable", "{path}: cannot read the {what}: {why}", path=path, what=what, why=error.strerror
+        ) from error

@@ -1,4 +1,4 @@
-"""Which network other people's weights belong to, and what each tensor is called in ours.
+"""Weights of other people under our names.
 
 Known are torchvision's VGG16, AlexNet, GoogLeNet and ResNets (classifiers), torchvision's FCN over ResNets, the
 authors' Caffe nets (shelhamer/fcn.berkeleyvision.org) and their PyTorch form (wkentaro/pytorch-fcn; the same layer
@@ -18,7 +18,6 @@ import torch
 from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.scalings import Pixels
 from fcn_batch.pipeline.network.checkpoints import Checkpoint
-from fcn_batch.pipeline.network.efficientnet import from_lukemelas
 
 Tensors = dict[str, torch.Tensor]
 Kind = Literal["vgg16", "alexnet", "googlenet", "efficientnet_lite0", "fcn_resnet50", "fcn_resnet101", "own"]
@@ -26,7 +25,7 @@ Kind = Literal["vgg16", "alexnet", "googlenet", "efficientnet_lite0", "fcn_resne
 _VGG = dict(zip(
     ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3"),
     (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
-    strict=True,
+    strict=True
 ))  # fmt: skip
 """The Caffe name of each convolution of VGG16, and torchvision's number of it."""
 _ALEX = (0, 3, 6, 8, 10)
@@ -45,6 +44,15 @@ _CAFFE = {
     "upscore2": "up_score",
     "upscore_pool4": "up_pool4",
 }
+_LITE0 = {
+    "_conv_stem": "conv",
+    "_expand_conv": "expand.conv",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
+"""Names in `efficientnet_lite_pytorch` (lukemelas' EfficientNet-PyTorch), and here; `_bn0` follows what precedes it."""
 _HEADS = {"vgg16": (0, 3, 6), "alexnet": (1, 4, 6)}
 """Numbers of the fully connected layers in torchvision's `classifier`."""
 _FIRST = "trunk.features.0.weight"
@@ -55,6 +63,10 @@ FIRST = {
     "backbone.conv1.weight": "backbone.bn1.running_mean",
 }
 """The first convolution of each trunk, and what can take up a constant added to its output."""
+_CAFFENET = (
+    "{path}: a CaffeNet: its grouped convolutions and local response normalisation have no counterpart here; "
+    "start from torchvision's AlexNet instead"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,7 @@ def recognise(checkpoint: Checkpoint, *, at_once: bool = False, pixels: Pixels |
     does not hold. `pixels` overrides what is assumed of the pixels; ``caffe`` also means that the file's bands
     are in the order blue, green, red, and any other that they are not.
     """
-    known: tuple[tuple[str, Callable[[Checkpoint], Foreign]], ...] = (
+    readers: tuple[tuple[str, Callable[[Checkpoint], Foreign]], ...] = (
         ("trunk.", _own),
         ("backbone.", _torchvision_fcn),
         ("conv1_1", _caffe),
@@ -90,16 +102,26 @@ def recognise(checkpoint: Checkpoint, *, at_once: bool = False, pixels: Pixels |
         ("layer4.2.conv3.", _resnet),
         ("block1/layers/", _keras_vgg),
     )
-    read = next((read for start, read in known if any(key.startswith(start) for key in checkpoint.tensors)), None)
+    read = next((read for start, read in readers if any(key.startswith(start) for key in checkpoint.tensors)), None)
     if read is None:
         if any(key.startswith("conv1.") for key in checkpoint.tensors) and checkpoint.kind == "caffe":
-            raise ModelError(f"{checkpoint.path}: {_CAFFENET}")
+            raise ModelError("weights-unknown", _CAFFENET, path=checkpoint.path)
         names = ", ".join(sorted(checkpoint.tensors)[:3])
-        raise ModelError(f"{checkpoint.path}: no network known here has tensors such as {names}; {_KNOWN}")
+        raise ModelError(
+            "weights-unknown",
+            "{path}: no network known here has tensors such as {names}; docs/models.md lists what is known",
+            path=checkpoint.path,
+            names=names,
+        )
     try:
         found = read(checkpoint)
     except (IndexError, RuntimeError, ZeroDivisionError) as error:
-        raise ModelError(f"{checkpoint.path}: its tensors have shapes that no such network has: {error}") from error
+        raise ModelError(
+            "weights-unknown",
+            "{path}: its tensors have shapes that no such network has: {reason}",
+            path=checkpoint.path,
+            reason=error,
+        ) from error
     if at_once:
         found = replace(found, tensors=_at_once(found))
     if pixels is not None:
@@ -109,49 +131,58 @@ def recognise(checkpoint: Checkpoint, *, at_once: bool = False, pixels: Pixels |
     return found
 
 
-_KNOWN = "known are VGG16, AlexNet, GoogLeNet, fcn_resnet50 and fcn_resnet101 of torchvision, and FCNs of the authors"
-_CAFFENET = (
-    "a CaffeNet: its grouped convolutions and local response normalisation have no counterpart here; "
-    "start from torchvision's AlexNet instead"
-)
-
-
 def _own(checkpoint: Checkpoint) -> Foreign:
     return Foreign(checkpoint.path, "own", checkpoint.tensors, "imagenet", classifier=False)
 
 
 def _caffe(checkpoint: Checkpoint) -> Foreign:
     """The authors' nets, and VGG16 as they started from it."""
-    path, theirs = checkpoint.path, checkpoint.tensors
+    theirs = checkpoint.tensors
     if "score_fr_sem.weight" in theirs:
-        raise ModelError(f"{path}: has two heads (SIFT-Flow's classes and geometry); a map holds one answer a pixel")
+        raise ModelError(
+            "weights-unsupported",
+            "{path}: has two heads (SIFT-Flow's classes and geometry); a map holds one answer a pixel",
+            path=checkpoint.path,
+        )
     layers = {key.rpartition(".")[0] for key in theirs}
     if any(re.fullmatch(r"conv1_1_?(color|hha|depth|d|rgb)", layer) for layer in layers):
-        raise ModelError(f"{path}: has a trunk for each of two images (NYUD's colour and HHA); one image is read here")
+        raise ModelError(
+            "weights-unsupported",
+            "{path}: has a trunk for each of two images (NYUD's colour and HHA); one image is read here",
+            path=checkpoint.path,
+        )
     ours: Tensors = {}
     for key, tensor in theirs.items():
         layer, _, part = key.rpartition(".")
         if layer in _CAFFE and part in ("weight", "bias"):
-            name = f"{_CAFFE[layer]}.{part}"
-            ours[name] = tensor.reshape(-1) if part == "bias" else tensor
+            ours[f"{_CAFFE[layer]}.{part}"] = tensor.reshape(-1) if part == "bias" else tensor
         elif not layer.startswith("scale_pool"):
-            raise ModelError(f"{path}: {key} has no place in an FCN over VGG16; {_KNOWN}")
+            raise ModelError(
+                "weights-unknown",
+                "{path}: {names} has no place in an FCN over VGG16; docs/models.md lists what is known",
+                path=checkpoint.path,
+                names=key,
+            )
     for skip in ("pool4", "pool3"):
         if (scale := theirs.get(f"scale_{skip}.weight")) is not None and f"score_{skip}.weight" in ours:
             ours[f"score_{skip}.weight"] = ours[f"score_{skip}.weight"] * scale.reshape(1, -1, 1, 1)
     if _FIRST in ours:
         ours[_FIRST] = _swapped(ours[_FIRST])
-    depth = "conv1_1_bgrd.weight" in theirs
+    pixels: Pixels = "bgr-depth" if "conv1_1_bgrd.weight" in theirs else "caffe"
     classifier = "score_fr.weight" not in theirs
-    ours = _as_convolutions(path, ours)
-    return Foreign(path, "vgg16", ours, "bgr-depth" if depth else "caffe", classifier=classifier, caffe=True)
+    ours = _as_convolutions(checkpoint, ours)
+    return Foreign(checkpoint.path, "vgg16", ours, pixels, classifier=classifier, caffe=True)
 
 
 def _at_once(found: Foreign) -> Tensors:
     """The skips' factors of voc-fcn8s-atonce/net.py, as part of the weights."""
     tensors = dict(found.tensors)
     if not {"score_pool4.weight", "score_pool3.weight"} <= set(tensors):
-        raise ModelError(f"{found.path}: --at-once is for an FCN-8s; this file has no score_pool4 and score_pool3")
+        raise ModelError(
+            "weights-mismatch",
+            "{path}: --at-once is for an FCN-8s; this file has no score_pool4 and score_pool3",
+            path=found.path,
+        )
     tensors["score_pool4.weight"] = tensors["score_pool4.weight"] * 0.01
     tensors["score_pool3.weight"] = tensors["score_pool3.weight"] * 0.0001
     return tensors
@@ -163,7 +194,7 @@ def _swapped(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _torchvision_classifier(checkpoint: Checkpoint) -> Foreign:
-    path, theirs = checkpoint.path, checkpoint.tensors
+    theirs = checkpoint.tensors
     numbers = {int(found[1]) for key in theirs if (found := re.match(r"features\.(\d+)\.", key))}
     kind: Literal["vgg16", "alexnet"]
     if numbers == set(_VGG.values()):
@@ -171,33 +202,48 @@ def _torchvision_classifier(checkpoint: Checkpoint) -> Foreign:
     elif numbers == set(_ALEX):
         kind = "alexnet"
     else:
-        raise ModelError(f"{path}: features {sorted(numbers)} are neither VGG16's nor AlexNet's; {_KNOWN}")
+        raise ModelError(
+            "weights-unknown",
+            "{path}: features {names} are neither VGG16's nor AlexNet's; docs/models.md lists what is known",
+            path=checkpoint.path,
+            names=sorted(numbers),
+        )
     ours = {f"trunk.{key}": tensor for key, tensor in theirs.items() if key.startswith("features.")}
     for part, index in zip(("fc6", "fc7", "score"), _HEADS[kind], strict=True):
         ours |= {f"{part}.{k}": theirs[key] for k in ("weight", "bias") if (key := f"classifier.{index}.{k}") in theirs}
     head = ours.get("fc6.weight")
     # torchvision's file of features only, trained in Caffe's scaling, has NaN in its classifier
     unknown = kind == "vgg16" and head is not None and not head.isfinite().all()
-    ours = _as_convolutions(path, ours)
-    return Foreign(path, kind, ours, "caffe-rgb" if unknown else "imagenet", classifier=True)
+    ours = _as_convolutions(checkpoint, ours)
+    return Foreign(checkpoint.path, kind, ours, "caffe-rgb" if unknown else "imagenet", classifier=True)
 
 
 def _googlenet(checkpoint: Checkpoint) -> Foreign:
-    ours = {}
-    for key, tensor in checkpoint.tensors.items():
-        if key.startswith("fc."):
-            ours[f"score.{key[3:]}"] = tensor
-        elif not key.startswith("aux"):
-            ours[f"trunk.{key}"] = tensor
-    ours = _as_convolutions(checkpoint.path, ours)
-    return Foreign(checkpoint.path, "googlenet", ours, "half", classifier=True)
+    ours = {
+        f"score.{key[3:]}" if key.startswith("fc.") else f"trunk.{key}": tensor
+        for key, tensor in checkpoint.tensors.items()
+        if not key.startswith("aux")
+    }
+    return Foreign(checkpoint.path, "googlenet", _as_convolutions(checkpoint, ours), "half", classifier=True)
 
 
 def _efficientnet(checkpoint: Checkpoint) -> Foreign:
-    try:
-        ours = {f"trunk.{key}": tensor for key, tensor in from_lukemelas(checkpoint.tensors).items()}
-    except ValueError as error:
-        raise ModelError(f"{checkpoint.path}: {error}; only EfficientNet-Lite0 is known here") from None
+    """EfficientNet-Lite0 without its head."""
+    ours = {}
+    for key, tensor in checkpoint.tensors.items():
+        if re.match(r"(_conv_head|_bn1|_fc)\.", key):
+            continue
+        found = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(\w+)\.(\w+)", key)
+        stem = found is not None and found[1] is None
+        part = None if found is None else {**_LITE0, "_bn0": "norm" if stem else "expand.norm"}.get(found[2])
+        if found is None or part is None or stem != (part in ("conv", "norm")):
+            raise ModelError(
+                "weights-unknown",
+                "{path}: not a key of an EfficientNet-Lite0: {names}",
+                path=checkpoint.path,
+                names=key,
+            )
+        ours[f"trunk.{'stem' if stem else f'blocks.{found[1]}'}.{part}.{found[3]}"] = tensor
     return Foreign(checkpoint.path, "efficientnet_lite0", ours, "tensorflow", classifier=True)
 
 
@@ -207,11 +253,15 @@ def _resnet(checkpoint: Checkpoint) -> Foreign:
 
 
 def _torchvision_fcn(checkpoint: Checkpoint) -> Foreign:
-    path, theirs = checkpoint.path, checkpoint.tensors
+    theirs = checkpoint.tensors
     if "backbone.layer4.2.conv3.weight" not in theirs or "classifier.4.weight" not in theirs:
-        raise ModelError(f"{path}: neither fcn_resnet50 nor fcn_resnet101; {_KNOWN}")
+        raise ModelError(
+            "weights-unknown",
+            "{path}: neither fcn_resnet50 nor fcn_resnet101; docs/models.md lists what is known",
+            path=checkpoint.path,
+        )
     ours = {key: tensor for key, tensor in theirs.items() if not key.startswith("aux_classifier.")}
-    return Foreign(path, _depth(ours), ours, "imagenet", classifier=False)
+    return Foreign(checkpoint.path, _depth(ours), ours, "imagenet", classifier=False)
 
 
 def _keras_vgg(checkpoint: Checkpoint) -> Foreign:
@@ -224,7 +274,12 @@ def _keras_vgg(checkpoint: Checkpoint) -> Foreign:
         if found := re.fullmatch(r"block(\d)/layers/conv2d(?:_(\d))?/vars/([01])", key):
             number = _VGG.get(f"{found[1]}_{int(found[2] or 0) + 1}")
             if number is None:
-                raise ModelError(f"{checkpoint.path}: {key} has no place in VGG16; {_KNOWN}")
+                raise ModelError(
+                    "weights-unknown",
+                    "{path}: {names} has no place in VGG16; docs/models.md lists what is known",
+                    path=checkpoint.path,
+                    names=key,
+                )
             part = "bias" if found[3] == "1" else "weight"
             ours[f"trunk.features.{number}.{part}"] = tensor if part == "bias" else tensor.permute(3, 2, 0, 1)
     if _FIRST in ours:
@@ -236,7 +291,7 @@ def _depth(ours: Tensors) -> Literal["fcn_resnet50", "fcn_resnet101"]:
     return "fcn_resnet101" if "backbone.layer3.22.conv1.weight" in ours else "fcn_resnet50"
 
 
-def _as_convolutions(path: Path, ours: Tensors) -> Tensors:
+def _as_convolutions(checkpoint: Checkpoint, ours: Tensors) -> Tensors:
     """Fully connected layers as convolutions over the map they saw: the same numbers in the same order.
 
     Section 3.1 of the paper; Caffe and torch both flatten (channels, rows, cols).
@@ -251,6 +306,13 @@ def _as_convolutions(path: Path, ours: Tensors) -> Tensors:
         channels = ours[last].shape[0] if part == "fc6" and last in ours else weight.shape[1]
         side = math.isqrt(weight.shape[1] // channels)
         if channels * side * side != weight.shape[1]:
-            raise ModelError(f"{path}: {part} sees {weight.shape[1]} numbers, no square map of {channels} channels")
+            raise ModelError(
+                "weights-mismatch",
+                "{path}: {layer} sees {size} numbers, no square map of {channels} channels",
+                path=checkpoint.path,
+                layer=part,
+                size=weight.shape[1],
+                channels=channels,
+            )
         ours[f"{part}.weight"] = weight.reshape(-1, channels, side, side)
     return ours

@@ -9,22 +9,146 @@ whole), here for a 3x3 convolution with padding 1::
     total(10)     10 rows out when the map ends after 10: only then is there padding at the bottom
 
 `needs` may leave the map: at -1 there is the padding at the top, beyond the last row that at the bottom.
+
+What a layer computes on whole rows, with its weights, is a `Function`. On the CPU, convolutions in float32 and bfloat16
+run as one oneDNN call with bias and activation in it, on weights that are packed once: torch's own call packs them for
+every strip (fc6 of VGG16 alone is 411 MB).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch.nn import functional
 
 from fcn_batch.pipeline.core.reach import Reach
-from fcn_batch.pipeline.network.functions import Function, Plain
+from fcn_batch.pipeline.network.device import multiplies_bf16
+
+
+class Function(ABC):
+    """Rows in, rows out: a dataclass whose tensors are its weights."""
+
+    @abstractmethod
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Compute: every tensor is (1, channels, rows, cols)."""
+
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> "Function":
+        """The same with its weights on `device` as `dtype`, laid out for inputs of `shape`."""
+        dataclass: Any = self
+        values = {field.name: getattr(self, field.name) for field in fields(dataclass)}
+        moved: Function = replace(
+            dataclass, **{name: v.to(device, dtype) for name, v in values.items() if isinstance(v, torch.Tensor)}
+        )
+        return moved
+
+
+@dataclass(frozen=True, slots=True)
+class Plain(Function):
+    """Anything without weights."""
+
+    function: Callable[..., torch.Tensor]
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return self.function(*inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Function):
+    """A factor and a summand for each channel: batch norm in evaluation, constants."""
+
+    factor: torch.Tensor
+    """(1, channels, 1, 1), or 1 for all channels."""
+    summand: torch.Tensor
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return torch.addcmul(self.summand, inputs[0], self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution(Function):
+    """A convolution, perhaps with a ReLU after it. Rows are never padded here, columns by `padding`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    stride: tuple[int, int]
+    padding: int
+    """Columns on each side."""
+    dilation: tuple[int, int]
+    groups: int
+    relu: bool = False
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        padding = (0, self.padding)
+        out = functional.conv2d(inputs[0], self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return out.relu_() if self.relu else out
+
+    def normalised(self, scale: Scale) -> Self:
+        """This convolution with the `scale` of its output in its weights."""
+        factor = scale.factor.to(torch.float64).flatten()
+        weight = self.weight.to(torch.float64) * factor[:, None, None, None]
+        bias = self.bias.to(torch.float64) * factor + scale.summand.to(torch.float64).flatten()
+        return replace(self, weight=weight.to(self.weight.dtype), bias=bias.to(self.bias.dtype))
+
+    def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Function:
+        """The same on `device`; on the CPU packed, where oneDNN knows the precision on this processor."""
+        weight, bias = self.weight.to(device, dtype), self.bias.to(device, dtype)
+        known = dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bf16())
+        if device.type == "cpu" and known and torch.backends.mkldnn.is_available():
+            geometry = ([0, self.padding], list(self.stride), list(self.dilation), self.groups)
+            # `shape` knows no layers of padding
+            least = self.dilation[1] * (weight.shape[3] - 1) + 1 - 2 * self.padding
+            shape = (*shape[:3], max(shape[3], least))
+            packed = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001 - what torch.compile itself uses
+                weight, geometry[0], geometry[1], geometry[2], geometry[3], list(shape)
+            )
+            return _Packed(packed, bias, geometry, "relu" if self.relu else "none")
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return replace(self, weight=weight, bias=bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed(Function):
+    """A convolution as oneDNN likes it."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    geometry: tuple[list[int], list[int], list[int], int]
+    activation: str
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 - as above
+            inputs[0], self.weight, self.bias, *self.geometry, self.activation, [], ""
+        )
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class TransposedConvolution(Function):
+    """A transposed convolution. Rows are never cut off here, columns by `padding`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stride: tuple[int, int]
+    padding: int
+    extra: int
+    """Columns more at the right (`output_padding`)."""
+    dilation: tuple[int, int]
+    groups: int
+
+    def __call__(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        cut, more = (0, self.padding), (0, self.extra)
+        return functional.conv_transpose2d(
+            inputs[0], self.weight, self.bias, self.stride, cut, more, self.groups, self.dilation
+        )
 
 
 class Layer(ABC):
     """A layer whose output rows are its input rows: the base of all others."""
+
+    fill: float | None
+    """What stands beyond the map's true edges; None: the edge repeated."""
 
     def total(self, rows: int) -> int:
         """Rows of the whole output for `rows` rows of the whole input."""
@@ -46,8 +170,12 @@ class Layer(ABC):
         return joined
 
     def pad(self, rows: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-        """`rows` with so many more above and below the map's true edges: zeros, if not said otherwise."""
-        return functional.pad(rows, (0, 0, top, bottom)) if top or bottom else rows
+        """`rows` with `top` and `bottom` more of `fill` beyond the map's true edges."""
+        if not (top or bottom):
+            return rows
+        if self.fill is None:
+            return functional.pad(rows, (0, 0, top, bottom), mode="replicate")
+        return functional.pad(rows, (0, 0, top, bottom), value=self.fill)
 
     @abstractmethod
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
@@ -55,18 +183,16 @@ class Layer(ABC):
 
     def bare(self) -> Self:
         """This layer without its function, and so without weights: it can only count."""
-        layer: Any = self
-        bare: Self = replace(layer, function=Plain(_nothing)) if hasattr(self, "function") else self
-        return bare
+        return self._with(lambda _: Plain(_nothing))
 
     def prepared(self, device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Self:
         """This layer with its weights on `device` as `dtype`, laid out for inputs of `shape`."""
-        function: Any = getattr(self, "function", None)
-        if function is None:
-            return self
+        return self._with(lambda function: function.prepared(device, dtype, shape))
+
+    def _with(self, change: Callable[[Function], Function]) -> Self:
         layer: Any = self
-        prepared: Self = replace(layer, function=function.prepared(device, dtype, shape))
-        return prepared
+        changed: Self = replace(layer, function=change(layer.function)) if hasattr(self, "function") else self
+        return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +200,9 @@ class Pointwise(Layer):
     """Any number of maps to one, row by row: activations, sums, concatenations, scaling."""
 
     function: Function
+    fill: ClassVar[float | None] = 0.0  # type: ignore[misc]  # as above
 
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
-        """Apply the function."""
         return self.function(inputs)
 
 
@@ -91,12 +217,10 @@ class Sliding(Layer):
     ceil: bool
     """A last window that begins inside the map or its upper padding counts, even if it ends below."""
     fill: float
-    """What stands in the padding."""
     function: Function
     """With no padding of rows of its own."""
 
     def total(self, rows: int) -> int:
-        """Rows of the whole output for `rows` rows of the whole input."""
         beyond = rows + 2 * self.padding - self.kernel
         if not self.ceil:
             return beyond // self.stride + 1
@@ -104,23 +228,15 @@ class Sliding(Layer):
         return out - 1 if (out - 1) * self.stride >= rows + self.padding else out
 
     def ready(self, rows: int) -> int:
-        """Rows of the output that the first `rows` rows of the input decide when more are to come."""
         return max(0, (rows + self.padding - self.kernel) // self.stride + 1)
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """Rows of the input that the output's rows `start` to `stop` (not included) look at."""
         return start * self.stride - self.padding, (stop - 1) * self.stride - self.padding + self.kernel
 
     def reach(self, reaches: list[Reach]) -> Reach:
-        """What the output looks at, given what the input looks at."""
         return reaches[0].conv(self.kernel, stride=self.stride, padding=self.padding)
 
-    def pad(self, rows: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-        """`rows` with so many more rows of `fill` above and below."""
-        return functional.pad(rows, (0, 0, top, bottom), value=self.fill) if top or bottom else rows
-
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
-        """Slide."""
         return self.function(inputs)
 
 
@@ -138,17 +254,15 @@ class Interpolate(Layer):
     columns: int
     """The factor along the columns."""
     mode: Literal["bilinear", "nearest"]
+    fill: ClassVar[float | None] = None  # type: ignore[misc]  # a field of layers that choose it
 
     def total(self, rows: int) -> int:
-        """Rows of the whole output for `rows` rows of the whole input."""
         return rows * self.factor
 
     def ready(self, rows: int) -> int:
-        """Rows of the output that the first `rows` rows of the input decide when more are to come."""
         return max(0, rows * self.factor - (self.factor // 2 if self.mode == "bilinear" else 0))
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """Rows of the input that the output's rows `start` to `stop` (not included) look at."""
         if self.mode == "nearest":
             return start // self.factor, (stop - 1) // self.factor + 1
         first = (2 * start + 1 - self.factor) // (2 * self.factor)
@@ -156,12 +270,7 @@ class Interpolate(Layer):
         return first, last + 1
 
     def reach(self, reaches: list[Reach]) -> Reach:
-        """What the output looks at, given what the input looks at."""
         return reaches[0].upsample(self.factor) if self.mode == "bilinear" else reaches[0].repeat(self.factor)
-
-    def pad(self, rows: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-        """`rows` with its edge rows repeated, as interpolation does beyond the map."""
-        return _repeat_edges(rows, top, bottom)
 
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
         """Interpolate all rows that are there, then cut off what only the others looked at."""
@@ -182,24 +291,21 @@ class Transposed(Layer):
     padding: int
     extra: int
     """Rows more at the bottom (`output_padding`)."""
+    fill: ClassVar[float | None] = 0.0  # type: ignore[misc]  # as above
     function: Function
     """With no padding of rows of its own."""
 
     def total(self, rows: int) -> int:
-        """Rows of the whole output for `rows` rows of the whole input."""
         return (rows - 1) * self.stride - 2 * self.padding + self.kernel + self.extra
 
     def ready(self, rows: int) -> int:
-        """Rows of the output that the first `rows` rows of the input decide when more are to come."""
         return max(0, rows * self.stride - self.padding)
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """Rows of the input that the output's rows `start` to `stop` (not included) look at."""
         first = -((self.kernel - 1 - start - self.padding) // self.stride)
         return first, (stop - 1 + self.padding) // self.stride + 1
 
     def reach(self, reaches: list[Reach]) -> Reach:
-        """What the output looks at, given what the input looks at."""
         return reaches[0].transposed(self.kernel, stride=self.stride, padding=self.padding)
 
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
@@ -221,39 +327,24 @@ class Pad(Layer):
     left: int
     right: int
     fill: float | None
-    """None: the edge is repeated."""
 
     def total(self, rows: int) -> int:
-        """Rows of the whole output for `rows` rows of the whole input."""
         return rows + self.top + self.bottom
 
     def ready(self, rows: int) -> int:
-        """Rows of the output that the first `rows` rows of the input decide when more are to come."""
         return max(0, rows + self.top) if rows else 0
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """Rows of the input that the output's rows `start` to `stop` (not included) look at."""
         return start - self.top, stop - self.top
 
     def reach(self, reaches: list[Reach]) -> Reach:
         """What the output looks at: its rows are the input's, `top` further down."""
         return reaches[0].conv(1, padding=self.top)
 
-    def pad(self, rows: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-        """`rows` with so many more above and below."""
-        if self.fill is None:
-            return _repeat_edges(rows, top, bottom)
-        return functional.pad(rows, (0, 0, top, bottom), value=self.fill)
-
     def compute(self, inputs: list[torch.Tensor], start: int, stop: int) -> torch.Tensor:
-        """Pad or cut the columns."""
         if self.fill is None:
             return functional.pad(inputs[0], (self.left, self.right, 0, 0), mode="replicate")
         return functional.pad(inputs[0], (self.left, self.right, 0, 0), value=self.fill)
-
-
-def _repeat_edges(rows: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
-    return functional.pad(rows, (0, 0, top, bottom), mode="replicate") if top or bottom else rows
 
 
 def _nothing(*_: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from fcn_batch.pipeline.core.model_card import InputSpec
 from fcn_batch.pipeline.core.plan import Precision
 from fcn_batch.pipeline.network.confidence import confidence_planes
 from fcn_batch.pipeline.network.device import DTYPES
-from fcn_batch.pipeline.network.functions import Plain
 from fcn_batch.pipeline.network.graph import Graph, Node
-from fcn_batch.pipeline.network.layers import Interpolate, Pointwise
+from fcn_batch.pipeline.network.layers import Interpolate, Plain, Pointwise
 from fcn_batch.pipeline.network.stream import Program, RowStream
 
 Choice = NDArray[np.uint8]
@@ -32,7 +31,10 @@ Choice = NDArray[np.uint8]
 
 
 class Scaling:
-    """`normalise` on the device: (value / full_scale - mean) / std for each band, 0 where there is no data."""
+    """From a raster's numbers to a network's: (value / full_scale - mean) / std for each band, 0 without data.
+
+    NaN and infinity may stand where pixels are not valid, and nowhere else. Training and runs use the same.
+    """
 
     def __init__(self, spec: InputSpec, device: str, dtype: torch.dtype = torch.float32) -> None:
         gain = [1 / (spec.full_scale * band.std) for band in spec.bands]
@@ -127,38 +129,12 @@ class Decided:
         return best
 
 
-class Tiles(Protocol):
+class Tiles(ABC):
     """A network that sees one tile after the other."""
-
-    factor: int
-    """Pixels along an axis for one cell of `scores`."""
-
-    def scores(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Scores of a tile of any size, before the last upsampling: (classes, cells down, cells across)."""
-
-    def channels(self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """Number of the best channel over `core` of a tile: (rows, cols), uint8."""
-
-    def choice(
-        self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice], *, confidence: bool
-    ) -> Choice:
-        """`channels` and, with `confidence`, how sure the network is: (1 or 3, rows, cols)."""
-
-
-def make_tiles(
-    network: nn.Module, graph: Graph | None, scaling: Scaling, precision: Precision, grid: tuple[int, int, bool]
-) -> Tiles:
-    """`network`, or its `graph` where there is one, for tiles: `grid` is stride, side, and whether they are blended."""
-    if graph is None:
-        return _ModuleTiles(network, scaling, precision, grid[0], coarse=grid[2])
-    return _GraphTiles(graph, scaling, precision, grid[1], coarse=grid[2])
-
-
-class _Tiles(ABC):
-    """What both kinds of tiles have in common."""
 
     def __init__(self, scaling: Scaling, stride: int) -> None:
         self.factor = 1
+        """Pixels along an axis for one cell of `scores`."""
         self._scaling = scaling
         self._stride = stride
 
@@ -191,7 +167,7 @@ class _Tiles(ABC):
         return choice
 
 
-class _GraphTiles(_Tiles):
+class _GraphTiles(Tiles):
     """Tiles of a network that is known layer by layer."""
 
     def __init__(self, graph: Graph, scaling: Scaling, precision: Precision, tile: int, *, coarse: bool) -> None:
@@ -208,7 +184,7 @@ class _GraphTiles(_Tiles):
         return scores
 
 
-class _ModuleTiles(_Tiles):
+class _ModuleTiles(Tiles):
     """Tiles of any module, as torch runs it."""
 
     def __init__(
@@ -243,6 +219,15 @@ class _ModuleTiles(_Tiles):
         factors = {side / cells for cells in seen.calls[-1][0].shape[2:]}
         if len(factors) == 1 and (factor := factors.pop()).is_integer() and self._stride % factor == 0:
             self.factor, self._cut = int(factor), len(seen.calls) - 1
+
+
+def make_tiles(
+    network: nn.Module, graph: Graph | None, scaling: Scaling, precision: Precision, grid: tuple[int, int, bool]
+) -> Tiles:
+    """`network`, or its `graph` where there is one, for tiles: `grid` is stride, side, and whether they are blended."""
+    if graph is None:
+        return _ModuleTiles(network, scaling, precision, grid[0], coarse=grid[2])
+    return _GraphTiles(graph, scaling, precision, grid[1], coarse=grid[2])
 
 
 class _Upsamplings(TorchFunctionMode):

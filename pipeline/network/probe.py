@@ -108,8 +108,12 @@ class _Strip:
         out = forward(self.network, image.transpose(-1, -2) if self.axis else image)[0]
         lengthwise = out.permute(2, 1, 0) if self.axis else out.permute(1, 2, 0)
         if lengthwise.shape[:2] != (self.length, self.side):
-            sizes = " for ".join(f"{t.shape[-2]} x {t.shape[-1]}" for t in (lengthwise[..., 0], self.image))
-            raise ModelError(f"the network gives scores of {sizes} pixels; let it upsample them to the input's size")
+            raise ModelError(
+                "network-output",
+                "the network gives scores of {found} for {size} pixels; let it upsample them to the input's size",
+                found=" x ".join(map(str, lengthwise.shape[:2])),
+                size=f"{self.length} x {self.side}",
+            )
         return lengthwise
 
     def clean(self, start: int, stop: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Other people's weights as the start of a training: what fits is taken, the rest keeps its own start."""
+"""Networks filled from others: the stages FCN-32s, 16s, 8s, and other people's weights as the start of a training."""
 
 from pathlib import Path
 
@@ -8,13 +8,23 @@ from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.model_card import Architecture, InputSpec
 from fcn_batch.pipeline.core.scalings import input_spec
 from fcn_batch.pipeline.network.checkpoints import read_tensors
+from fcn_batch.pipeline.network.fcn import Fcn, FcnNetwork
 from fcn_batch.pipeline.network.foreign import FIRST, Foreign, Tensors, recognise
-from fcn_batch.pipeline.network.networks import FcnNetwork
-from fcn_batch.pipeline.network.surgery import widen
 from fcn_batch.pipeline.network.weights import read_card
 
 _TRUNKS = ("trunk", "backbone")
 _RGB = 3
+
+
+def grow(coarser: Fcn, finer: Fcn) -> list[str]:
+    """Fill `finer` from `coarser`, as FCN-16s is from FCN-32s and FCN-8s from that (CVPR 2015, section 4.2).
+
+    Every tensor of the same name is copied, so the new score layers keep their start at zero and training goes on
+    from the coarser net's scores. The last upsampling is by another factor and keeps its start too. Returns the names
+    of the tensors that keep their own start. Both have the same architecture but for the stride.
+    """
+    given = {name: t for name, t in coarser.state_dict().items() if not name.startswith("up_final.")}
+    return list(finer.load_state_dict(given, strict=False).missing_keys)
 
 
 def start_from(network: FcnNetwork, path: Path, *, spec: InputSpec | None = None) -> list[str]:
@@ -31,7 +41,12 @@ def start_from(network: FcnNetwork, path: Path, *, spec: InputSpec | None = None
     first = next((key for key in FIRST if key in theirs), None)
     wanted = network.state_dict()
     if first is None or first not in wanted:
-        raise ModelError(f"{path}: holds {source.kind}, whose trunk is not the network's; choose another trunk or file")
+        raise ModelError(
+            "weights-other-trunk",
+            "{path}: holds {kind}, whose trunk is not the network's; choose another trunk or file",
+            path=path,
+            kind=source.kind,
+        )
     card_spec, scales = _of_own(source)
     if spec is not None:
         theirs |= _rescaled(theirs, first, card_spec or input_spec(source.pixels, 1.0), spec)
@@ -76,7 +91,12 @@ def _fitting(path: Path, wanted: Tensors, theirs: Tensors) -> tuple[Tensors, lis
         if problem is None:
             taken |= {key: theirs[key] for key in keys if key in theirs}
         elif part in _TRUNKS:
-            raise ModelError(f"{path}: does not fit the network's trunk: {problem}")
+            raise ModelError(
+                "weights-misfit",
+                "{path}: does not fit the network's trunk: {problem}; choose another trunk or file",
+                path=path,
+                problem=problem,
+            )
         else:
             kept.append(part)
     return taken, sorted(kept)
@@ -128,3 +148,19 @@ def _rescaled(theirs: Tensors, first: str, before: InputSpec, now: InputSpec) ->
 def _column(like: torch.Tensor, values: list[float]) -> torch.Tensor:
     """One value for each band of a convolution's weight."""
     return like.new_tensor(values).reshape(1, -1, 1, 1)
+
+
+def widen(weight: torch.Tensor, bands: int) -> torch.Tensor:
+    """The first convolution's weight (channels, 3, rows, cols) for images of `bands` bands, in the same dtype.
+
+    With more than three bands, the first three keep their filters and every other gets the mean of the three, as the
+    authors' RGB-D net does (nyud-fcn32s-color-d/solve.py). With one or two, each gets the mean times 3 / `bands`: an
+    image whose bands are all alike, such as a grey one, gives the response that it gives as red, green and blue.
+    ValueError when `weight` is not for three bands.
+    """
+    if weight.ndim != 4 or weight.shape[1] != _RGB:
+        raise ValueError(f"a weight for red, green and blue is (channels, 3, rows, cols), got {tuple(weight.shape)}")
+    mean = weight.mean(dim=1, keepdim=True)
+    if bands < _RGB:
+        return (mean * (_RGB / bands)).repeat(1, bands, 1, 1)
+    return torch.cat([weight, mean.repeat(1, bands - _RGB, 1, 1)], dim=1)

@@ -13,8 +13,6 @@ it had not stopped.
 import io
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +26,7 @@ from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.recipe import Schedule
 from fcn_batch.pipeline.network.distributed import ALONE, Peers
-from fcn_batch.pipeline.network.networks import FcnNetwork
+from fcn_batch.pipeline.network.fcn import FcnNetwork
 
 _WARM_UP = 0.05
 _AVERAGE_DECAY = 0.999
@@ -42,11 +40,11 @@ class Batch:
     images: NDArray[np.float32]
     labels: NDArray[np.uint8]
     origins: tuple[str, ...] = ()
-    """File and window of each, to name one that does harm."""
+    """File and window of each, for the message when the loss is not finite."""
 
 
 def class_weights(counts: NDArray[np.int64], balance: float) -> NDArray[np.float32]:
-    """Loss weight of each class: share ** -balance, scaled so that the mean over pixels is 1.
+    """Return the loss weight of each class: share ** -balance, scaled so that the mean over pixels is 1.
 
     >>> class_weights(np.array([80, 20]), 0.0).tolist()
     [1.0, 1.0]
@@ -62,7 +60,7 @@ def seed(*numbers: int) -> None:
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step`: linear up, then half a cosine down."""
+    """Return the share of the peak learning rate at `step`: linear up, then half a cosine down."""
     warm = max(1, round(_WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -126,47 +124,52 @@ class Trainer:
         0.0, and nothing is learnt, when no pixel is labelled. TrainingError when loss or gradient is not finite: the
         step then does not count, and the weights are those before it.
         """
-        number = self.steps
-        seed(self.schedule.seed, self.stage, number, self._peers.rank)
+        seed(self.schedule.seed, self.stage, self.steps, self._peers.rank)
+        factor = 1.0 if self.schedule.rates == "fixed" else rate_factor(self.steps, self.schedule.steps)
         for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
-            fixed = self.schedule.rates == "fixed"
-            group["lr"] = peak * (1.0 if fixed else rate_factor(number, self.schedule.steps))
+            group["lr"] = peak * factor
         labels = torch.from_numpy(batch.labels).to(self.device).long()
         known = labels != NODATA
         total = self._peers.sum(float(self._weights[labels[known]].sum()))
         value = 0.0  # without a label there is nothing to learn; the mean over no pixel would be NaN
         if total:
-            value = self._learn(batch.images, labels, total)
+            value = self._learn(batch, labels, total)
         self.steps += 1
         return value
 
-    def _learn(self, images: NDArray[np.float32], labels: torch.Tensor, total: float) -> float:
-        """Take a step; the batch's loss. TrainingError, with the network as it was, when it is not finite."""
+    def _learn(self, batch: Batch, labels: torch.Tensor, total: float) -> float:
+        """Take a step and return the loss. TrainingError, with the network as it was, when it is not finite."""
         self.network.train()
         self._optimiser.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self.network.buffers()]  # batch norm's averages, which forward changes
-        value = self._peers.sum(self._gradients(images, labels, total))
+        value = self._peers.sum(self._gradients(batch.images, labels, total))
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_NORM))
-        for what, number in (("loss", value), ("gradient", norm)):
-            if not math.isfinite(number):
-                for buffer, old in zip(self.network.buffers(), before, strict=True):
-                    buffer.copy_(old)
-                raise TrainingError(
-                    f"the {what} became {number} at step {self.steps + 1}; lower schedule.learning_rate"
-                )
+        if not math.isfinite(value + norm):
+            for buffer, old in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(old)
+            raise TrainingError(
+                "loss-not-finite",
+                "loss {loss} and gradient {gradient} at step {step} (batch of {origins}) are not finite; repair the "
+                "images, or lower schedule.learning_rate and give --restart",
+                loss=value,
+                gradient=norm,
+                step=self.steps + 1,
+                origins="; ".join(batch.origins),
+            )
         self._optimiser.step()
         self.average.update_parameters(self.network)
         return value
 
     def _gradients(self, pixels: NDArray[np.float32], labels: torch.Tensor, total: float) -> float:
-        """Add up the gradients of this process's parts; its share of the loss."""
+        """Add up the gradients of this process's equal parts and return its share of the loss."""
         value = 0.0
-        parts = self.schedule.accumulate
-        for number, part in enumerate(_parts(len(pixels), parts)):
+        windows = len(pixels) // self.schedule.accumulate
+        for start in range(0, len(pixels), windows):
+            part = slice(start, start + windows)
             images = torch.from_numpy(pixels[part]).to(self.device, self._dtype, non_blocking=True)
             images = images.to(memory_format=torch.channels_last)
-            with self._peers.alone_until_last(self._module, last=number == parts - 1):
-                with self._autocast():
+            with self._peers.alone_until_last(self._module, last=part.stop == len(pixels)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                     scores = self._module(images)
                 loss = self._loss(scores.to(self._dtype), labels[part], total)
                 (loss * self._peers.world).backward()  # the processes' gradients are averaged
@@ -182,13 +185,8 @@ class Trainer:
             loss = loss + self.schedule.dice * share * dice_loss(scores, labels)
         return loss
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.schedule.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return all that the next step depends on."""
         return {
             "stage": self.stage,
             "steps": self.steps,
@@ -203,14 +201,6 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
-
-
-def _parts(windows: int, parts: int) -> Iterator[slice]:
-    if windows % parts:
-        raise TrainingError(f"{windows} windows of a batch in each process cannot be done in {parts} equal parts")
-    side = windows // parts
-    for number in range(parts):
-        yield slice(number * side, (number + 1) * side)
 
 
 def _groups(network: nn.Module, schedule: Schedule, rate: float) -> list[dict[str, Any]]:
@@ -235,28 +225,20 @@ def _optimiser(groups: list[dict[str, Any]], schedule: Schedule) -> torch.optim.
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """A state as a file."""
+    """Return a state as a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> dict[str, Any]:
-    """The state in a file that `to_bytes` made: tensors and plain values, nothing that can run.
-
-    ValueError when it is something else.
-    """
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"not a whole checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"not a checkpoint but a {type(state).__name__}")  # noqa: TRY004 - the file is wrong, no type
+    """Return the state in a file that `to_bytes` made: tensors and plain values, nothing that can run."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16}
-"""What weights are stored as."""
+"""Types that weights are stored as."""
 
 
 def round_weights(network: nn.Module, kind: str) -> None:

@@ -55,16 +55,21 @@ def try_out(network: nn.Module, bands: int) -> Trial:
             refusal = refusal or error
             continue
         if scores.shape[-2:] != (side, side):
-            rows, cols = scores.shape[-2:]
             refusal = refusal or ModelError(
-                f"the network gives {rows} x {cols} scores for an image of {side} x {side} pixels; "
-                "let it pad its convolutions and upsample its scores to the input's size"
+                "network-output",
+                "the network gives {found} scores for an image of {size} pixels; let it pad its convolutions and "
+                "upsample its scores to the input's size",
+                found=" x ".join(map(str, scores.shape[-2:])),
+                size=f"{side} x {side}",
             )
         elif not torch.isfinite(scores).all():
-            raise ModelError("the network's scores of an image of noise are NaN or infinite: its weights are broken")
+            raise ModelError(
+                "weights-broken", "the network's scores of an image of noise are NaN or infinite; get its weights again"
+            )
         else:
             return Trial(side, scores.shape[1])
-    raise refusal or ModelError("no side was tried")
+    assert refusal is not None
+    raise refusal
 
 
 def compare_window(network: nn.Module, bands: int, stride: int, halo: int) -> Agreement:
@@ -114,7 +119,7 @@ def _compared(network: nn.Module, image: torch.Tensor, inner: Window, halo: int)
 
 
 def _agreement(whole: torch.Tensor, part: torch.Tensor) -> Agreement:
-    """Of two score maps, (classes, rows, cols)."""
+    """Compare two score maps, (classes, rows, cols)."""
     scale = whole.abs().max().clamp(min=torch.finfo(whole.dtype).tiny)
     return Agreement(
         pixels=whole[0].numel(),
@@ -134,11 +139,21 @@ def forward(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
         bands, rows, cols = image.shape[1:]
         why = " ".join(str(error).split())[:300] or "no reason given"
         raise ModelError(
-            f"the network refuses an image of {bands} bands and {rows} x {cols} pixels: {type(error).__name__}: {why}"
+            "network-failed",
+            "the network refuses an image of {bands} bands and {rows} x {cols} pixels: {kind}: {why}",
+            bands=bands,
+            rows=rows,
+            cols=cols,
+            kind=type(error).__name__,
+            why=why,
         ) from error
     if not isinstance(scores, torch.Tensor) or scores.ndim != 4:
         what = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ModelError(f"the network returns {what}; let it return one tensor (n, classes, rows, cols)")
+        raise ModelError(
+            "network-output",
+            "the network returns {found}; let it return one tensor (n, classes, rows, cols)",
+            found=what,
+        )
     return scores
 
 

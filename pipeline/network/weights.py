@@ -18,8 +18,8 @@ from fcn_batch.pipeline.core.errors import ModelError
 from fcn_batch.pipeline.core.limits import MAX_MODEL, read_bounded, regular_size
 from fcn_batch.pipeline.core.model_card import Factory, ModelCard, first_problem
 from fcn_batch.pipeline.network.device import free_memory
-from fcn_batch.pipeline.network.factory import as_float32, build, card_of, read_factory
-from fcn_batch.pipeline.network.networks import FcnNetwork, build_network
+from fcn_batch.pipeline.network.factory import as_float32, build, card_of, damaged_file, read_factory
+from fcn_batch.pipeline.network.fcn import FcnNetwork, build_network
 
 _CARD_KEY = "fcn_batch.model_card"
 _HEADER_LIMIT = 16 * 2**20
@@ -51,7 +51,14 @@ def _packed(path: Path, name: str, tensor: torch.Tensor, dtype: torch.dtype | No
         return tensor
     packed = tensor.to(dtype)
     if not torch.equal(packed.isfinite(), tensor.isfinite()):
-        raise ModelError(f"{path}: {name} holds {tensor.abs().max():g}, too large for {dtype}; save it as float32")
+        raise ModelError(
+            "weights-too-large",
+            "{path}: {name} holds {value:g}, too large for {dtype}; save it as float32",
+            path=path,
+            name=name,
+            value=float(tensor.abs().max()),
+            dtype=dtype,
+        )
     return packed
 
 
@@ -96,8 +103,12 @@ def load_model(path: Path, *, sha256: str | None = None) -> tuple[ModelFile, nn.
 def _check_hash(path: Path, found: str, wanted: str | None) -> None:
     if wanted is not None and found != wanted:
         raise ModelError(
-            f"{path}: the model file changed during the run: sha256 was {wanted[:12]}…, is now "
-            f"{found[:12]}…; put the old file back, or start again with --restart"
+            "model-changed",
+            "{path}: the model file changed during the run: sha256 was {before:.12}…, is now {now:.12}…; put the old "
+            "file back, or start again with --restart",
+            path=path,
+            before=wanted,
+            now=found,
         )
 
 
@@ -111,13 +122,23 @@ def _bare(file: ModelFile) -> FcnNetwork:
     """The network that the card describes, without weights; ModelError when its grid is not the card's."""
     card, path = file.card, file.path
     if isinstance(card.architecture, Factory):
-        raise ModelError(f"{path}: its card names the factory {card.architecture.target}; give that one's TOML file")
+        raise ModelError(
+            "model-factory",
+            "{path}: its card names the factory {target}; give that one's TOML file",
+            path=path,
+            target=card.architecture.target,
+        )
     with torch.device("meta"):  # nothing is allocated until the weights are known to fit the card
         network = build_network(card.architecture, len(card.input.bands), len(card.legend))
-    if (network.stride, network.halo, network.phase) != (card.stride, card.halo, card.phase):
+    says, found = ((one.stride, one.halo, one.phase) for one in (card, network))
+    if found != says:
         raise ModelError(
-            f"{path}: the card says stride {card.stride}, halo {card.halo} and phase {card.phase}, the layers give "
-            f"{network.stride}, {network.halo} and {network.phase}; the file is damaged or was edited: get it again"
+            "grid-mismatch",
+            "{path}: the card says stride, halo and phase are {says}, the layers give {found}; the file is damaged or "
+            "was edited: get it again",
+            path=path,
+            says=says,
+            found=found,
         )
     return network
 
@@ -126,42 +147,71 @@ def _fill(path: Path, network: FcnNetwork, tensors: dict[str, torch.Tensor]) -> 
     tensors = as_float32(path, tensors)
     dead = [n for n, t in tensors.items() if n.endswith("weight") and not t.any()]
     if dead:
-        raise ModelError(f"{path}: all weights of {dead[0]} are zero: the model was never trained")
+        raise ModelError(
+            "weights-untrained", "{path}: all of {layer} is zero: the model was never trained", path=path, layer=dead[0]
+        )
     try:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ModelError(f"{path}: the weights do not fit the card's architecture: {error}") from error
+        raise ModelError(
+            "weights-mismatch",
+            "{path}: the weights do not fit the card's architecture: {why}",
+            path=path,
+            why=_line(error),
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if regular_size(path) > (free := free_memory("cpu")):
+        size, free = regular_size(path), free_memory("cpu")
+        if size > free:
             raise ModelError(
-                f"{path}: {regular_size(path)} bytes of weights do not fit the {free} bytes of free memory"
+                "model-too-large",
+                "{path}: {size} bytes of weights do not fit the {free} bytes of free memory",
+                path=path,
+                size=size,
+                free=free,
             )
         return read_bounded(path, MAX_MODEL)
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such model file; `fcn-batch model list` names those that ship") from None
+        raise ModelError(
+            "model-missing", "{path}: no such model file; `fcn-batch model list` names those that ship", path=path
+        ) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the model file: {error.strerror}") from error
+        raise ModelError(
+            "model-unreadable", "{path}: cannot read the model file: {why}", path=path, why=error.strerror
+        ) from error
 
 
 def _parse(path: Path, data: bytes) -> ModelFile:
     """The header of a safetensors file is its length (8 bytes, little endian) and that many bytes of JSON."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(len(data) - 8, _HEADER_LIMIT):
-        raise ModelError(f"{path}: not a safetensors file ({len(data)} bytes); give a model made by fcn-batch")
+        raise ModelError(
+            "model-unknown",
+            "{path}: not a safetensors file ({size} bytes); give a model made by fcn-batch",
+            path=path,
+            size=len(data),
+        )
     try:
         text = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CARD_KEY)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error
+        raise damaged_file(path, error) from error
     if text is None:
         _tensors(path, data)  # a broken file says that first
-        raise ModelError(f"{path}: holds weights but no fcn-batch model card; make it with `fcn-batch train`")
+        raise ModelError(
+            "card-missing",
+            "{path}: holds weights but no fcn-batch model card; make it with `fcn-batch train`",
+            path=path,
+        )
     try:
         card = ModelCard.model_validate_json(text)
     except ValidationError as error:
-        raise ModelError(f"{path}: bad model card: {first_problem(error)}") from error
+        raise ModelError("card-invalid", "{path}: {reason}", path=path, reason=first_problem(error)) from error
     return ModelFile(path, hashlib.sha256(data).hexdigest(), card)
 
 
@@ -170,4 +220,4 @@ def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
     except (ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}; get the file again") from error
+        raise damaged_file(path, error) from error

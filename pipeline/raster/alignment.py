@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_batch.pipeline.core.classes import NODATA, Legend
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.maps import ClassMap, Ids
 from fcn_batch.pipeline.raster.crs import Change, change_of_system, system_name
 
 _ON_BORDER = 1e-6  # pixels: what is nearer to a border lies on it, and differs by rounding only
-_SAMPLES = 65  # points along each side of a raster, where its outline in another system is wanted
+_SAMPLES = 65  # points along each side of a raster, for its outline in another system
+_BLOCK = 512  # rows and columns that are read at once of a map on another grid
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -119,3 +122,28 @@ def _floor(position: Floats, stop: int) -> Indices:
     """The pixel at a position, -1 outside 0 to `stop` or where the position is infinite."""
     pixel = np.floor(position + _ON_BORDER)
     return np.where((pixel >= 0) & (pixel < stop), pixel, -1).astype(np.int64)
+
+
+class Regridded:
+    """The classes of `source` on `grid`. Many threads may read at once, where they may from the map itself."""
+
+    def __init__(self, source: ClassMap, grid: Grid) -> None:
+        self._source = source
+        self._alignment = Alignment.between(Grid(source.size, source.georeference), grid)
+        self.size: Size = grid.size
+        self.georeference: GeoReference = grid.georeference
+        self.block = (_BLOCK, _BLOCK)
+        self.legend: Legend | None = source.legend
+
+    def read(self, window: Window) -> Ids:
+        """Class ids of a window: (rows, cols), uint8, 255 where there is none; the map's errors."""
+        rows, cols = self._alignment.pixels(window)
+        inside = (rows >= 0) & (cols >= 0)
+        found = np.full((window.height, window.width), NODATA, np.uint8)
+        if not inside.any():
+            return found
+        top, left = int(rows[rows >= 0].min()), int(cols[cols >= 0].min())
+        seen = Window(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+        ids = self._source.read(seen)
+        picked = ids[np.where(inside, rows - top, 0), np.where(inside, cols - left, 0)]
+        return np.where(inside, picked, np.uint8(NODATA))

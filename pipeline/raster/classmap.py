@@ -34,12 +34,7 @@ BLOCK = 512
 """Rows and columns of a storage block."""
 CACHE_MB = 256
 """GDAL's block cache while writing: a row of blocks of a map 500 000 pixels wide."""
-COG_OPTIONS = {
-    "compress": "DEFLATE",
-    "blocksize": BLOCK,
-    "overview_resampling": "MODE",
-    "bigtiff": "IF_SAFER",
-}
+COG_OPTIONS = {"compress": "DEFLATE", "blocksize": BLOCK, "overview_resampling": "MODE", "bigtiff": "IF_SAFER"}
 """Options of GDAL's COG driver."""
 _STRUCTURE = b"GDAL_STRUCTURAL_METADATA_SIZE="
 Windows = Iterable[tuple[Window, NDArray[np.uint8]]]
@@ -88,8 +83,11 @@ def write_cog(path: Path, head: MapHead, windows: Windows) -> None:
             differs = place_differs(partial, head)
         if differs is not None:
             raise OutputError(
-                f"{path} does not keep the raster's place on the Earth: {differs}; "
-                "give the raster a reference system that GeoTIFF knows (gdal_edit.py -a_srs)"
+                "place-lost",
+                "{path} does not keep the raster's place on the Earth: {differs}; "
+                "give the raster a reference system that GeoTIFF knows (gdal_edit.py -a_srs)",
+                path=path,
+                differs=differs,
             )
         with _writing(path):
             sync([partial, side])  # complete on the disk before they get their names
@@ -183,12 +181,18 @@ def _compare(cog: Path, checksums: list[tuple[Window, int]], path: Path) -> None
     with _writing(path), accept_pixel_space(), rasterio.open(cog, driver="GTiff") as dataset:
         for window, expected in checksums:
             if _checksum(dataset.read(1, window=_rasterio_window(window))) != expected:
-                where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
                 raise OutputError(
-                    f"{path} does not read back as it was written in {where}; check the disk, then run again"
+                    "output-damaged",
+                    "{path} does not read back as it was written in {where}; check the disk, then run again",
+                    path=path,
+                    where=f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}",
                 )
         if not _in_order(dataset, cog):
-            raise OutputError(f"{path}: the disk failed while it was written; check the disk, then run again")
+            raise OutputError(
+                "output-damaged",
+                "{path}: the disk failed while it was written; check the disk, then run again",
+                path=path,
+            )
 
 
 def _in_order(dataset: Any, cog: Path) -> bool:
@@ -245,8 +249,11 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, CPLE_BaseError, SystemError) as error:  # SystemError: rasterio without GDAL's reason
         raise OutputError(
-            f"{path} cannot be written: {error.__cause__ or error}; "
-            f"check the free space and your rights in {path.parent}, then run again"
+            "output-unwritable",
+            "{path} cannot be written: {reason}; check the free space and your rights in {folder}, then run again",
+            path=path,
+            reason=error.__cause__ or error,
+            folder=path.parent,
         ) from error
 
 

@@ -31,7 +31,12 @@ class Clipped:
         self._source = source
         self._polygons = Zones.open(polygons, grid, layer=layer).polygons
         if not len(self._polygons.shapes):
-            raise InputError(f"{polygons}: none of its polygons lies on the map, {grid}; clip it with others")
+            raise InputError(
+                "polygons-elsewhere",
+                "{path}: none of its polygons lies on the map, {raster}; clip it with others",
+                path=polygons,
+                raster=grid,
+            )
         self.size: Size = source.size
         self.georeference: GeoReference = source.georeference
         self.block: tuple[int, int] = source.block

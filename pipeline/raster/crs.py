@@ -45,7 +45,10 @@ def wkt_of(text: str) -> str:
         return str(CRS.from_user_input(text).to_wkt("WKT2_2019"))
     except CRSError as error:
         raise InputError(
-            f"{text!r} is no reference system that PROJ knows: {error}; give a code like EPSG:4326"
+            "crs-unknown",
+            "{value!r} is no reference system that PROJ knows: {reason}; give a code like EPSG:4326",
+            value=text,
+            reason=error,
         ) from error
 
 
@@ -185,8 +188,11 @@ def _crs(ref: GeoReference) -> CRS | None:
         return CRS.from_wkt(ref.crs_wkt)
     except CRSError as error:
         raise InputError(
-            f"PROJ does not understand the raster's reference system {ref.crs_wkt[:200]!r}: {error}; "
-            "assign a valid one, for instance with `gdal_edit.py -a_srs EPSG:32633`"
+            "crs-invalid",
+            "PROJ does not understand the raster's reference system {wkt!r:.200}: {reason}; "
+            "assign a valid one, for instance with `gdal_edit.py -a_srs EPSG:32633`",
+            wkt=ref.crs_wkt,
+            reason=error,
         ) from error
 
 

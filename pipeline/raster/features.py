@@ -6,6 +6,7 @@ driver that follows them. pyogrio and shapely come with `pip install 'fcn-batch[
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,16 +49,17 @@ class Features:
         return f"{len(self.shapes)} polygons, {extent},"
 
 
-def libraries() -> SimpleNamespace:
-    """Imported shapely and pyogrio; OptionError when they are not installed."""
+def libraries(*more: str) -> SimpleNamespace:
+    """Import pyogrio, shapely and `more`; OptionError when one is not installed."""
     try:
-        import pyogrio
-        import shapely
+        return SimpleNamespace(**{name: import_module(name) for name in ("pyogrio", "shapely", *more)})
     except ImportError as error:
         raise OptionError(
-            f"polygons are read and written with {error.name}, which is not installed: pip install 'fcn-batch[vectors]'"
+            "extra-missing",
+            "polygons are read and written with {package}, which is not installed: pip install 'fcn-batch[{extra}]'",
+            package=error.name,
+            extra="vectors",
         ) from error
-    return SimpleNamespace(pyogrio=pyogrio, shapely=shapely)
 
 
 def read_features(path: Path, burn: Burn, given: GeoReference | None, image: GeoReference) -> Features:
@@ -69,16 +71,32 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
         layer = _layer(local, [str(name) for name in pyogrio.list_layers(local)[:, 0]], burn.layer)
         fields = [str(name) for name in pyogrio.read_info(local, layer=layer)["fields"]]
         if burn.field is not None and burn.field not in fields:
-            raise TrainingError(f"{local} has no field {burn.field!r}; its fields are {', '.join(fields) or 'none'}")
+            raise TrainingError(
+                "field-missing",
+                "{path} has no field {field!r}; its fields are {fields}",
+                path=local,
+                field=burn.field,
+                fields=", ".join(fields) or "none",
+            )
         columns = [burn.field] if burn.field is not None else []
         meta, _, shapes, data = pyogrio.raw.read(local, layer=layer, columns=columns, force_2d=True)
         shapes = shapely.from_wkb(shapes if shapes is not None else [])
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.ShapelyError) as error:
-        raise InputError(f"{local} cannot be read as polygons: {error}; get an undamaged copy") from error
+        raise InputError(
+            "input-damaged",
+            "{path} cannot be read as polygons: {reason}; get an undamaged copy",
+            path=local,
+            reason=error,
+        ) from error
     there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     kinds = {shape.geom_type for shape in shapes[there]}
     if others := sorted(kinds - {*_POLYGONS}):
-        raise TrainingError(f"{local} holds {', '.join(others)}; labels need polygons: leave the others out")
+        raise TrainingError(
+            "geometry-unsupported",
+            "{path} holds {kinds}; labels need polygons: leave the others out",
+            path=local,
+            kinds=", ".join(others),
+        )
     values = [_text(value) for value in data[0][there]] if columns else []
     return Features(shapes[there], values, _where(local, meta["crs"], given, image))
 
@@ -86,12 +104,19 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
 def _check_kind(path: Path) -> None:
     """InputError unless the file begins as its name promises: no driver that follows links gets to see it."""
     if not path.is_file():
-        raise InputError(f"{path} {'is a folder; give the file in it' if path.exists() else 'does not exist'}")
+        if path.exists():
+            raise InputError("input-is-folder", "{path} is a folder; give the file in it", path=path)
+        raise InputError("input-missing", "{path} does not exist; check the name", path=path)
     magic = _MAGIC[path.suffix.lower()]
     with path.open("rb") as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf")
     if not (start.lstrip() if magic == b"{" else start).startswith(magic):
-        raise InputError(f"{path} is not what its ending says; one of {', '.join(VECTOR_SUFFIXES)} is supported")
+        raise InputError(
+            "format-unsupported",
+            "{path} is not what its ending says; one of {formats} is supported",
+            path=path,
+            formats=", ".join(VECTOR_SUFFIXES),
+        )
 
 
 def _layer(path: Path, names: list[str], wanted: str | None) -> str:
@@ -99,8 +124,13 @@ def _layer(path: Path, names: list[str], wanted: str | None) -> str:
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted not in names:
-        problem = "has several layers" if wanted is None else f"has no layer {wanted!r}"
-        raise TrainingError(f"{path} {problem}; choose one with `layer`: {', '.join(names) or 'there is none'}")
+        raise TrainingError(
+            "layer-missing",
+            "{path} {problem}; choose one with `layer`: {layers}",
+            path=path,
+            problem="has several layers" if wanted is None else f"has no layer {wanted!r}",
+            layers=", ".join(names) or "there is none",
+        )
     return wanted
 
 
@@ -116,12 +146,15 @@ def _where(path: Path, crs: str | None, given: GeoReference | None, image: GeoRe
     if given is not None:
         return given
     if (crs is None) != (image.crs_wkt is None):
-        if crs is None:
-            which, remedy = "polygons have", "ogr2ogr -a_srs EPSG:…"
-        else:
-            which, remedy = "image has", "ogr2ogr -a_srs NONE COPY.gpkg, if they are in its pixels"
+        none = "polygons have" if crs is None else "image has"
+        copy = "EPSG:…" if crs is None else "NONE COPY.gpkg, if they are in its pixels"
         raise TrainingError(
-            f"{path}: the {which} no reference system, the other has; say in a copy where the polygons lie ({remedy}), "
-            "or in a recipe with `georeference`; GeoJSON counts as longitude and latitude, also where it holds pixels"
+            "crs-one-sided",
+            "{path}: the {which} no reference system, the other has; say in a copy where the polygons lie "
+            "(ogr2ogr -a_srs {remedy}), or in a recipe with `georeference`; GeoJSON counts as longitude and latitude, "
+            "also where it holds pixels",
+            path=path,
+            which=none,
+            remedy=copy,
         )
     return GeoReference(None if crs is None else wkt_of(crs), IDENTITY)

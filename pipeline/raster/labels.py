@@ -7,7 +7,6 @@
 import threading
 import weakref
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from fcn_batch.pipeline.core.errors import TrainingError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.source import ID_DTYPES, RasterInfo
+from fcn_batch.pipeline.core.tolerance import halves
 from fcn_batch.pipeline.raster.alignment import Alignment, Grid
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
 from fcn_batch.pipeline.raster.vectors import VectorLabels
@@ -57,20 +57,36 @@ def open_labels(
     """
     if path.suffix.lower() in VECTOR_SUFFIXES:
         if burn is None:
-            raise TrainingError(f"{path}: labels that are polygons need to be told what they mean; give `burn`")
+            raise TrainingError(
+                "burn-missing", "{path}: nothing says what labels that are polygons mean; give `burn`", path=path
+            )
         return VectorLabels.open(path, grid, burn, georeference)
     if burn is not None:
-        kinds = ", ".join(VECTOR_SUFFIXES)
-        raise TrainingError(f"{path}: `burn` is for polygons ({kinds}), and this is a raster; leave it out")
+        raise TrainingError(
+            "burn-of-raster",
+            "{path}: `burn` is for polygons ({kinds}), and this is a raster; leave it out",
+            path=path,
+            kinds=", ".join(VECTOR_SUFFIXES),
+        )
     info = inspect(path, ID_DTYPES)
     if any(role != "alpha" for role in info.colour_roles[1:]):
         raise TrainingError(
-            f"{path} has {info.bands} bands ({', '.join(info.colour_roles)}); labels need one band of class ids "
-            "(and alpha at most): turn colours into ids first"
+            "labels-bands",
+            "{path} has {bands} bands ({roles}); labels need one band of class ids (and alpha at most): turn colours "
+            "into ids first",
+            path=path,
+            bands=info.bands,
+            roles=", ".join(info.colour_roles),
         )
     alignment = Alignment.between(Grid(info.size, _where(info, grid, georeference)), grid)
     if not alignment.overlaps():
-        raise TrainingError(f"{path}: the labels, {alignment.source}, do not lie on the image, {grid}")
+        raise TrainingError(
+            "labels-elsewhere",
+            "{path}: the labels, {labels}, do not lie on the image, {image}",
+            path=path,
+            labels=alignment.source,
+            image=grid,
+        )
     return RasterLabels(info, alignment)
 
 
@@ -102,7 +118,7 @@ class RasterLabels:
         top, left = int(rows.min()), int(cols.min())
         area = Window(top, left, int(rows.max()) + 1 - top, int(cols.max()) + 1 - left)
         if area.pixels > _AT_ONCE and window.pixels > 1:
-            return self._read_halves(window)
+            return np.concatenate([self.read(half) for half in halves(window)], int(window.height < window.width))
         ids = self._read_area(area)[np.maximum(row - top, 0), np.maximum(col - left, 0)]
         ids[(row < 0) | (col < 0)] = NO_LABEL
         return ids
@@ -113,23 +129,18 @@ class RasterLabels:
             for source in list(self._sources):
                 source.close()
 
-    def _read_halves(self, window: Window) -> NDArray[np.int32]:
-        """Read the window in two parts, cut across its longer side."""
-        if window.height >= window.width:
-            first = replace(window, height=window.height // 2)
-            second = replace(window, row=first.stop_row, height=window.height - first.height)
-        else:
-            first = replace(window, width=window.width // 2)
-            second = replace(window, col=first.stop_col, width=window.width - first.width)
-        parts = [self.read(first), self.read(second)]
-        return np.concatenate(parts, axis=0 if window.height >= window.width else 1)
-
     def _read_area(self, area: Window) -> NDArray[np.int32]:
         """Ids of a window of the label raster itself."""
         pixels = self._source().read(area, (1,))
         values = pixels.values[0]
         if values.dtype == np.uint32 and (largest := values[pixels.valid].max(initial=0)) > np.iinfo(np.int32).max:
-            raise TrainingError(f"{self._info.path} holds the id {largest}; ids go up to {np.iinfo(np.int32).max}")
+            raise TrainingError(
+                "labels-ids",
+                "{path} holds the id {id}; ids go up to {most}",
+                path=self._info.path,
+                id=largest,
+                most=np.iinfo(np.int32).max,
+            )
         return np.where(pixels.valid, values.astype(np.int32), np.int32(NO_LABEL))
 
     def _source(self) -> RasterioSource:
@@ -162,8 +173,13 @@ def _where(info: RasterInfo, grid: Grid, given: GeoReference | None) -> GeoRefer
         return own
     if info.size == grid.size and (unplaced or np.allclose(own.transform, image.transform, rtol=1e-9)):
         return image
-    which = "labels have" if own.crs_wkt is None else "image has"
     raise TrainingError(
-        f"{info.path}: the {which} no reference system, and {info.size.height}x{info.size.width} label pixels do not "
-        f"match the image, {grid}, one by one; say with `georeference` where the labels lie on the image"
+        "labels-unplaced",
+        "{path}: the {which} no reference system, and {rows}x{cols} label pixels do not match the image, {image}, "
+        "one by one; say with `georeference` where the labels lie on the image",
+        path=info.path,
+        which="labels have" if own.crs_wkt is None else "image has",
+        rows=info.size.height,
+        cols=info.size.width,
+        image=grid,
     )

@@ -1,15 +1,17 @@
-"""Reading class maps back from rasters: ids as uint8, and the classes' names and colours where the file has them.
+"""Class maps that are rasters: reading them back, with names and colours, and checking those that we wrote.
 
 Names and colours stand in the attribute table of the side file that `classmap.py` writes (GDAL's format for metadata
 that a driver has no place for, so other programs' tables are read as well); without it the band's CF flag attributes
 and its palette are taken.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rasterio.io import DatasetReader
@@ -19,7 +21,9 @@ from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.limits import read_bounded
+from fcn_batch.pipeline.core.qml import legal_text
 from fcn_batch.pipeline.core.source import ID_DTYPES
+from fcn_batch.pipeline.raster.classmap import BLOCK, MapHead, place_differs
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only
 from fcn_batch.pipeline.raster.rasterfile import DRIVERS, RasterioSource, inspect
 
@@ -39,7 +43,10 @@ class MapFile:
         info = inspect(path, ID_DTYPES)
         if info.bands != 1:
             raise InputError(
-                f"{path}: {info.bands} bands; a class map has one, of class ids; take it with gdal_translate -b N"
+                "map-bands",
+                "{path}: {bands} bands; a class map has one, of class ids; take it with gdal_translate -b N",
+                path=path,
+                bands=info.bands,
             )
         self._source = RasterioSource(path, info)
         self.size: Size = info.size
@@ -56,10 +63,12 @@ class MapFile:
         values = pixels.values[0]
         beyond = pixels.valid & ((values < 0) | (values > NODATA))
         if beyond.any():
-            wrong = int(values[beyond][0])
             raise InputError(
-                f"{self.path}: holds {wrong}; class ids are 0 to {NODATA - 1}: "
-                f"give the others new numbers, or declare them nodata (gdal_translate -a_nodata {wrong})"
+                "class-id-invalid",
+                "{path}: holds {value}; class ids are 0 to 254: "
+                "give the others new numbers, or declare them nodata (gdal_translate -a_nodata {value})",
+                path=self.path,
+                value=int(values[beyond][0]),
             )
         return np.where(pixels.valid, values.astype(np.uint8), np.uint8(NODATA))
 
@@ -82,7 +91,10 @@ def read_legend(path: Path) -> Legend | None:
         if isinstance(error, ValidationError):
             why = f"{'.'.join(str(part) for part in error.errors()[0]['loc'])} {error.errors()[0]['msg']}"
         raise InputError(
-            f"{path}: its class names cannot be used: {why}; mend or remove {path.name}.aux.xml"
+            "legend-invalid",
+            "{path}: its class names cannot be used: {why}; correct or remove {path}.aux.xml",
+            path=path,
+            why=why,
         ) from error
     return legend
 
@@ -129,3 +141,38 @@ def _from_band(path: Path) -> list[dict[str, Any]]:
 
 def _hex(red: int, green: int, blue: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def cog_faults(path: Path, head: MapHead) -> Iterator[str]:
+    """What is wrong with the GeoTIFF `path` and its side file, one line each; pixels are not read.
+
+    OSError when it cannot be opened, InputError when its names make no legend.
+    """
+    with local_only(), accept_pixel_space(), rasterio.open(path, driver="GTiff") as dataset:
+        palette = dataset.colormap(1) if dataset.colorinterp[0].name == "palette" else {}
+        found = {
+            "size": f"{dataset.height} x {dataset.width}",
+            "bands": dataset.count,
+            "type": dataset.dtypes[0],
+            "nodata": dataset.nodata,
+            "blocks": dataset.block_shapes[0],
+            "layout": dataset.tags(ns="IMAGE_STRUCTURE").get("LAYOUT"),
+            "fingerprint": dataset.tags().get("fcn_fingerprint"),
+        }
+    fingerprint = head.tags.get("fcn:fingerprint")
+    size = f"{head.size.height} x {head.size.width}"
+    wanted = [size, 1, "uint8", NODATA, (BLOCK, BLOCK), "COG", fingerprint]
+    for (what, value), expected in zip(found.items(), wanted, strict=True):
+        if value != expected:
+            yield f"{what} is {value} instead of {expected}"
+    for one in head.legend.classes:
+        if palette.get(one.id, ())[:3] != one.rgb:
+            yield f"the palette has {palette.get(one.id)} for class {one.id} instead of {one.colour}"
+    names = {one.id: legal_text(one.name) for one in head.legend.classes}
+    legend = read_legend(path)
+    read = {} if legend is None else {one.id: one.name for one in legend.classes}
+    for class_id in sorted({*names, *read}):
+        if read.get(class_id) != names.get(class_id):
+            yield f"class {class_id} is called {read.get(class_id)!r} instead of {names.get(class_id)!r}"
+    if (differs := place_differs(path, head)) is not None:
+        yield f"not in its place: {differs}"

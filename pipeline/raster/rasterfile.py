@@ -10,8 +10,10 @@ Only the modules of the raster side import rasterio. Three facts shape this one:
   each strip is decoded again for each window, seven times slower. See `cache_needed`.
 """
 
+import math
 import re
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -27,13 +29,21 @@ from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from fcn_batch.pipeline.core.errors import DecodingError, FormatError, InputError
+from fcn_batch.pipeline.core.errors import FormatError, InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
 from fcn_batch.pipeline.core.location import Url, input_of, is_remote, size_in_archive
-from fcn_batch.pipeline.core.microns import microns_of
-from fcn_batch.pipeline.core.perthread import PerThread
-from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
+from fcn_batch.pipeline.core.source import (
+    DTYPES,
+    NO_MEASUREMENT,
+    PerThread,
+    Pixels,
+    RasterInfo,
+    SourceFile,
+    check_read,
+    no_level,
+    undecodable,
+)
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, leaving_nothing, local_only, reaching
 from fcn_batch.pipeline.raster.guard import check_bands, check_planes, check_raster, check_remote
 from fcn_batch.pipeline.raster.remote import look_at
@@ -44,6 +54,9 @@ _PAGE = re.compile(r"^GTIFF_DIR:(off:)?\d+:")
 """What stands before the name of a TIFF of which one page is meant."""
 BROKEN = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 """What rasterio raises for damaged files."""
+_OME_UNITS = {"µm": 1.0, "um": 1.0, "&#181;m": 1.0, "nm": 1e-3, "mm": 1e3}
+_COARSEST = 5.0
+"""Micrometres per pixel: coarser ones are a printer's or a camera's."""
 
 
 class RasterioSource:
@@ -89,12 +102,10 @@ class RasterioSource:
                 if (alpha := _own_alpha(info.colour_roles, info.dtype)) is not None:
                     valid &= dataset.read(alpha, window=area) > 0
         except BROKEN as error:
-            where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
             reason = _without_visit(self._path, error.__cause__ or error)
-            message = f"{info.path} cannot be decoded in {where}: {reason}"
             self._open.forget()  # after an error, GDAL's JPEG driver gives grey if it is not opened anew
             _forget_fetched(self._path)
-            raise DecodingError(f"{message}; get an undamaged copy") from error
+            raise undecodable(info.path, window, reason) from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
         return Pixels(values, valid)
@@ -130,7 +141,12 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
             info = replace(_info(local, dataset), levels=tuple(size for _, size in _levels(local, dataset)))
             return info if level == 0 else _at_level(info, level)
     except BROKEN as error:
-        raise InputError(f"{local} cannot be read: {error.__cause__ or error}; get an undamaged copy") from error
+        raise InputError(
+            "input-damaged",
+            "{path} cannot be read: {reason}; get an undamaged copy",
+            path=local,
+            reason=error.__cause__ or error,
+        ) from error
 
 
 def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
@@ -141,7 +157,9 @@ def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
     try:
         georeference = GeoReference(wkt, transform)
     except ValueError as error:
-        raise InputError(f"{local}: {error}; correct it with gdal_edit.py -a_ullr") from error
+        raise InputError(
+            "transform-invalid", "{path}: {problem}; correct it with gdal_edit.py -a_ullr", path=local, problem=error
+        ) from error
     return RasterInfo(
         path=str(local),
         files=_files(local, dataset),
@@ -226,9 +244,15 @@ def local_path(path: str | Path) -> Path:
     """Absolute path of a local file; InputError for URLs and GDAL's virtual file systems."""
     text = str(path)
     if text != text.encode(errors="replace").decode():
-        raise InputError(f"{text!a}: the name is not UTF-8, so no report could name it; rename the file")
+        raise InputError(
+            "name-not-utf8", "{path!a}: the name is not UTF-8, so no report could name it; rename the file", path=text
+        )
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
-        raise InputError(f"{text}: not a file on this machine, and one is needed here; copy it to a file")
+        raise InputError(
+            "input-not-local",
+            "{path}: not a file on this machine, and one is needed here; copy it to a file",
+            path=text,
+        )
     return Path(path).absolute()
 
 
@@ -249,13 +273,14 @@ def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
         with open_dataset(path) as whole:
             words = [word for word, _ in _levels(path, whole)]
         if level >= len(words):
-            raise InputError(f"{path} has no level {level}: its pyramid goes from 0 to {len(words) - 1}")
+            raise no_level(str(path), level, len(words))
         level = words[level]
     if isinstance(path, Url) and not path.remote:
         _ = path.archive  # says if there is none
     if isinstance(path, Path) and not path.is_file():
-        problem = "is a folder; give the file in it" if path.is_dir() else "does not exist; check the name"
-        raise InputError(f"{path} {problem}")
+        if path.is_dir():
+            raise InputError("input-is-folder", "{path} is a folder; give the file in it", path=path)
+        raise InputError("input-missing", "{path} does not exist; check the name", path=path)
     drivers = ["VRT"] if isinstance(path, Path) and path.suffix.lower() == ".vrt" else list(DRIVERS)
     name = path.gdal if isinstance(path, Url) else str(path)
     try:
@@ -264,11 +289,17 @@ def open_dataset(path: Path | Url, level: int | str = 0) -> DatasetReader:
             return DatasetReader(name, driver=drivers, **options)
     except RasterioIOError as error:
         reason = _without_visit(path, str(error).replace(name, str(path))).rstrip(".")
-        raise FormatError(f"{path} cannot be opened as a raster: {reason}; {_remedy(path, reason)}") from error
+        raise FormatError(
+            "format-unknown",
+            "{path} cannot be opened as a raster: {reason}; {remedy}",
+            path=path,
+            reason=reason,
+            remedy=_remedy(path, reason),
+        ) from error
 
 
 def _remedy(path: Path | Url, reason: str) -> str:
-    """What may help where `path` could not be opened."""
+    """Return what may help where `path` could not be opened."""
     if isinstance(path, Path) and "Permission denied" in reason and "not recognized as being" not in reason:
         return "make it readable"
     formats = f"give an undamaged, readable {', '.join(DRIVERS)} file"
@@ -285,5 +316,33 @@ def _forget_fetched(place: Path | Url) -> None:
 
 
 def _without_visit(path: Path | Url, reason: object) -> str:
-    """What GDAL says of a raster, by the name that it was given."""
+    """Return GDAL's message about a raster, with the name that it was given."""
     return str(reason).replace(f"#{path.visit}", "") if isinstance(path, Url) and path.visit else str(reason)
+
+
+def microns_of(tags: Mapping[str, str], *, slide: bool) -> float | None:
+    """Micrometres per pixel: as Aperio's scanners or OME say it in the description, else by the TIFF's resolution.
+
+    `tags` are those of a TIFF in GDAL's words. The latter counts only for what may be a `slide`, and in a range that a
+    microscope has: 72 dots an inch are a printer's.
+    """
+    text = tags.get("TIFFTAG_IMAGEDESCRIPTION", "")
+    if found := re.search(r"\|MPP = (\d+\.\d+)", text):
+        return float(found[1]) or None
+    if "www.openmicroscopy.org" in text and (found := re.search(r'\bPhysicalSizeX="([\d.eE+-]+)"', text)):
+        unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', text)
+        return _in_microns(found[1], _OME_UNITS.get(unit[1] if unit else "µm"))
+    length = {"2": 25400.0, "3": 10000.0}.get(tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1])  # inch, centimetre
+    microns = _in_microns(tags.get("TIFFTAG_XRESOLUTION", ""), length, inverse=True)
+    return microns if slide and microns is not None and microns <= _COARSEST else None
+
+
+def _in_microns(text: str, unit: float | None, *, inverse: bool = False) -> float | None:
+    """A length, or its inverse, in units of so many micrometres; None where that is no length."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if unit is None or not 0 < value < math.inf:
+        return None
+    return unit / value if inverse else value * unit

@@ -1,18 +1,25 @@
-"""What is known of a remote file without reading it: its size, and what changes when it is written anew."""
+"""Object stores and web servers: what is known of a file without reading it, and outputs that go into a bucket."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from fcn_batch.pipeline.core.errors import InputError, OptionError
+from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.location import Url
 from fcn_batch.pipeline.raster.gdal import endpoint
 
 INSTALL = "pip install 'fcn-batch[remote]'"
 _TIMEOUT = "30s"
 """For a whole request, with what is sent and what comes back."""
+_LONGEST = "10m"
+"""For a request that sends a part of a file."""
+_PARTS_AT_ONCE = 2
+"""Of one file, of which several go at once. They share a line: each must be through before that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def _nanoseconds(moment: datetime) -> int:
 
 
 def store_of(url: Url, timeout: str | None = None) -> tuple[Any, str]:
-    """The store that a URL is in, and its key there; OptionError when the library that knows them is missing."""
+    """Return the store that a URL is in, and its key there; OptionError when the library for them is missing."""
     parts = urlsplit(url.text)
     if url.scheme in ("http", "https"):  # with its query, and as it is quoted
         return store_at(urlunsplit(parts._replace(fragment="")), url, timeout), ""
@@ -65,11 +72,13 @@ def store_of(url: Url, timeout: str | None = None) -> tuple[Any, str]:
 
 
 def store_at(base: str, url: Url, timeout: str | None = None) -> Any:
-    """All that is below `base`, for the sake of `url`; OptionError as above."""
+    """Return the store of all that is below `base`, for the sake of `url`; OptionError as above."""
     try:
         from obstore.store import from_url
     except ImportError as error:
-        raise OptionError(f"{url}: for what is not on this machine, {INSTALL}") from error
+        raise OptionError(
+            "extra-missing", "{place}: for what is not on this machine, {install}", place=url, install=INSTALL
+        ) from error
 
     client = {"timeout": timeout or _TIMEOUT, "allow_http": True}
     options: Any = {"client_options": client, "retry_config": {"max_retries": 2}}
@@ -78,21 +87,107 @@ def store_at(base: str, url: Url, timeout: str | None = None) -> Any:
     return from_url(base, **options)
 
 
+def folder_of(url: Url) -> tuple[Any, str, str]:
+    """Return the server of a folder, what the server is called, and the folder's key there.
+
+    InputError for a URL with a query: what is in the folder has no name.
+    """
+    parts = urlsplit(url.text)
+    if parts.query or parts.fragment:
+        raise InputError(
+            "url-with-query",
+            "{url}: a zarr store is a folder, so its URL cannot have a query; give it without",
+            url=url,
+        )
+    base = f"{url.scheme}://{parts.netloc}"
+    path = unquote(parts.path) if url.scheme in ("http", "https") else parts.path
+    return store_at(base, url), base, path.strip("/")
+
+
 def unreached(name: object, error: Exception) -> InputError:
-    """What is said when a server fails."""
-    reason = str(error).strip().splitlines()[0][:300]
-    return InputError(f"{name}: cannot be reached ({reason}); check name, network and credentials")
+    """Return the error of a server that fails."""
+    return InputError(
+        "server-unreachable",
+        "{place}: cannot be reached ({reason}); check name, network and credentials",
+        place=name,
+        reason=_reason(error),
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
 
 
 def trouble() -> tuple[type[Exception], ...]:
-    """What the library of object stores raises."""
+    """Return what the library of object stores raises."""
     from obstore.exceptions import BaseError
 
     return BaseError, OSError, ValueError
 
 
 def not_there() -> tuple[type[Exception], ...]:
-    """What it raises for an object that does not exist."""
+    """Return what it raises for an object that does not exist."""
     from obstore.exceptions import NotFoundError
 
     return NotFoundError, FileNotFoundError
+
+
+class Bucket:
+    """The objects below `url`, a prefix of an object store; their keys begin after it. OutputError if refused."""
+
+    def __init__(self, url: Url) -> None:
+        self.url = url
+        self._store, key = store_of(url)
+        self._sink, _ = store_of(url, _LONGEST)
+        self._prefix = key.rstrip("/") + "/" if key.strip("/") else ""
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object's bytes; None when there is none."""
+        import obstore
+
+        found = []
+        with self._asking("read", key):
+            found.append(bytes(obstore.get(self._store, self._prefix + key).bytes()))
+        return found[0] if found else None
+
+    def write(self, key: str, path: Path) -> None:
+        """Put a file there, in the place of what there was."""
+        import obstore
+
+        with self._asking("written", key, missing_is_fine=False):
+            obstore.put(self._sink, self._prefix + key, path, max_concurrency=_PARTS_AT_ONCE)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the bytes of the object of that name, and of all below it, as in a folder."""
+        import obstore
+
+        found: dict[str, int] = {}
+        with self._asking("listed", name):
+            for some in obstore.list(self._store, prefix=self._prefix + name):
+                found |= {str(one["path"]).removeprefix(self._prefix): int(one["size"]) for one in some}
+            found[name] = int(obstore.head(self._store, self._prefix + name)["size"])
+        return found
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, if they are there."""
+        import obstore
+
+        whole = [self._prefix + key for key in keys]
+        if whole:
+            with self._asking("deleted", whole[0]):
+                obstore.delete(self._store, whole)
+
+    @contextmanager
+    def _asking(self, what: str, key: str, *, missing_is_fine: bool = True) -> Iterator[None]:
+        try:
+            yield
+        except trouble() as error:
+            if not (missing_is_fine and isinstance(error, not_there())):
+                raise OutputError(
+                    "bucket-refused",
+                    "{place}: {key} cannot be {what} ({reason}); check the name, and what you may do there",
+                    place=self.url,
+                    key=key,
+                    what=what,
+                    reason=_reason(error),
+                ) from error

@@ -19,12 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.errors import DecodingError, FcnBatchError, InputError, OptionError
+from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
-from fcn_batch.pipeline.core.perthread import PerThread
-from fcn_batch.pipeline.core.source import Pixels, RasterInfo, SourceFile, check_read
+from fcn_batch.pipeline.core.source import PerThread, Pixels, RasterInfo, SourceFile, check_read, no_level, undecodable
 
 Reader = Literal["openslide", "tiffslide"]
 READERS: tuple[Reader, ...] = ("openslide", "tiffslide")
@@ -63,9 +62,7 @@ class SlideSource:
             except FcnBatchError:
                 raise
             except Exception as error:  # metadata that a reader does not expect
-                raise InputError(
-                    f"{self._path} cannot be understood as a slide by {self._by}: {error!r}; get an undamaged copy"
-                ) from error
+                raise _unreadable(self._path, self._by, error) from error
         return self._info
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
@@ -75,15 +72,12 @@ class SlideSource:
         read.
         """
         check_read(self.info, window, bands)
-        shape = (window.height, window.width)
-        values, valid = np.empty((len(bands), *shape), np.uint8), np.empty(shape, np.bool_)
+        found = Pixels.blank(len(bands), window, "uint8")
         for piece in _pieces(window, self.info.size) if self._level else [window]:
-            part = piece.intersection(window)
-            here, there = part.slices(window), part.slices(piece)
-            pixels = self._region(piece)[there]
-            values[(slice(None), *here)] = np.moveaxis(pixels[..., [band - 1 for band in bands]], -1, 0)
-            valid[here] = pixels[..., 3] > 0 if pixels.shape[-1] > 3 else True
-        return Pixels(values, valid)
+            values = np.moveaxis(self._region(piece), -1, 0)
+            valid = values[3] > 0 if len(values) > 3 else np.ones(values.shape[1:], np.bool_)
+            found.paste(Pixels(values[[band - 1 for band in bands]], valid), piece, window)
+        return found
 
     def close(self) -> None:
         """Close the slide in all threads; a later read opens it again."""
@@ -105,8 +99,7 @@ class SlideSource:
             raise
         except Exception as error:
             self._open.forget()  # openslide does nothing more after an error
-            where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
-            raise DecodingError(f"{self._path} cannot be decoded in {where}: {error}; get an undamaged copy") from error
+            raise undecodable(self._path, window, error) from error
         return np.asarray(found)
 
 
@@ -143,23 +136,39 @@ def _open(path: str, by: Reader) -> Any:
     """The slide; InputError when it cannot be opened."""
     library = _library(by)
     if library is None:
-        raise OptionError(f"{path}: read by {by} before, which is not installed here; {INSTALL}")
+        raise OptionError(
+            "extra-missing",
+            "{path}: read by {by} before, which is not installed here; {install}",
+            path=path,
+            by=by,
+            install=INSTALL,
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tiffslide, on metadata that it does not know
             return library.OpenSlide(path) if by == "openslide" else library.TiffSlide(path)
     except Exception as error:
-        raise InputError(f"{path} cannot be opened as a slide by {by}: {error}; get an undamaged copy") from error
+        raise _unreadable(path, by, error) from error
+
+
+def _unreadable(path: str, by: Reader, reason: Exception) -> InputError:
+    return InputError(
+        "input-damaged",
+        "{path} cannot be read as a slide by {by}: {reason}; get an undamaged copy",
+        path=path,
+        by=by,
+        reason=str(reason) or repr(reason),
+    )
 
 
 def _info(slide: Any, path: str, by: Reader, level: int) -> RasterInfo:
     levels = [Size(height, width) for width, height in slide.level_dimensions]
     if level >= len(levels):
-        raise InputError(f"{path} has no level {level}: its pyramid goes from 0 to {len(levels) - 1}")
+        raise no_level(path, level, len(levels))
     finest, size = levels[0], levels[level]
     problem = size_problem(finest.height, finest.width)
     if problem is not None:
-        raise InputError(f"{path}: claims {problem}; take another slide")
+        raise InputError("raster-too-large", "{path}: claims {size}; take another slide", path=path, size=problem)
     if by == "tiffslide":
         _check_bands(slide, path)
     rows, cols = finest.height / size.height, finest.width / size.width
@@ -187,8 +196,12 @@ def _check_bands(slide: Any, path: str) -> None:
     sample = np.asarray(slide.read_region((0, 0), 0, (1, 1), as_array=True))
     if sample.dtype != np.uint8 or sample.shape[-1] not in (3, 4):
         raise InputError(
-            f"{path}: holds {sample.shape[-1]} bands of {sample.dtype}; slides need red, green and blue bytes: convert "
-            "it to a TIFF without pyramid"
+            "pixels-unsupported",
+            "{path}: holds {bands} bands of {dtype}; slides need red, green and blue bytes: convert it to a TIFF "
+            "without pyramid",
+            path=path,
+            bands=sample.shape[-1],
+            dtype=sample.dtype,
         )
 
 

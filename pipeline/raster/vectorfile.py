@@ -23,7 +23,7 @@ from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.raster.crs import projjson
 from fcn_batch.pipeline.raster.features import libraries
-from fcn_batch.pipeline.raster.outlines import Regions
+from fcn_batch.pipeline.raster.polygons import Regions
 
 VectorKind = Literal["gpkg", "geojson", "geoparquet", "flatgeobuf"]
 """Formats that polygons can be written in."""
@@ -33,10 +33,6 @@ _SUFFIXES = {"gpkg": ".gpkg", "geojson": ".geojson", "flatgeobuf": ".fgb", "geop
 _ROWS = 2**16  # of a batch
 _BYTES = 2**26  # of the geometries of a batch, about
 _METRES_PER_DEGREE = 111_320
-_NO_PLACE = (
-    "the map has no reference system and GeoJSON is in longitude and latitude; "
-    "take gpkg, flatgeobuf or geoparquet, or give the map one: gdal_edit.py -a_srs EPSG:32633 MAP"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,11 @@ class VectorHead:
 
     def __post_init__(self) -> None:
         if self.kind == "geojson" and self.georeference.crs_wkt is None:
-            raise OptionError(_NO_PLACE)
+            raise OptionError(
+                "map-without-crs",
+                "the map has no reference system and GeoJSON is in longitude and latitude; "
+                "take gpkg, flatgeobuf or geoparquet, or give the map one: gdal_edit.py -a_srs EPSG:32633 MAP",
+            )
 
 
 def write_polygons(path: Path, head: VectorHead, regions: Iterable[Regions]) -> None:
@@ -67,7 +67,7 @@ def write_polygons(path: Path, head: VectorHead, regions: Iterable[Regions]) -> 
     What `regions` raises passes; OutputError for a file that cannot be written, OptionError when pyarrow is not
     installed.
     """
-    arrow = _arrow()
+    arrow = libraries("pyarrow").pyarrow  # before anything is written
     schema = _schema(arrow)
     stream = _Stream(_batches(arrow, schema, head, regions))
     with _whole(path, _SUFFIXES[head.kind]) as temporary:
@@ -79,7 +79,12 @@ def write_polygons(path: Path, head: VectorHead, regions: Iterable[Regions]) -> 
         except (OSError, RuntimeError) as error:  # pyogrio's errors are RuntimeErrors
             if stream.failure is not None:
                 raise stream.failure from None  # what GDAL says of it is: no batch came
-            raise OutputError(f"{path} cannot be written: {error}; free some space or choose another place") from error
+            raise OutputError(
+                "output-unwritable",
+                "{path} cannot be written: {reason}; free some space or choose another place",
+                path=path,
+                reason=error,
+            ) from error
         if stream.failure is not None:
             raise stream.failure
 
@@ -104,17 +109,6 @@ class _Stream:
             raise
 
 
-def _arrow() -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise OptionError(
-            f"polygons are written with {error.name}, which is not installed: pip install 'fcn-batch[vectors]'"
-        ) from error
-    libraries()  # before anything is written
-    return pa
-
-
 @contextmanager
 def _whole(path: Path, suffix: str) -> Iterator[Path]:
     """A file to write that becomes `path` at the end; what the writers put beside it goes with its folder."""
@@ -122,7 +116,9 @@ def _whole(path: Path, suffix: str) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}; choose another place") from error
+        raise OutputError(
+            "output-unwritable", "{path} cannot be written: {reason}; choose another place", path=path, reason=error
+        ) from error
     try:
         temporary = folder / f"polygons{suffix}"
         yield temporary
@@ -148,22 +144,16 @@ def _schema(arrow: Any) -> Any:
 def _batches(arrow: Any, schema: Any, head: VectorHead, regions: Iterable[Regions]) -> Iterator[Any]:
     """Arrow batches of about _ROWS rows or _BYTES bytes, whatever sizes the regions come in."""
     waiting: list[Any] = []
-    rows = size = 0
     for some in regions:
         vertices = np.cumsum(libraries().shapely.get_num_coordinates(some.shapes)) if len(some) else np.empty(0)
         part = np.maximum(np.arange(len(some)) // _ROWS, 16 * vertices // _BYTES)
         for chosen in np.split(np.arange(len(some)), np.flatnonzero(np.diff(part)) + 1):
             waiting.append(_batch(arrow, schema, head, some.only(chosen)))
-            rows, size = rows + waiting[-1].num_rows, size + waiting[-1].nbytes
-            if rows >= _ROWS or size >= _BYTES:
-                yield from _together(arrow, waiting)
-                waiting, rows, size = [], 0, 0
-    yield from _together(arrow, waiting)
-
-
-def _together(arrow: Any, batches: list[Any]) -> Iterator[Any]:
-    if sum(batch.num_rows for batch in batches):
-        yield from arrow.Table.from_batches(batches).combine_chunks().to_batches()
+            if sum(one.num_rows for one in waiting) >= _ROWS or sum(one.nbytes for one in waiting) >= _BYTES:
+                yield from arrow.Table.from_batches(waiting).combine_chunks().to_batches()
+                waiting = []
+    if any(one.num_rows for one in waiting):
+        yield from arrow.Table.from_batches(waiting).combine_chunks().to_batches()
 
 
 def _batch(arrow: Any, schema: Any, head: VectorHead, some: Regions) -> Any:

@@ -52,14 +52,23 @@ class VectorLabels:
         if burn.field is not None and (unknown := sorted({*features.values} - {*burn.values})):
             listed = ", ".join(repr(value) for value in unknown[:20])
             raise TrainingError(
-                f"{path}: the field {burn.field!r} holds values without an id: {listed}"
-                f"{f' and {len(unknown) - 20} more' if len(unknown) > 20 else ''}; give each of them one in "
-                "`burn.values` (-1: no label)"
+                "value-without-id",
+                "{path}: the field {field!r} holds values without an id: {values}; give each of them one in "
+                "`burn.values` (-1: no label)",
+                path=path,
+                field=burn.field,
+                values=listed + (f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""),
             )
         ids = [burn.values[value] for value in features.values] or [burn.burn] * len(features.shapes)
         polygons, kept = _on_grid(path, features, grid)
         if not kept.size:
-            raise TrainingError(f"{path}: its {features} do not lie on the image, {grid}")
+            raise TrainingError(
+                "labels-elsewhere",
+                "{path}: its {polygons} do not lie on the image, {image}; check their reference system",
+                path=path,
+                polygons=features,
+                image=grid,
+            )
         return cls(grid.size, polygons, np.array(ids, np.int32)[kept], burn.background)
 
     def read(self, window: Window) -> NDArray[np.int32]:
@@ -140,14 +149,19 @@ class Zones:
     def open(cls, path: Path, grid: Grid, field: str | None = None, layer: str | None = None) -> "Zones":
         """All polygons of a file, perhaps none on the grid. InputError where they cannot be read or placed."""
         if path.suffix.lower() not in VECTOR_SUFFIXES:
-            raise InputError(f"{path} is no file of polygons; one of {', '.join(VECTOR_SUFFIXES)} is supported")
+            raise InputError(
+                "format-unsupported",
+                "{path} is no file of polygons; one of {formats} is supported",
+                path=path,
+                formats=", ".join(VECTOR_SUFFIXES),
+            )
         try:
             features = read_features(
                 path, Burn(field, {} if field is None else {"any": 0}, layer=layer), None, grid.georeference
             )
             polygons, numbers = _on_grid(path, features, grid)
-        except TrainingError as error:  # the reader's word for whatever polygons, and no training is meant here
-            raise InputError(str(error)) from error
+        except TrainingError as error:  # the reader takes all polygons for labels, and these are none
+            raise InputError("polygons-unusable", "{reason}", reason=error) from error
         names = features.values if field is not None else [str(k + 1) for k in range(len(features.shapes))]
         return cls(names, polygons, numbers)
 
@@ -244,8 +258,10 @@ def _bent(path: Path, shapes: NDArray[Any], grid: Grid, change: Change) -> NDArr
         np.maximum.at(longest, polygon[ring[edge]], np.hypot(*(stop - start).T))
         shapes[rough] = shapely.segmentize(shapes[rough], longest[rough] / 4)
     raise TrainingError(
-        f"{path}: a polygon leaves what the image's reference system can show, or crosses its edge; "
-        "cut it there, or bring the polygons to the image's system (ogr2ogr -t_srs)"
+        "polygons-beyond-crs",
+        "{path}: a polygon leaves what the image's reference system can show, or crosses its edge; "
+        "cut it there, or bring the polygons to the image's system (ogr2ogr -t_srs)",
+        path=path,
     )
 
 

@@ -23,7 +23,7 @@ from fcn_batch.pipeline.core.durable import sync
 from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference
-from fcn_batch.pipeline.store.opening import UNSAFE, open_array
+from fcn_batch.pipeline.store.opening import UNSAFE, open_array, why
 
 ARRAY = "classes"
 CONFIDENCE = ("confidence", "margin")
@@ -75,7 +75,13 @@ class _Store:
         try:
             self._arrays = [open_array(path / name, "r+") for name in self.names]
         except UNSAFE as error:
-            raise OutputError(f"{path}: not a readable {self.what} ({_why(error)}); give --restart") from error
+            raise OutputError(
+                "output-damaged",
+                "{path}: not a readable {what} ({why}); give --restart",
+                path=path,
+                what=self.what,
+                why=why(error),
+            ) from error
         first = self._arrays[0]
         self.size = Size(*first.shape)
         self.inner = int(first.chunks[0])
@@ -135,7 +141,13 @@ class _Store:
         try:
             return [np.asarray(array[window.slices()], dtype=np.uint8) for array in self._arrays]
         except (OSError, ValueError, RuntimeError) as error:
-            raise OutputError(f"{self.path}: a chunk in {window} cannot be read: {_why(error)}") from error
+            raise OutputError(
+                "output-damaged",
+                "{path}: a chunk in {window} cannot be read ({why}); make the map again with --restart",
+                path=self.path,
+                window=window,
+                why=why(error),
+            ) from error
 
     def _check_whole_chunks(self, window: Window) -> None:
         ends = ((window.stop_row, self.size.height), (window.stop_col, self.size.width))
@@ -248,8 +260,3 @@ def _write_coordinates(root: zarr.Group, layout: Layout) -> None:
             attributes=dict(attributes[name]),
         )
         array[:] = values
-
-
-def _why(error: Exception) -> str:
-    """One line, also where the message is empty or a path."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -13,7 +13,7 @@ from fcn_batch.pipeline.core.conventions import joined
 from fcn_batch.pipeline.core.durable import sync
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.store.classstore import ARRAY, ClassStore, Layout, consolidate
-from fcn_batch.pipeline.store.opening import UNSAFE, open_array, open_group
+from fcn_batch.pipeline.store.opening import UNSAFE, open_array, open_group, why
 
 
 def group_attributes(path: Path) -> dict[str, Any]:
@@ -21,7 +21,9 @@ def group_attributes(path: Path) -> dict[str, Any]:
     try:
         return open_group(path).attrs.asdict()
     except UNSAFE as error:
-        raise InputError(f"{path}: not a zarr group ({error}); give NAME.classes.zarr") from error
+        raise InputError(
+            "map-not-ours", "{path}: not a zarr group ({why}); give NAME.classes.zarr", path=path, why=why(error)
+        ) from error
 
 
 def writing_unit(path: Path) -> tuple[int, int | None]:

@@ -1,29 +1,27 @@
-"""Opening zarr stores that somebody else may have written, or written to.
+"""Opening zarr stores, our own and those of others, with zarr-python.
 
-40 KB of zarr can claim one chunk of a gigabyte, and a link in a store can lead anywhere. So an array's metadata are
-read and judged before zarr sees them, and of each chunk the size and the first bytes before it is read and decoded:
-
-    zarr.json     shape, dtype, chunk and shard sizes within limits; only the codecs named here, one compressor at most
-    chunk file    a regular file within the store, hardly larger than its pixels; says to decode to no more than them
+Somebody else may have written a store, or written to it. So before a file on a disk is read, written or deleted it is
+looked at (a regular file within the store, hardly larger than its array says), and of an array is read only what
+`judged` let pass: sizes within limits, and codecs that cannot run anything and read no other file.
 """
 
-import asyncio
-import errno
 import json
 import math
 import os
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
+from urllib.parse import quote
 
 import zarr
-from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.storage import LocalStore
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
-from fcn_batch.pipeline.core.chunkform import DEFLATE, Form, pieces, swollen
+from fcn_batch.pipeline.core.conventions import METADATA, holds_zarr
 from fcn_batch.pipeline.core.limits import (
+    MAX_BANDS,
     MAX_BLOCK_BYTES,
     MAX_PIXELS,
     MAX_SHARD_BYTES,
@@ -32,258 +30,209 @@ from fcn_batch.pipeline.core.limits import (
     read_bounded,
     regular_size,
 )
+from fcn_batch.pipeline.core.location import Url
 
 UNSAFE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
 """What opening raises for what is not there, broken or not safe to read."""
-_ITEM_BYTES = {"uint8": 1, "int64": 8, "float64": 8}
-"""Of the types in a store: pixels, the reference system, coordinates."""
-_COMPRESSORS = {"zstd", "blosc"}
-"""Which say in their first bytes how large the rest becomes; gzip does not."""
-_CODECS = {"bytes", "crc32c", "transpose", *_COMPRESSORS}
+Node = zarr.Group | zarr.Array[Any]
+ServerOf = Callable[[Url], tuple[Any, str, str]]
+"""Returns the obstore store that a URL is in, the name of that store, and the key of the URL in it."""
+_CODECS = {"bytes", "transpose", "shuffle", "delta", "crc32c", "blosc", "zstd", "lz4", "gzip", "zlib"}
+_SHARDS = "sharding_indexed"
 _SPARE = 2**20
 """Bytes that a chunk file may have beyond twice its pixels': the index of a shard, what cannot be compressed."""
 
 
-def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
-    """The array at `path`, which is NAME.zarr/ARRAY. UNSAFE when it cannot be used.
+class Guarded(WrapperStore[Any]):
+    """A store on a disk or a server; ValueError for files on a disk that are not safe to read, write or delete."""
 
-    Reading a chunk that is not raises ValueError too. To be written to, the store must not be a link itself.
-    """
-    _check_place(path.parent, path, mode)
-    store = _Guarded(path, read_only=mode == "r").of(_judged(metadata(path)))
-    return zarr.open_array(store, mode=mode)
+    def __init__(self, store: Any, name: str = "") -> None:
+        super().__init__(store)
+        self.name = name
+        """The folder, or the part of a URL, to which keys are relative."""
+        self.root: Path | None = store.root if isinstance(store, LocalStore) else None
+        self.web = name.startswith(("http://", "https://"))
+        """Whether it cannot list what is in a folder."""
+        self.most_bytes = MAX_TEXT
+        """The limit for chunk files, of the array with the largest."""
+        self._documents: set[str] = set()
 
+    def named(self, key: str) -> str:
+        """The path or URL of a key."""
+        return f"{self.name}/{quote(key) if self.web else key}" if key else self.name
 
-def open_foreign(path: Path, form: Form, documents: Mapping[str, bytes]) -> zarr.Array[Any]:
-    """The array at `path`, read only, of which somebody judged the metadata files, `documents`, and says its form.
+    def has(self, key: str) -> bool:
+        """Whether there is a file of this key."""
+        if self.root is not None:
+            return (self.root / key).is_file()
+        import obstore
 
-    UNSAFE when it cannot be used. Reading a chunk that is not, or is a link, raises ValueError too.
-    """
-    store = _Foreign(path.resolve(), read_only=True).of(form).holding(documents)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on codecs, and texts, that format 3 does not specify yet
-        return zarr.open_array(store, mode="r", zarr_format=3 if "zarr.json" in documents else 2)
+        try:
+            obstore.head(self._store.store, key)
+        except FileNotFoundError:
+            return False
+        return True
 
+    def text(self, key: str) -> bytes:
+        """The content of a small file."""
+        if self.root is not None:
+            self._check_inside(key)
+            return read_bounded(self.root / key, MAX_TEXT)
+        import obstore
 
-def open_group(path: Path) -> zarr.Group:
-    """The group at `path`, read only, from its own metadata; UNSAFE when it cannot be used."""
-    metadata(path)
-    return zarr.open_group(path, mode="r", use_consolidated=False)
+        return bytes(obstore.get(self._store.store, key).bytes())
 
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes of a key, or a range of them; None when there is none."""
+        is_document = key.rpartition("/")[2] in METADATA
+        found = None
+        if self.root is None or self._fits(key, MAX_TEXT if is_document else self.most_bytes):
+            found = await self._store.get(key, prototype, byte_range)
+        if not is_document:
+            if found is None and not await self._is_there(key):
+                raise ValueError(f"{self.named(key)} and its array are no longer there")  # else all would seem empty
+        elif found is not None:
+            self._documents.add(key)
+            if key.endswith("zarr.json"):
+                return _completed(found, prototype)
+        return found
 
-def metadata(path: Path) -> dict[str, Any]:
-    """What the zarr.json of a group or array says; UNSAFE when it is no such file."""
-    try:
-        found = json.loads(read_bounded(path / "zarr.json", MAX_TEXT))
-    except RecursionError:
-        raise ValueError("zarr.json: nested too deeply") from None
-    if not isinstance(found, dict):
-        raise TypeError(f"zarr.json holds a {type(found).__name__}")
-    return found
-
-
-def _check_place(store: Path, path: Path, mode: str) -> None:
-    if mode != "r" and store.is_symlink():
-        raise ValueError(f"{store.name} is a link; put the folder itself there")
-    if not path.resolve().is_relative_to(store.resolve()):
-        raise ValueError(f"{path.name} is a link that leaves the store")
-
-
-def _judged(found: dict[str, Any]) -> Form:
-    """The form of the array with these metadata; ValueError when it is not allowed."""
-    if (found.get("zarr_format"), found.get("node_type")) != (3, "array"):
-        raise ValueError("no array of zarr 3")
-    dtype, shape = found.get("data_type"), _sizes(found.get("shape"), least=0)
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ValueError(f"data type {dtype!r:.60}, not {', '.join(_ITEM_BYTES)}")
-    if len(shape) > 2 or max(shape, default=0) > MAX_SIDE or math.prod(shape) > MAX_PIXELS:
-        raise ValueError(f"shape {shape!r:.60}, beyond {MAX_SIDE} rows or columns or {MAX_PIXELS} pixels")
-    if found.get("storage_transformers"):
-        raise ValueError("has storage transformers, which nobody defines")
-    grid, codecs = found["chunk_grid"], found["codecs"]
-    chunk = _sizes(grid["configuration"]["chunk_shape"])
-    size = math.prod(chunk) * _ITEM_BYTES[dtype]
-    sharded = [codec["name"] for codec in codecs] == ["sharding_indexed"]
-    limit = MAX_SHARD_BYTES if sharded else MAX_BLOCK_BYTES
-    if len(chunk) != len(shape) or size > limit:
-        raise ValueError(f"chunks of {chunk!r:.60}, {size} bytes each; the limit is {limit}")
-    if not sharded:
-        return Form(size, size, 0, _compressor(codecs))
-    told = codecs[0]["configuration"]
-    inner = _sizes(told["chunk_shape"])
-    if len(inner) != len(chunk) or any(outer % part for outer, part in zip(chunk, inner, strict=True)):
-        raise ValueError(f"a shard of {chunk!r:.60} holds no whole chunks of {inner!r:.60}")
-    index = [codec["name"] for codec in told["index_codecs"]]
-    if index != ["bytes", "crc32c"] or told.get("index_location", "end") != "end":
-        raise ValueError("an index of a shard that is compressed, or not at its end")
-    inside = math.prod(chunk) // math.prod(inner)
-    if size // inside > MAX_BLOCK_BYTES:
-        raise ValueError(f"chunks of {inner!r:.60}, {size // inside} bytes each; the limit is {MAX_BLOCK_BYTES}")
-    return Form(size, size // inside, inside, _compressor(told["codecs"]))
-
-
-def _compressor(codecs: Any) -> str | None:
-    names = [str(codec["name"]) for codec in codecs]
-    used = [name for name in names if name in _COMPRESSORS]
-    if not set(names) <= _CODECS or len(used) > 1:
-        raise ValueError(f"codecs {', '.join(names):.100}; one compressor at most of {', '.join(sorted(_CODECS))}")
-    return used[0] if used else None
-
-
-def _sizes(found: Any, least: int = 1) -> list[int]:
-    if not isinstance(found, list) or not all(type(size) is int and least <= size < 2**63 for size in found):
-        raise ValueError(f"{found!r:.60} are no sizes")
-    return found
-
-
-class Apart:
-    """A store that reads the ranges of a shard one by one.
-
-    Newer zarr reads those that are near each other as one, which would hide all but the first chunk from `checked`.
-    """
-
-    async def get_ranges(
-        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
-    ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
-        """Number and bytes of each range. FileNotFoundError when the file was taken away meanwhile."""
-        of: Any = self
-        found = await asyncio.gather(*(of.get(key, prototype, one) for one in byte_ranges))
-        if any(one is None for one in found):
-            raise FileNotFoundError(errno.ENOENT, "there is none", key)
-        yield list(enumerate(found))
-
-    def get_ranges_sync(
-        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
-    ) -> Sequence[tuple[int, Buffer | None]]:
-        """The same, without an event loop."""
-        of: Any = self
-        found = [of.get_sync(key, prototype=prototype, byte_range=one) for one in byte_ranges]
-        if any(one is None for one in found):
-            raise FileNotFoundError(errno.ENOENT, "there is none", key)
-        return list(enumerate(found))
-
-
-class _Guarded(Apart, LocalStore):
-    """Files of one array; ValueError for those that are not safe to read, write or delete."""
-
-    form = Form(0, 0, 0, None)
-
-    def of(self, form: Form) -> Self:
-        self.form = form
-        return self
-
-    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's own
-        return super().with_read_only(read_only).of(self.form)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        if not self._fits(key):
-            return None
-        found = await super().get(key, prototype, byte_range)
-        if self.form.compressor in DEFLATE:  # which takes as long to check as to decode
-            return await asyncio.to_thread(checked, key, found, self.form, byte_range)
-        return checked(key, found, self.form, byte_range)
-
-    def get_sync(
-        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        if not self._fits(key):
-            return None
-        return checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range), self.form, byte_range)
-
-    async def set(self, key: str, value: Buffer, *args: Any, **kwargs: Any) -> None:
-        self._inside(key)
-        await super().set(key, value, *args, **kwargs)
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        self._inside(key)
-        super().set_sync(key, value)
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write the bytes of a key."""
+        self._check_inside(key)
+        await self._store.set(key, value)
 
     async def delete(self, key: str) -> None:
-        self._inside(key)
-        await super().delete(key)
+        """Delete a key."""
+        self._check_inside(key)
+        await self._store.delete(key)
 
-    def delete_sync(self, key: str) -> None:
-        self._inside(key)
-        super().delete_sync(key)
+    def _check_inside(self, key: str) -> None:
+        real = os.path.realpath(f"{self.root}/{key}")  # faster than Path.resolve, and there are many chunks
+        if real != f"{self.root}/{key}" and not Path(real).is_relative_to(str(self.root)):
+            raise ValueError(f"{key} is a link that leaves the store; copy the store with what it leads to (cp -rL)")
 
-    def _inside(self, key: str) -> None:
-        if not (self.root / key).resolve().is_relative_to(self.root.resolve()):
-            raise ValueError(f"{key} is a link that leaves the store")
-
-    def _fits(self, key: str) -> bool:
+    def _fits(self, key: str, limit: int) -> bool:
         """False when there is no such file."""
-        self._inside(key)
+        self._check_inside(key)
         try:
-            size = regular_size(self.root / key)
+            size = regular_size(Path(f"{self.root}/{key}"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
-        limit = MAX_TEXT if key == "zarr.json" else most_bytes(self.form)
         if size > limit:
             raise ValueError(f"{key} has {size} bytes; more than {limit} cannot be right")
         return True
 
-
-def most_bytes(form: Form) -> int:
-    """Of a chunk file of that form."""
-    return 2 * form.file + _SPARE
-
-
-def checked(key: str, found: Buffer | None, form: Form, byte_range: ByteRequest | None) -> Buffer | None:
-    """What was read of a chunk file; ValueError when it decodes to more than its array says."""
-    if found is None or key == "zarr.json" or _is_index(form, byte_range):
-        return found
-    for piece in pieces(found.as_numpy_array(), form, whole=byte_range is None):
-        size = swollen(piece, form.compressor)
-        if size > form.chunk:
-            raise ValueError(f"{key} would decode to {size} bytes, and a chunk has {form.chunk}")
-    return found
+    async def _is_there(self, key: str) -> bool:
+        """Whether the metadata of the array that a missing chunk belongs to still exist."""
+        above = [one for one in self._documents if key.startswith(one.rpartition("/")[0])]
+        return not above or await self._store.exists(max(above, key=len))
 
 
-def _is_index(form: Form, byte_range: ByteRequest | None) -> bool:
-    """True for the index of a shard, which is read before its chunks."""
-    if isinstance(byte_range, SuffixByteRequest):
-        return True
-    checksum, at_end = form.index
-    return not at_end and byte_range == RangeByteRequest(0, 16 * form.inside + checksum)
+def open_array(path: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+    """The array at `path`, which is NAME.zarr/ARRAY. UNSAFE when it cannot be used, also when a chunk is read.
+
+    To be written to, the store must not be a link itself.
+    """
+    if mode != "r" and path.parent.is_symlink():
+        raise ValueError(f"{path.parent.name} is a link; put the folder itself there")
+    store = Guarded(LocalStore(path.parent.resolve(), read_only=mode == "r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on codecs that `judged` refuses
+        return judged(zarr.open_array(store, path=path.name, mode=mode, zarr_format=3))
 
 
-class _Foreign(_Guarded):
-    """Chunk files of an array that others wrote, whose metadata are not read again."""
+def open_group(path: Path) -> zarr.Group:
+    """The group at `path`, read only, from its own metadata; UNSAFE when it cannot be used."""
+    store = Guarded(LocalStore(path.resolve(), read_only=True))
+    return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
 
-    documents: Mapping[str, bytes]
 
-    def holding(self, documents: Mapping[str, bytes]) -> Self:
-        self.documents = documents
-        return self
+def open_nodes(place: Path | Url, server_of: ServerOf | None) -> tuple[Node, zarr.Group | None]:
+    """The array or group at `place`, and the group that an array is in; errors of zarr and obstore."""
+    if isinstance(place, Url):
+        if server_of is None:
+            raise ValueError("a server is needed for a URL")
+        server, name, key = server_of(place)
+        store = Guarded(ObjectStore(server, read_only=True), name)
+    else:
+        inside = holds_zarr(place.parent)
+        real, top = place.resolve(), place.parent if inside else place
+        store = Guarded(LocalStore(real.parent if inside else real, read_only=True), str(top))
+        key = real.name if inside else ""
+    node, above = open_node(store, key), key.rpartition("/")[0]
+    around = group_at(store, above) if key and isinstance(node, zarr.Array) and (above or store.root) else None
+    return node, around
 
-    def with_read_only(self, read_only: bool = False) -> Self:  # noqa: FBT001, FBT002 - zarr's own
-        return super().with_read_only(read_only).holding(self.documents)
 
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        return self._known(key, prototype) or await super().get(key, prototype, byte_range)
+def open_node(store: Guarded, key: str) -> Node:
+    """An array or group; of stores that can list it, a group without the copies of metadata that it may have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on codecs, and texts, that format 3 does not specify yet
+        return zarr.open(store, path=key, mode="r", use_consolidated=None if store.web else False)
 
-    def get_sync(
-        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        return self._known(key, prototype) or super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
-    def _known(self, key: str, prototype: BufferPrototype | None) -> Buffer | None:
-        if key not in self.documents:
-            return None
-        return (prototype or default_buffer_prototype()).buffer.from_bytes(self.documents[key])
+def judged(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The array, of which chunks can be read now; ValueError when its metadata claim too much."""
+    name, shape, item = array.basename or "the array", array.shape, array.dtype.itemsize
+    codecs = set(_codecs(array))
+    if not codecs <= _CODECS:
+        known = ", ".join(sorted(_CODECS))
+        raise ValueError(f"{name} is stored with {', '.join(sorted(codecs))[:100]}; known are {known}")
+    if max(shape, default=0) > MAX_SIDE or math.prod(shape) > MAX_PIXELS * (MAX_BANDS if len(shape) > 2 else 1):
+        raise ValueError(f"{name} has a shape of {shape!r:.60}; the limits are {MAX_SIDE} rows and {MAX_PIXELS} pixels")
+    chunk, file = item * math.prod(array.chunks), item * math.prod(array.shards or array.chunks)
+    if min(array.chunks, default=1) < 1 or chunk > MAX_BLOCK_BYTES or file > MAX_SHARD_BYTES:
+        raise ValueError(
+            f"{name} has chunks of {' x '.join(map(str, array.chunks))[:80]}, {chunk} bytes each, in files of {file}; "
+            f"the limits are {MAX_BLOCK_BYTES} and {MAX_SHARD_BYTES}"
+        )
+    array.store.most_bytes = max(array.store.most_bytes, 2 * file + _SPARE)  # type: ignore[attr-defined] # Guarded
+    return array
 
-    def _inside(self, key: str) -> None:
-        path = f"{self.root}/{key}"
-        if os.path.realpath(path) != path:  # faster than Path.resolve, and there are many chunks
-            raise ValueError(f"{key} is a link; copy the store with what its links lead to (cp -rL)")
 
-    def _fits(self, key: str) -> bool:
-        if super()._fits(key):
-            return True
-        if not any((self.root / name).exists() for name in self.documents):
-            raise ValueError(f"{self.root} is no longer there")  # else all of it would seem to be empty
-        return False
+def _codecs(array: zarr.Array[Any]) -> Iterator[str]:
+    """Names of what is done to a chunk, without the prefix of those that only numcodecs has."""
+    metadata: Any = array.metadata
+    if metadata.zarr_format == 2:
+        listed = [one.get_config() for one in (*(metadata.filters or ()), metadata.compressor) if one is not None]
+    else:
+        listed = [one.to_dict() for one in metadata.codecs]
+    while listed:
+        codec = listed.pop()
+        name = str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.")
+        if name == _SHARDS:
+            listed += [*codec["configuration"]["codecs"], *codec["configuration"]["index_codecs"]]
+            continue
+        settings = codec.get("configuration", codec)
+        if name == "delta" and settings.get("astype") not in (None, settings.get("dtype")):
+            name = "delta of another type"
+        yield name
+
+
+def why(error: Exception) -> str:
+    """One line, also where the message is empty, and of a group of errors the first."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def group_at(store: Guarded, key: str) -> zarr.Group | None:
+    """The group of a key; None when there is none."""
+    try:
+        found = open_node(store, key)
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, zarr.Group) else None
+
+
+def _completed(document: Buffer, prototype: BufferPrototype) -> Buffer:
+    """The metadata of an array, with what GDAL leaves out."""
+    told = json.loads(document.to_bytes())
+    if not isinstance(told, dict) or told.get("node_type") != "array":
+        return document
+    if "codecs" in told and told.get("fill_value") is not None:
+        return document
+    told.setdefault("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}])
+    told["fill_value"] = 0 if told.get("fill_value") is None else told["fill_value"]
+    return prototype.buffer.from_bytes(json.dumps(told).encode())

@@ -1,5 +1,6 @@
 """Looks at finished stores: whether one has the form, place and meaning that it should have."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.classes import NODATA
+from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
 from fcn_batch.pipeline.store.classstore import ClassStore, ConfidenceStore, Layout, array_attributes, centres
-from fcn_batch.pipeline.store.opening import UNSAFE, metadata, open_array, open_group
+from fcn_batch.pipeline.store.opening import UNSAFE, open_array, open_group
 
 _OF_AN_ARRAY = ("flag_values", "class_names", "flag_colors", "nodata", "scale_factor", "_FillValue", "units")
 _OF_A_PLACE = ("grid_mapping", "proj:wkt2", "spatial:transform", "spatial:shape")
@@ -67,7 +69,7 @@ def system_of(path: Path) -> str | None:
 
 def gathered_faults(path: Path) -> Iterator[str]:
     """Where the metadata that are gathered in the root of a store differ from those of the parts."""
-    gathered = (metadata(path).get("consolidated_metadata") or {}).get("metadata")
+    gathered = (_metadata(path).get("consolidated_metadata") or {}).get("metadata")
     if gathered is None:
         yield "the metadata are not gathered in the root: xarray and GDAL would look for them in every folder"
         return
@@ -81,8 +83,15 @@ def gathered_faults(path: Path) -> Iterator[str]:
             yield from _differences(f"{name}: ", gathered[name], _own(alone[name]), "gathered in the root as")
 
 
+def _metadata(path: Path) -> dict[str, Any]:
+    found = json.loads(read_bounded(path / "zarr.json", MAX_TEXT))
+    if not isinstance(found, dict):
+        raise TypeError(f"{path}/zarr.json holds a {type(found).__name__}")
+    return found
+
+
 def _own(path: Path) -> dict[str, Any]:
-    found = metadata(path)
+    found = _metadata(path)
     found.pop("consolidated_metadata", None)
     return found
 

@@ -1,51 +1,55 @@
 """Zarr stores of others as sources of pixels: OME-Zarr images, what xarray, rioxarray and GDAL write, bare arrays.
 
-What a store says of itself is read by zarrnode.py, zarrlayout.py, zarrplace.py and zarrvalues.py; zarr is given the
-metadata that were judged there, and chunk files through a guard (see opening.py).
+Where the image is in a store, `zarrimage.py` says, and what its values mean `zarrmeaning.py`.
 """
 
 import math
 import threading
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.decoded import Decoded
-from fcn_batch.pipeline.core.distant import Distant, Place
-from fcn_batch.pipeline.core.errors import DecodingError, InputError
+from fcn_batch.pipeline.core.conventions import METADATA
+from fcn_batch.pipeline.core.errors import DecodingError, FcnBatchError, InputError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
+from fcn_batch.pipeline.core.location import Url
 from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
-from fcn_batch.pipeline.core.zarrlayout import Layout, layout_of
-from fcn_batch.pipeline.core.zarrnode import Node, child, document, metadata_files
-from fcn_batch.pipeline.core.zarrplace import place_of
-from fcn_batch.pipeline.core.zarrvalues import descriptions_of, nodata_of, roles_of, scales_of
-from fcn_batch.pipeline.store.distantarray import open_distant
-from fcn_batch.pipeline.store.opening import UNSAFE, open_foreign
+from fcn_batch.pipeline.store.opening import Node, ServerOf, judged, why
+from fcn_batch.pipeline.store.zarrimage import Image, image_at, store_of
+from fcn_batch.pipeline.store.zarrmeaning import descriptions_of, nodata_of, place_of, roles_of, scales_of
 
-_LONGEST_NAME = 256
-"""Characters of the names of bands in a coordinate."""
+_LOW = 1024
+"""Rows of chunks that slabs are about as high as: taller ones are kept decoded while slabs are read from them.
+
+Without this, chunks of 4096 rows are decoded 16 times, which takes six times as long (zstd).
+"""
+_MOST_BYTES = 2**28
+"""The limit for what is kept."""
 
 
 class ZarrSource:
     """An image in a zarr store, at a level of its pyramid. Pickles without open arrays.
 
-    `wkt_of`, a function of a module, gives WKT2 of a reference system that the store names in another form.
+    `wkt_of` gives WKT2 of a reference system that the store names in another form, `server_of` what URLs are read
+    from; both are functions of modules.
     """
 
-    def __init__(self, place: Place, level: int, wkt_of: Callable[[str], str]) -> None:
-        self._path, self._level, self._wkt_of = place, level, wkt_of
+    def __init__(
+        self, place: Path | Url, level: int, wkt_of: Callable[[str], str], server_of: ServerOf | None = None
+    ) -> None:
+        self._given = (place, level, wkt_of, server_of)
         self._lock = threading.RLock()
-        self._image: _Image | None = None
+        self._values: _Values | None = None
         self._info: RasterInfo | None = None
 
-    def __reduce__(self) -> tuple[type["ZarrSource"], tuple[Place, int, Callable[[str], str]]]:
-        return ZarrSource, (self._path, self._level, self._wkt_of)
+    def __reduce__(self) -> tuple[type["ZarrSource"], tuple[Any, ...]]:
+        return ZarrSource, self._given
 
     @property
     def info(self) -> RasterInfo:
@@ -55,7 +59,8 @@ class ZarrSource:
         """
         with self._lock:
             if self._info is None:
-                self._info = self._look()
+                self._open()
+            assert self._info is not None
             return self._info
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
@@ -70,12 +75,17 @@ class ZarrSource:
         check_read(info, window, bands)
         image = self._open()
         try:
-            values = image.decoded.values(window, bands)
+            values = image.read(window, bands)
             valid = image.valid(window, bands, values)
         except Exception as error:
-            where = f"rows {window.row}..{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}"
-            message = f"{info.path} cannot be decoded in {where}: {_why(error)}"
-            raise DecodingError(f"{message}; get an undamaged copy") from error
+            raise DecodingError(
+                "pixels-unreadable",
+                "{path} cannot be decoded in rows {rows}, cols {cols}: {why}; get an undamaged copy",
+                path=info.path,
+                rows=f"{window.row}..{window.stop_row - 1}",
+                cols=f"{window.col}..{window.stop_col - 1}",
+                why=why(error),
+            ) from error
         if values.dtype.kind == "f":
             valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
         return Pixels(values, valid)
@@ -83,66 +93,93 @@ class ZarrSource:
     def close(self) -> None:
         """Let go of the arrays; a later read opens them again."""
         with self._lock:
-            self._image = None
+            self._values = None
 
-    def _open(self) -> "_Image":
+    def _open(self) -> "_Values":
+        place, level, wkt_of, server_of = self._given
         with self._lock:
-            if self._image is None:
+            if self._values is None:
                 try:
-                    self._image = _Image(layout_of(self._path, self._level), self.info)
-                except UNSAFE as error:
-                    raise self._unreadable(error) from error
-            return self._image
+                    image = image_at(place, level, server_of)
+                    if self._info is None:
+                        self._info = _info(place, level, image, wkt_of)
+                    self._values = _Values(image, self._info)
+                except FcnBatchError:
+                    raise
+                except FileNotFoundError as error:
+                    raise InputError(
+                        "store-missing",
+                        "{path}: no zarr store there (no zarr.json, .zarray or .zgroup); check the name",
+                        path=place,
+                    ) from error
+                except Exception as error:
+                    raise InputError(
+                        "store-unreadable",
+                        "{path} cannot be read as zarr: {why}; check the name, get an undamaged copy, or write it anew "
+                        "with xarray",
+                        path=place,
+                        why=why(error),
+                    ) from error
+            return self._values
 
-    def _look(self) -> RasterInfo:
-        try:
-            return _info(self._path, self._level, self._wkt_of)
-        except UNSAFE as error:
-            raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> InputError:
-        return InputError(
-            f"{self._path} cannot be read as zarr: {_why(error)}; get an undamaged copy, or write it anew with xarray"
-        )
+class _Values:
+    """The values of an image, and which of them are measurements."""
 
-
-class _Image:
-    """The arrays of an image, opened, and what their values mean."""
-
-    def __init__(self, layout: Layout, info: RasterInfo) -> None:
-        self._axes, self._dtype = layout.axes, np.dtype(info.dtype)
-        self._arrays = [_opened(node) for node in layout.arrays]
-        self._together = layout.axes.bands is not None and layout.arrays[0].chunk[layout.axes.bands] > 1
-        self.decoded = Decoded(self._values, info.size, info.storage_block[0], self._dtype.itemsize)
-        self._nodata = nodata_of(layout)
+    def __init__(self, image: Image, info: RasterInfo) -> None:
+        self._axes, self._arrays, self._dtype = image.axes, image.arrays, np.dtype(info.dtype)
+        self._size, self._tall = info.size, info.storage_block[0]
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Window, tuple[int, ...]], NDArray[Any]] = {}
+        self._together = image.axes.bands is not None and image.arrays[0].chunks[image.axes.bands] > 1
+        self._nodata = nodata_of(image)
         self._alpha = info.colour_roles.index("alpha") + 1 if "alpha" in info.colour_roles else None
 
-    def _values(self, window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
+    def read(self, window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
         """(bands, rows, cols), in the byte order of this machine."""
+        strip_bytes = self._tall * window.width * len(bands) * self._dtype.itemsize
+        if self._tall <= _LOW or window.height >= self._tall or strip_bytes > _MOST_BYTES:
+            return self._decoded(window, bands)
+        parts = []
+        for top in range(window.row // self._tall * self._tall, window.stop_row, self._tall):
+            strip = Window(top, window.col, self._tall, window.width).clipped(self._size)
+            rows, _ = strip.intersection(window).slices(strip)
+            parts.append(self._strip(strip, bands)[:, rows])
+        return np.concatenate(parts, axis=1)
+
+    def _strip(self, strip: Window, bands: tuple[int, ...]) -> NDArray[Any]:
+        """A row of chunks, which is kept until others need the room."""
+        with self._lock:
+            values = self._kept.pop((strip, bands), None)
+            if values is not None:
+                self._kept[strip, bands] = values  # as the newest
+                return values
+        values = self._decoded(strip, bands)
+        with self._lock:
+            self._kept[strip, bands] = values
+            while sum(one.nbytes for one in self._kept.values()) > _MOST_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return values
+
+    def _decoded(self, window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
         if self._axes.bands is None:
-            found = [self._selected(self._arrays[band - 1], window, slice(0))[None] for band in bands]
-            return found[0] if len(found) == 1 else np.concatenate(found)
+            return np.concatenate([self._selected(self._arrays[band - 1], window, slice(0))[None] for band in bands])
         first, stop = min(bands) - 1, max(bands)
         if self._together or stop - first == len(set(bands)):
             block = self._selected(self._arrays[0], window, slice(first, stop))
             wanted = [band - 1 - first for band in bands]
             return block if wanted == list(range(len(block))) else block[wanted]
-        single = [self._selected(self._arrays[0], window, slice(band - 1, band)) for band in bands]
-        return np.concatenate(single)
+        return np.concatenate([self._selected(self._arrays[0], window, slice(band - 1, band)) for band in bands])
 
     def valid(self, window: Window, bands: tuple[int, ...], values: NDArray[Any]) -> NDArray[np.bool_]:
         """(rows, cols), from the `values` of `bands` and, where these do not decide it, of the others."""
         if self._alpha is not None:
-            known = (
-                values[bands.index(self._alpha)]
-                if self._alpha in bands
-                else self.decoded.values(window, (self._alpha,))[0]
-            )
+            known = values[bands.index(self._alpha)] if self._alpha in bands else self.read(window, (self._alpha,))[0]
             return np.asarray(known > 0)
         valid = self._measured(bands, values)
         others = tuple(band for band in range(1, len(self._nodata) + 1) if band not in bands)
         if others and not valid.all():
-            valid |= self._measured(others, self.decoded.values(window, others))
+            valid |= self._measured(others, self.read(window, others))
         return valid
 
     def _measured(self, bands: tuple[int, ...], values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -168,87 +205,66 @@ class _Image:
         return np.ascontiguousarray(found, self._dtype)
 
 
-def _info(path: Place, level: int, wkt_of: Callable[[str], str]) -> RasterInfo:
-    layout = layout_of(path, level)
-    node, size = layout.arrays[0], layout.size
-    _check(path, layout)
-    georeference = place_of(layout, _read_whole, wkt_of)
+def _info(place: Path | Url, level: int, image: Image, wkt_of: Callable[[str], str]) -> RasterInfo:
+    size = image.size
+    _check(place, image)
+    georeference = place_of(image, wkt_of)
     if georeference == GeoReference(None, IDENTITY) and level:
-        finest = layout.levels[0]
+        finest = image.levels[0]
         georeference = georeference.coarser(finest.height / size.height, finest.width / size.width)
-    descriptions = descriptions_of(layout, _band_names(layout))
-    roles = roles_of(layout, descriptions)
-    has_nodata = any(value is not None for value in nodata_of(layout))
-    groups = [file for group in reversed(layout.groups) for file in metadata_files(group)]
+    descriptions = descriptions_of(image)
+    roles = roles_of(image, descriptions)
+    has_nodata = any(value is not None for value in nodata_of(image))
     return RasterInfo(
-        path=str(path),
-        files=(*map(str, groups), *chain.from_iterable(map(_chunks_of, layout.arrays))),
+        path=str(place),
+        files=tuple(_files(image)),
         size=size,
-        bands=layout.bands,
-        dtype=node.dtype,
+        bands=image.bands,
+        dtype=image.arrays[0].dtype.name,
         georeference=georeference,
         descriptions=descriptions,
         colour_roles=roles,
-        storage_block=layout.block,
+        storage_block=image.block,
         has_mask=has_nodata or "alpha" in roles,
         ground=None,
-        microns=layout.microns,
-        scales=scales_of(layout),
-        sources=(SourceFile(path=str(path), by="zarr", level=level),),
-        levels=layout.levels,
+        microns=image.microns,
+        scales=scales_of(image),
+        sources=(SourceFile(path=str(place), by="zarr", level=level),),
+        levels=image.levels,
     )
 
 
-def _check(path: Place, layout: Layout) -> None:
+def _check(place: Path | Url, image: Image) -> None:
     """InputError for pixels of another type, or too many of them; ValueError for chunks that are not safe to decode."""
-    dtype = layout.arrays[0].dtype
+    dtype = image.arrays[0].dtype.name
     if dtype not in DTYPES:
-        message = f"{path} holds {dtype[:60]} pixels; one type of {', '.join(DTYPES)} is supported"
-        raise InputError(f"{message}: write it anew with one (xarray's astype)")
-    for size in (layout.size, *layout.levels):
-        problem = size_problem(size.height, size.width, layout.bands)
+        raise InputError(
+            "dtype-unsupported",
+            "{path} holds {dtype} pixels; one type of {known} is supported: write it anew with one (xarray's astype)",
+            path=place,
+            dtype=dtype[:60],
+            known=", ".join(DTYPES),
+        )
+    for size in (image.size, *image.levels):
+        problem = size_problem(size.height, size.width, image.bands)
         if problem is not None:
-            raise InputError(f"{path}: claims {problem}; cut out a part, or some bands (xarray's isel)")
-    for node in layout.arrays:
-        _ = node.form
+            raise InputError(
+                "raster-too-large",
+                "{path}: claims {problem}; cut out a part, or some bands (xarray's isel)",
+                path=place,
+                problem=problem,
+            )
+    for array in image.arrays:
+        judged(array)
 
 
-def _opened(node: Node) -> zarr.Array[Any]:
-    if isinstance(node.path, Distant):
-        return open_distant(node.path, node.form, document(node))
-    return open_foreign(node.path, node.form, document(node))
-
-
-def _chunks_of(node: Node) -> list[str]:
-    """By what an array is known: its folder or, where nobody lists that, its metadata."""
-    if not isinstance(node.path, Distant):
-        return [str(node.path)]
-    return [f"{node.path}/"] if node.path.lists else [str(file) for file in metadata_files(node)]
-
-
-def _read_whole(node: Node) -> NDArray[Any]:
-    """All values of a coordinate."""
-    return np.asarray(_opened(node)[...])
-
-
-def _band_names(layout: Layout) -> list[str] | None:
-    """What the coordinate of the bands says, where it is text; None where there is none."""
-    axis, groups = layout.axes.bands, layout.groups
-    name = None if axis is None else layout.arrays[0].dimensions[axis]
-    if name is None or not groups or not (groups[0].path / name).is_dir() or layout.is_ome:
-        return None
-    try:
-        node = child(groups[0], name)
-        if node.shape != (layout.bands,) or node.form.file > 4 * _LONGEST_NAME * layout.bands:
-            return None
-        values = _read_whole(node)
-    except UNSAFE:
-        return None  # names are a convenience
-    return [str(value) for value in values] if values.dtype.kind == "U" else None
-
-
-def _why(error: Exception) -> str:
-    """One line, also where the message is empty, and of a group of errors the first."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def _files(image: Image) -> Iterator[str]:
+    """What changes with the input: the metadata of groups, and arrays by their folder or, if not listed, metadata."""
+    nodes: list[Node] = [*reversed(image.groups), *image.arrays]
+    for node in nodes:
+        store = store_of(node)
+        if isinstance(node, zarr.Array) and not store.web:
+            yield store.named(node.path) + ("" if store.root is not None else "/")
+        else:
+            keys = (f"{node.path}/{name}".strip("/") for name in METADATA)
+            yield from (store.named(key) for key in keys if store.has(key))

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.errors import DecodingError, InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import OnError, TolerantSource
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
+from tests.errors import refuses
 from tests.rasters import write_raster
 
 CODECS: dict[str, dict[str, Any]] = {
@@ -239,7 +239,7 @@ def test_errors_are_not_kept_quiet_by_the_environment(tmp_path: Path, monkeypatc
     sound = sound_file(tmp_path / "a.tif")
     monkeypatch.setenv("GTIFF_IGNORE_READ_ERRORS", "YES")
     sound.path.write_bytes(sound.path.read_bytes()[: -BLOCK * BLOCK])
-    with pytest.raises(DecodingError, match=r"cannot be decoded in rows 200\.\.399, cols 300\.\.511"):
+    with refuses("pixels-unreadable", first_row=200, last_row=399, first_col=300, last_col=511):
         read(RasterioSource(sound.path, sound.info))
 
 

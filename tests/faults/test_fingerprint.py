@@ -50,7 +50,17 @@ PLAN = Plan(
     tissue=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 7.0), (1.0, 2.0)),),)),
     cut=Cut(way="blend", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend="hann"),
     kernel=Kernel(
-        device="cpu", torch="2", gdal="3", fcn_batch="0", threads=2, instructions="AVX2", cudnn=1, switches=("A=1",)
+        device="cpu",
+        torch="2",
+        gdal="3",
+        fcn_batch="0",
+        threads=2,
+        instructions="AVX2",
+        torchvision="0",
+        rasterio="1",
+        numpy="2",
+        cudnn=1,
+        switches=("A=1",),
     ),
     inner=32,
 )

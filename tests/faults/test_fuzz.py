@@ -12,8 +12,8 @@ import pytest
 
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.raster.ground import footprint
 from fcn_batch.workflows.blocks.mend import mended
-from fcn_batch.workflows.outputs.footprint import footprint
 from tests.faults import mutate
 from tests.faults.fuzz import CODES, MOST_BYTES, Result, judge
 from tests.patience import PATIENCE_S

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_batch.pipeline.core.blending import Blend, axis_weights
+from fcn_batch.pipeline.core.blending import axis_weights
 from fcn_batch.pipeline.core.geometry import Size, Window, round_up
-from fcn_batch.pipeline.core.tiling import Axis
+from fcn_batch.pipeline.core.tiling import Axis, Blend
 from fcn_batch.pipeline.network.predictor import Tiles, Upsampler
 from fcn_batch.workflows.blocks.passes import Band, Pass
 from fcn_batch.workflows.blocks.reading import RowReader

@@ -1,15 +1,19 @@
 """How a raster is cut for a network on a machine: which way, lanes, segments, strips or tiles; and what that costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fcn_batch.pipeline.core.blending import Blend
+import numpy as np
+
+from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window, round_up
 from fcn_batch.pipeline.core.plan import Cut
 from fcn_batch.pipeline.core.source import RasterInfo
-from fcn_batch.pipeline.core.tiling import Axis, Descent, exact_tiles, lane_columns
+from fcn_batch.pipeline.core.tiling import Axis, Blend, Descent, exact_tiles, lane_columns
 from fcn_batch.pipeline.network.confidence import PLANES, confidence_bytes
 from fcn_batch.pipeline.network.graph import Graph
+from fcn_batch.pipeline.raster.clip import touched
 from fcn_batch.workflows.blocks.reading import slab_rows
 
 CHUNK = 2048
@@ -91,21 +95,30 @@ def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes
     """The cut that suits; what was rounded, or is only approximate, is said in `notes`. OptionError with the reason."""
     tile, side = _on_grid("--tile", wish.tile, network.stride, notes), _written(wish.shard, network.stride)
     if wish.overlap is not None or network.halo is None:
-        cut = _blended(network, info, wish, (side, tile), room, notes)
+        cut = _blended(network, info, wish, side, tile, room, notes)
     elif wish.blend is not None:
-        raise OptionError(f"--blend {wish.blend}: the exact result has nothing to blend; give --overlap PIXELS")
+        raise OptionError(
+            "blend-without-overlap",
+            "--blend {blend}: the exact result has nothing to blend; give --overlap PIXELS",
+            blend=wish.blend,
+        )
     elif tile is None and network.graph is not None:
-        cut = _streamed(network, info, (side, wish.columns), room)
+        cut = _streamed(network, info, side, wish.columns, room)
     else:
         if network.graph is None:
             notes.append(f"in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
-        cut = _tiled(network, info, (side, tile), room)
+        cut = _tiled(network, info, side, tile, room)
     needed = memory(network, info, cut)
     if needed > room.bytes:
         raise OptionError(
-            f"--memory: {_mb(room.bytes)} is not enough for each process, {_mb(needed)} would be, with {cut.way} of "
-            f"{cut.tile} px in lanes of {min(cut.lane, info.size.width)} px; give more memory, or fewer --workers"
-            + (f", or less than --shard {wish.shard}" if wish.shard else "")
+            "memory-short",
+            "--memory: {given} is not enough for each process, {needed} would be, with {way} of {tile} px in lanes of "
+            "{lane} px; give more memory, fewer --workers or a smaller --shard",
+            given=_mb(room.bytes),
+            needed=_mb(needed),
+            way=cut.way,
+            tile=cut.tile,
+            lane=min(cut.lane, info.size.width),
         )
     return cut
 
@@ -116,18 +129,23 @@ def _written(shard: int | None, stride: int) -> int:
     if shard is None:
         return chunk
     if shard < 1 or shard % chunk:
-        fits = round_up(max(shard, chunk), chunk)
-        raise OptionError(f"--shard {shard}: give a multiple of the chunk of {chunk} pixels, such as {fits}")
+        raise OptionError(
+            "option-value",
+            "{option} {value}: give a multiple of the chunk of {chunk} pixels, such as {fits}",
+            option="--shard",
+            value=shard,
+            chunk=chunk,
+            fits=round_up(max(shard, chunk), chunk),
+        )
     return shard
 
 
-def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None], room: Room) -> Cut:
+def _streamed(network: Network, info: RasterInfo, chunk: int, enough: int | None, room: Room) -> Cut:
     """Lanes as wide as memory allows, the raster's width if it can be; strips of the size the device likes best.
 
-    `widths`: of what is written at once, and what is enough for a lane.
+    `chunk`: side of what is written at once. `enough`: columns that are enough for a lane, if not as many as can be.
     """
     size, stride, halo = info.size, network.stride, network.halo or 0
-    chunk, enough = widths
     widest = round_up(min(_LANE, enough or size.width), chunk)
     lanes, most, lane = -(-size.width // widest), -(-size.width // chunk), widest
     if enough is None:
@@ -136,15 +154,9 @@ def _streamed(network: Network, info: RasterInfo, widths: tuple[int, int | None]
         columns = min(lane + 2 * halo, round_up(size.width, stride))
         strip = max(_STRIP_PIXELS[room.kind] // columns // stride * stride, stride)
         strip = min(strip, round_up(size.height, stride))
+        segment = _segment(size, chunk, halo, lanes, room)
         cut = Cut(
-            way="stream",
-            chunk=chunk,
-            lane=lane,
-            segment=_segment(size, chunk, halo, lanes, room),
-            tile=strip,
-            overlap=halo,
-            stride=stride,
-            blend=None,
+            way="stream", chunk=chunk, lane=lane, segment=segment, tile=strip, overlap=halo, stride=stride, blend=None
         )
         while memory(network, info, cut) > room.bytes and cut.tile >= 2 * stride:
             cut = cut.model_copy(update={"tile": cut.tile // 2 // stride * stride})
@@ -161,51 +173,52 @@ def _segment(size: Size, chunk: int, halo: int, lanes: int, room: Room) -> int:
     return round_up(max(-(-size.height // wanted), min(least, size.height)), chunk)
 
 
-def _tiled(network: Network, info: RasterInfo, sides: tuple[int, int | None], room: Room) -> Cut:
-    """`sides`: of what is written at once, and of a tile if the user said it."""
-    size, stride, halo = info.size, network.stride, network.halo or 0
-    chunk, tile = sides
-    cut = Cut(
+def _in_tiles(network: Network, info: RasterInfo, chunk: int, tile: int, overlap: int, room: Room) -> Cut:
+    """Exact tiles, in one lane if it can be."""
+    return Cut(
         way="tiles",
         chunk=chunk,
-        lane=round_up(min(size.width, _LANE), chunk),
-        segment=_segment(size, chunk, halo, 1, room),
-        tile=tile or chunk_of(stride),
-        overlap=halo,
-        stride=stride,
+        lane=round_up(min(info.size.width, _LANE), chunk),
+        segment=_segment(info.size, chunk, overlap, 1, room),
+        tile=tile,
+        overlap=overlap,
+        stride=network.stride,
         blend=None,
     )
+
+
+def _tiled(network: Network, info: RasterInfo, chunk: int, tile: int | None, room: Room) -> Cut:
+    """Return the cut in exact tiles of side `tile`, if the user said it, or as large as memory allows."""
+    stride = network.stride
+    cut = _in_tiles(network, info, chunk, tile or chunk_of(stride), network.halo or 0, room)
     while tile is None and cut.tile % (2 * stride) == 0 and memory(network, info, cut) > room.bytes:
         cut = cut.model_copy(update={"tile": cut.tile // 2})
     return cut
 
 
 def _blended(
-    network: Network, info: RasterInfo, wish: Wish, sides: tuple[int, int | None], room: Room, notes: list[str]
+    network: Network, info: RasterInfo, wish: Wish, chunk: int, tile: int | None, room: Room, notes: list[str]
 ) -> Cut:
-    """`sides`: of what is written at once, and of a tile if the user said it."""
-    stride, (chunk, tile) = network.stride, sides
-    side, blend = tile or round_up(_TILE, stride), wish.blend or "hann"
+    """Return the cut in overlapping tiles of side `tile`, if the user said it."""
+    stride, blend = network.stride, wish.blend or "hann"
+    side = tile or round_up(_TILE, stride)
     overlap = _on_grid("--overlap", wish.overlap, stride, notes)
     if overlap is None:
         overlap = side // 4 // stride * stride
     if 2 * overlap > side:
-        given = f"--overlap {wish.overlap}" + (f" (rounded up to {overlap})" if overlap != wish.overlap else "")
-        raise OptionError(f"{given}: at most half of the tile of {side}; give a larger --tile")
+        raise OptionError(
+            "option-value",
+            "{option} {value}: on the model's grid at most half of the tile of {tile}; give a larger --tile",
+            option="--overlap",
+            value=wish.overlap,
+            tile=side,
+        )
     why = "--overlap auto is exact"
     if network.halo is None:
         why = f"no tile is enough, because of {_told(network.obstacles)}"
     notes.append(f"approximate: tiles of {side} overlap by {overlap} and are blended ({blend}); {why}")
-    return Cut(
-        way="blend",
-        chunk=chunk,
-        lane=round_up(min(info.size.width, _LANE), chunk),
-        segment=_segment(info.size, chunk, overlap, 1, room),
-        tile=side,
-        overlap=overlap,
-        stride=stride,
-        blend=blend,
-    )
+    exact = _in_tiles(network, info, chunk, side, overlap, room)
+    return exact.model_copy(update={"way": "blend", "blend": blend})
 
 
 def _told(obstacles: tuple[str, ...]) -> str:
@@ -219,8 +232,8 @@ def _on_grid(option: str, value: int | None, stride: int, notes: list[str]) -> i
     if value is None:
         return None
     if value < 0 or (option == "--tile" and value < 1):
-        least = "a positive number of" if option == "--tile" else "0 or more"
-        raise OptionError(f"{option} {value}: give {least} pixels")
+        least = "at least one pixel" if option == "--tile" else "0 or more pixels"
+        raise OptionError("option-value", "{option} {value}: give {least}", option=option, value=value, least=least)
     rounded = round_up(value, stride)
     if rounded != value:
         notes.append(f"{option} {value} was rounded up to {rounded}, a multiple of the model's stride {stride}")
@@ -297,3 +310,21 @@ def _blended_length(length: int, start: int, stop: int, cut: Cut) -> int:
     axis = Axis(length, cut.tile, cut.overlap)
     spans = (axis.span(tile) for tile in axis.touching(max(start - 1, 0), min(stop + 1, length)))
     return sum(round_up(stop - start, cut.stride) for start, stop in spans)
+
+
+def lane_for(areas: Sequence[Area], size: Size, chunk: int, halo: int) -> int | None:
+    """Return the columns of lanes, whole chunks, for which the network sees the fewest pixels; None: as many as can be.
+
+    Narrow lanes leave out more of what is not wanted, wide ones share more halos. Counted are blocks (rows of chunks of
+    a lane) that an area touches, with the halo beside them, and above and below each run of them.
+    """
+    if not areas:
+        return None
+    wanted = touched(areas, size, chunk)
+    costs = {}
+    for chunks in range(wanted.shape[1], 0, -1):
+        lanes = np.pad(wanted, ((1, 1), (0, -wanted.shape[1] % chunks)))
+        blocks = np.logical_or.reduce(lanes.reshape(len(lanes), -1, chunks), axis=2)
+        begun = np.count_nonzero(blocks[1:] & ~blocks[:-1])
+        costs[chunks] = int(blocks.sum() * chunk + begun * 2 * halo) * (chunks * chunk + 2 * halo)
+    return chunk * min(costs, key=lambda chunks: costs[chunks])

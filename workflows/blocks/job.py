@@ -15,7 +15,7 @@ from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.source import RasterInfo, cache_needed
-from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.confidence import PLANES
 from fcn_batch.pipeline.network.device import keep_pages, set_threads
@@ -27,7 +27,6 @@ from fcn_batch.workflows.blocks.commit import Committer
 from fcn_batch.workflows.blocks.kernel import kernel_here
 from fcn_batch.workflows.blocks.reading import slab_rows
 from fcn_batch.workflows.inputs.sources import source_of
-from fcn_batch.workflows.inputs.tolerant import TolerantSource
 
 _SMALL_CACHE_MB = 64
 _WARPING_CACHE_MB = 256
@@ -46,8 +45,8 @@ class JobTicket:
     device: str
     confidence: str | None = None
     """Name of the store of confidences in it; None when the plan wants none."""
-    on_error: str = "fail"
-    """What to do about pixels that cannot be read: see `OnError`."""
+    on_error: OnError = FAIL
+    """What to do about pixels that cannot be read."""
     allow_mixed: bool = False
     """True: a device or library may differ from the plan's."""
     ahead: int = 1
@@ -120,7 +119,8 @@ def _opened(ticket: JobTicket) -> Job:
     keep_pages()
     set_threads(plan.kernel.threads)
     card, network = _ready_network(plan, ticket.device)
-    source = TolerantSource(source_of(plan.input), OnError.parse(ticket.on_error))
+    policy = ticket.on_error
+    source = TolerantSource(source_of(plan.input), policy)
     job = Job(
         plan=plan,
         card=card,

@@ -8,41 +8,28 @@ another name beside its place and renamed when it is whole.
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from fcn_batch.pipeline.core.classes import Legend
 from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
-from fcn_batch.pipeline.core.geometry import Size, Window
-from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.location import input_of
 from fcn_batch.pipeline.core.majority import Majority
-from fcn_batch.pipeline.core.maps import ClassMap, Ids
+from fcn_batch.pipeline.core.maps import ClassMap, DerivedMap, Ids
 from fcn_batch.workflows.console.progress import RunProgress
-from fcn_batch.workflows.finished.found import Found, find_map, ground_control, on_grid_of_input
+from fcn_batch.workflows.finished.maps import Found, cache_mb, chunk_windows, find_map, ground_control, on_grid_of_input
 from fcn_batch.workflows.finished.survey import Survey, survey
+from fcn_batch.workflows.finished.targets import ENDINGS, VECTORS
 from fcn_batch.workflows.outputs.publishing import find_run
 
 if TYPE_CHECKING:
     from fcn_batch.pipeline.raster.vectorfile import VectorKind
 
-ENDINGS = {
-    "cog": (".cog.tif", ".tif", ".tiff"),
-    "png": (".png",),
-    "html": (".html", ".htm"),
-    "ome-zarr": (".ome.zarr", ".zarr"),
-    "gpkg": (".gpkg",),
-    "geojson": (".geojson", ".json"),
-    "geoparquet": (".parquet", ".geoparquet"),
-    "flatgeobuf": (".fgb",),
-    "csv": (".csv",),
-}
-"""What there is to export to, and the endings of its names; the first is the default."""
-VECTORS = ("gpkg", "geojson", "geoparquet", "flatgeobuf")
 _SIDE = 1000
 """Rows and columns of a picture that nobody looks at."""
 
@@ -73,42 +60,41 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.target not in ENDINGS:
-            raise OptionError(f"--to {self.target}: no such form of a map; give one of {', '.join(ENDINGS)}")
-        for option, value, targets in (
-            ("--min-area", self.min_area, VECTORS),
-            ("--simplify", self.simplify, VECTORS),
-            ("--zones", self.zones, ("csv",)),
-        ):
-            if value is not None and self.target not in targets:
-                raise OptionError(f"{option} does not go with --to {self.target}; it is for {', '.join(targets)}")
-        if self.grid == "input" and self.target != "cog":
-            raise OptionError(f"--grid input does not go with --to {self.target}; it is for cog")
-        if self.field is not None and self.zones is None:
-            raise OptionError("--field does not go without --zones, whose attribute it names")
-        if self.layer is not None and self.zones is None and self.clip is None:
-            raise OptionError("--layer does not go without --zones or --clip, of whose file it is")
-        if self.layer is not None and self.zones is not None and self.clip is not None:
-            raise OptionError("--layer does not go with both --zones and --clip: give files of one layer")
-        if self.output is not None and not self.output.name.lower().endswith(ENDINGS[self.target]):
             raise OptionError(
-                f"-o {self.output} does not go with --to {self.target}; give a name that ends in "
-                f"{' or '.join(ENDINGS[self.target])}"
+                "option-value",
+                "--{option} {value}: no such form of a map; give one of {choices}",
+                option="to",
+                value=self.target,
+                choices=", ".join(ENDINGS),
             )
+        for option, value in (("min-area", self.min_area), ("simplify", self.simplify)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError("option-value", "--{option} {value}: give 0 or more", option=option, value=value)
+        endings = ENDINGS[self.target]
+        vectors, one_file = self.target in VECTORS, (self.zones is None) != (self.clip is None)
+        for option, given, fits, remedy in (
+            ("min-area", self.min_area, vectors, f"it is for {', '.join(VECTORS)}"),
+            ("simplify", self.simplify, vectors, f"it is for {', '.join(VECTORS)}"),
+            ("zones", self.zones, self.target == "csv", "it is for csv"),
+            ("grid", self.grid if self.grid != "map" else None, self.target == "cog", "it is for cog"),
+            ("field", self.field, self.zones is not None, "give --zones, whose attribute it names"),
+            ("layer", self.layer, one_file, "give one of --zones and --clip, whose layer it names"),
+            ("output", self.output, str(self.output).lower().endswith(endings), f"end it in {' or '.join(endings)}"),
+        ):
+            if given is not None and not fits:
+                raise OptionError(
+                    "option-conflict",
+                    "--{option} {value} does not go with the rest of the command (--to {target}); {remedy}",
+                    option=option, value=given, target=self.target, remedy=remedy,
+                )  # fmt: skip
 
 
-class Named:
+class Named(DerivedMap):
     """A class map with a name and a colour for every id it holds."""
 
     def __init__(self, source: ClassMap, legend: Legend) -> None:
-        self._source = source
-        self.legend = legend
-        self.size: Size = source.size
-        self.georeference: GeoReference = source.georeference
-        self.block: tuple[int, int] = source.block
-
-    def read(self, window: Window) -> Ids:
-        """Class ids of a window: (rows, cols), uint8, 255 where there is none."""
-        return self._source.read(window)
+        super().__init__(source)
+        self.legend: Legend = legend
 
 
 def export(order: Order, progress: RunProgress) -> Path:
@@ -119,11 +105,15 @@ def export(order: Order, progress: RunProgress) -> Path:
     """
     found = find_map(order.source)
     target = _target(order, found)
+    map_, write = _cleaned(order, found), _WRITERS.get(order.target, _to_vectors)
     try:
-        _writer(order)(_cleaned(order, found), target, progress)
+        write(order, map_, target, progress)
     except OSError as error:
         raise OutputError(
-            f"{target}: cannot be written ({error.strerror or error}); make room, or give another file with -o"
+            "output-unwritable",
+            "{path}: cannot be written ({reason}); make room, or give another file with -o",
+            path=target,
+            reason=error.strerror or error,
         ) from error
     return target
 
@@ -160,15 +150,34 @@ def _target(order: Order, found: Found) -> Path:
     places = [one.resolve() for one in written]
     for path in read:
         if path is not None and not {path.resolve(), *path.resolve().parents}.isdisjoint(places):
-            raise OptionError(f"-o {target} would replace {path}, which is read; give another file")
+            raise OptionError(
+                "output-is-input",
+                "-o {path} would replace {other}, which is read; give another file",
+                path=target,
+                other=path,
+            )
     for place in places:
         if place.name in _of_a_run(place):
-            raise OptionError(f"-o {target} would replace {place.name}, an output of a run; give another name")
+            raise OptionError(
+                "output-of-a-run",
+                "-o {path} would replace {other}, an output of a run; give another name",
+                path=target,
+                other=place.name,
+            )
     there = [path for path in written if path.exists() or path.is_symlink()]
     if there and not order.overwrite:
-        raise OutputError(f"{there[0]}: exists already; give --overwrite to replace it, or another file with -o")
+        raise OutputError(
+            "output-exists",
+            "{path}: exists already; give --overwrite to replace it, or another file with -o",
+            path=there[0],
+        )
     if not target.absolute().parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.absolute().parent} does not exist; make it first")
+        raise OutputError(
+            "folder-missing",
+            "{path}: the folder {folder} does not exist; make it first",
+            path=target,
+            folder=target.absolute().parent,
+        )
     return target
 
 
@@ -186,30 +195,50 @@ def _beside(kind: str, target: Path) -> list[Path]:
     return [Path(f"{target}.aux.xml"), target.with_suffix(".qml")] if kind == "cog" else []
 
 
-def _writer(order: Order) -> Callable[[Found, Path, RunProgress], None]:
-    if order.target in VECTORS:
-        return partial(_to_vectors, order)
-    if order.target == "ome-zarr":
-        return partial(_to_ome_zarr, order)
-    if order.zones is not None:
-        return partial(_to_zones, order.zones, order)
-    to_html: Callable[[Found, Path, RunProgress], None] = partial(_to_html, local_only=order.local_only)
-    return {"cog": _to_cog, "png": _to_png, "html": to_html, "csv": _to_csv}[order.target]
-
-
 def _to_vectors(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
-    from fcn_batch.workflows.finished.vectorise import VectorChoice, write_vectors
-
-    choice = VectorChoice(min_area=order.min_area or 0.0, simplify=order.simplify or 0.0)
-    kind = cast("VectorKind", order.target)  # one of VECTORS
-    write_vectors(_named(found.source, progress), target, kind, choice, progress)
+    source, kind = _named(found.source, progress), cast("VectorKind", order.target)
+    write_vectors(source, target, kind, progress, min_area=order.min_area or 0.0, simplify=order.simplify or 0.0)
 
 
-def _to_zones(zones: Path, order: Order, found: Found, target: Path, progress: RunProgress) -> None:
-    from fcn_batch.workflows.finished.zones import write_zones
+def write_vectors(
+    source: ClassMap,
+    target: Path,
+    kind: "VectorKind",
+    progress: RunProgress,
+    *,
+    min_area: float = 0.0,
+    simplify: float = 0.0,
+) -> None:
+    """Write the polygons of a map's classes to `target`: each region of pixels that share sides is one polygon.
 
-    source = _named(found.source, progress)
-    write_zones(source, zones, target, progress, name_field=order.field, layer=order.layer)
+    `min_area`: square metres below which a polygon is left out; pixels where the map cannot say its areas. `simplify`:
+    side, in pixels, of what may be cut off or filled in along borders. OptionError when something that it takes is not
+    installed; InputError for a map that cannot be read; OutputError when `target` cannot be written.
+    """
+    from fcn_batch.pipeline.raster.crs import row_areas_m2
+    from fcn_batch.pipeline.raster.gdal import gdal_cache
+    from fcn_batch.pipeline.raster.polygons import Regions, Strip, polygonise, strips_of
+    from fcn_batch.pipeline.raster.vectorfile import VectorHead, write_polygons
+
+    def counted(strips: Iterator[Strip]) -> Iterator[Strip]:
+        for strip in strips:
+            yield strip
+            progress.advance(strip.ids.size)  # asked for the next one: this one is done
+
+    def large(some: Regions) -> Regions:
+        measure = some.pixels if some.areas is None else some.areas
+        return some.only(measure >= min_area) if min_area else some
+
+    names = {entry.id: entry.name for entry in source.legend.classes} if source.legend else {}
+    head = VectorHead(kind, target.stem, source.georeference, names)
+    areas = row_areas_m2(source.georeference, source.size)
+    progress.start("polygons", source.size.pixels, 0)
+    try:
+        with gdal_cache(cache_mb(source.block)):
+            strips = counted(strips_of(source, simplify=simplify > 0))
+            write_polygons(target, head, map(large, polygonise(strips, areas, simplify)))
+    finally:
+        progress.stop()
 
 
 def _to_ome_zarr(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
@@ -220,7 +249,7 @@ def _to_ome_zarr(order: Order, found: Found, target: Path, progress: RunProgress
     write_ome_zarr(source, source.legend, target, microns, progress, overwrite=order.overwrite)
 
 
-def _to_cog(found: Found, target: Path, progress: RunProgress) -> None:
+def _to_cog(_: Order, found: Found, target: Path, progress: RunProgress) -> None:
     from fcn_batch.pipeline.core.qml import qgis_style
     from fcn_batch.pipeline.raster.classmap import MapHead, write_cog
     from fcn_batch.workflows.outputs.stitch import provenance
@@ -228,14 +257,12 @@ def _to_cog(found: Found, target: Path, progress: RunProgress) -> None:
     source = _named(found.source, progress)
     tags = {} if found.plan is None else provenance(found.plan)
     head = MapHead(source.georeference, source.size, source.legend, tags, ground_control(found))
-    write_cog(target, head, _told(source, progress))
+    write_cog(target, head, _windows(source, progress))
     write_whole(target.with_suffix(".qml"), qgis_style(source.legend))
 
 
-def _told(source: ClassMap, progress: RunProgress) -> Iterator[tuple[Window, Ids]]:
-    """The map window by window, telling how far it is."""
-    from fcn_batch.workflows.finished.maps import chunk_windows
-
+def _windows(source: ClassMap, progress: RunProgress) -> Iterator[tuple[Window, Ids]]:
+    """Read the map window by window and show how far it is."""
     progress.start("writing the GeoTIFF", source.size.pixels, 0)
     try:
         for window in chunk_windows(source.size, source.block):
@@ -245,24 +272,34 @@ def _told(source: ClassMap, progress: RunProgress) -> Iterator[tuple[Window, Ids
         progress.stop()
 
 
-def _to_png(found: Found, target: Path, progress: RunProgress) -> None:
+def _to_png(_: Order, found: Found, target: Path, progress: RunProgress) -> None:
     from fcn_batch.workflows.finished.quicklook import SIDE, quicklook_png
 
     seen = survey(found.source, SIDE, progress)
     write_whole(target, quicklook_png(seen, found.ground, found.name, _facts(found)))
 
 
-def _to_html(found: Found, target: Path, progress: RunProgress, *, local_only: bool) -> None:
+def _to_html(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
     from fcn_batch.workflows.finished.page import SIDE, About, make_page
 
     seen = survey(found.source, SIDE, progress)
-    about = About(found.name, found.ground, found.report or {}, found.plan, found.cleaned, local_only)
+    about = About(found.name, found.ground, found.report or {}, found.plan, found.cleaned, order.local_only)
     write_whole(target, make_page(seen, about))
 
 
-def _to_csv(found: Found, target: Path, progress: RunProgress) -> None:
-    """The table of the whole map: a row for each class."""
-    write_whole(target, class_table(survey(found.source, _SIDE, progress)))
+def _to_csv(order: Order, found: Found, target: Path, progress: RunProgress) -> None:
+    """Write the table of the whole map, a row for each class, or that of the zones."""
+    if order.zones is None:
+        write_whole(target, class_table(survey(found.source, _SIDE, progress)))
+        return
+    from fcn_batch.workflows.finished.zones import write_zones
+
+    source = _named(found.source, progress)
+    write_zones(source, order.zones, target, progress, name_field=order.field, layer=order.layer)
+
+
+_WRITERS = {"cog": _to_cog, "png": _to_png, "html": _to_html, "ome-zarr": _to_ome_zarr, "csv": _to_csv}
+"""By target; the others are vectors."""
 
 
 def class_table(seen: Survey) -> str:

@@ -24,14 +24,13 @@ from fcn_batch.pipeline.core.location import input_of, is_remote
 from fcn_batch.pipeline.core.plan import InputIdentity, Plan
 from fcn_batch.pipeline.core.source import Pixels
 from fcn_batch.pipeline.raster.crs import coordinate_attributes, system_name
+from fcn_batch.pipeline.raster.ground import Ground
 from fcn_batch.pipeline.raster.picture import jpeg
 from fcn_batch.workflows.finished.quicklook import share_text
 from fcn_batch.workflows.finished.survey import Covered, Survey
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.resolution import metres
-from fcn_batch.workflows.inputs.sources import source_of
-from fcn_batch.workflows.inputs.thumbnail import thumbnail
-from fcn_batch.workflows.outputs.ground import Ground
+from fcn_batch.workflows.inputs.sources import source_of, thumbnail
 
 SIDE = 2000
 """Rows and columns of the map in the page, at most."""

@@ -11,19 +11,20 @@
     |                             |=|=|=|=| |
     +---------------------------------------+
 
-Everything is placed in pixels, and the map's pixels are put there as they are: no colour that is not the legend's.
+The map's pixels are put there as they are: no colour that is not the legend's. matplotlib lays the legend out; the
+rest is placed around it, in pixels.
 """
 
 import io
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_batch.pipeline.core.classes import ClassInfo
+from fcn_batch.pipeline.raster.ground import Ground, round_length
 from fcn_batch.workflows.finished.survey import Survey, paint
-from fcn_batch.workflows.outputs.ground import Ground, round_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,95 +40,76 @@ _MOST_CLASSES = 60
 _INK, _PALE, _LINE = "#1b1f23", "#5f6871", "#8a939b"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A line of the legend."""
-
-    name: str
-    colour: str
-    share: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where things stand, in pixels; heights and widths of boxes."""
-
-    map_height: int
-    map_width: int
-    letter: float
-    """Height of a letter."""
-    columns: int
-    rows: int
-    """Of the legend."""
-    column: float
-    """Width of a column."""
-    bar: float
-    """Length of the scale bar; 0: there is none."""
-    beside: bool
-    """True when north arrow and scale bar stand beside the legend, else below it."""
-
-    @property
-    def margin(self) -> float:
-        return 1.6 * self.letter
-
-    @property
-    def head(self) -> float:
-        return 4.6 * self.letter
-
-    @property
-    def legend(self) -> float:
-        return 1.75 * self.letter * self.rows
-
-    @property
-    def ground(self) -> float:
-        return 7.5 * self.letter if self.bar else 0.0
-
-    @property
-    def width(self) -> int:
-        wide = max(float(self.map_width), 26 * self.letter, self.bar + 2 * self.letter)
-        return round(wide + 2 * self.margin)
-
-    @property
-    def foot(self) -> float:
-        return max(self.legend, self.ground) if self.beside else self.legend + self.ground
-
-    @property
-    def height(self) -> int:
-        return round(self.head + self.map_height + self.margin + self.foot + self.margin)
-
-
 def quicklook_png(seen: Survey, ground: Ground | None, title: str, subtitle: str = "") -> bytes:
-    """The picture of a surveyed map, as a PNG.
+    """Return the picture of a surveyed map, as a PNG.
 
     Above the map stand title and subtitle; below it the classes that occur, the most frequent first, with their share
     of the pixels with data, and north arrow and scale bar as far as the ground is known.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import IdentityTransform
+
     zoom = max(1, _SMALLEST // max(seen.ids.shape))
     picture = paint(seen.ids, seen.legend, NODATA_COLOUR).repeat(zoom, axis=0).repeat(zoom, axis=1)
-    entries = _entries(seen)
-    pixel = None if ground is None else ground.metres * seen.step / zoom
-    length, name = (0.0, "") if pixel is None else round_length(max(0.22 * picture.shape[1], 40) * pixel)
-    layout = _layout(picture.shape[:2], entries, length / pixel if pixel else 0.0)
-    figure = _figure(layout)
-    left = round((layout.width - layout.map_width) / 2)
-    bottom = layout.height - round(layout.head) - layout.map_height
+    height, width = picture.shape[:2]
+    letter = min(max(max(height, width) / 85, 12.0), 26.0)
+    margin, head, pixel = 1.6 * letter, 4.6 * letter, None if ground is None else ground.metres * seen.step / zoom
+    length, name = (0.0, "") if pixel is None else round_length(max(0.22 * width, 40) * pixel)
+    bar = length / pixel if pixel else 0.0
+    room = max(float(width), 26 * letter, bar + 2 * letter)
+    figure = Figure(figsize=(1, 1), dpi=72, facecolor="white")  # a point is a pixel
+    FigureCanvasAgg(figure)
+    legend = _legend(figure, _entries(seen), letter, room - (bar + 3 * letter if bar else 0))
+    with _any_glyph():
+        classes = legend.get_window_extent()
+    beside = classes.width + bar + 3 * letter <= room
+    scale = 7.5 * letter if bar else 0.0
+    foot = max(classes.height, scale) if beside else classes.height + scale
+    sheet = round(head + height + margin + foot + margin), round(max(room, classes.width) + 2 * margin)
+    figure.set_size_inches(sheet[1] / 72, sheet[0] / 72)
+    left, bottom = round((sheet[1] - width) / 2), sheet[0] - round(head) - height
     figure.figimage(picture, left, bottom, origin="upper")
-    _frame(figure, left - 1, bottom - 1, layout.map_width + 2, layout.map_height + 2)
-    _draw_head(figure, layout, title, subtitle)
-    _draw_legend(figure, layout, entries, bottom - layout.margin)
+    _frame(figure, left - 1, bottom - 1, width + 2, height + 2)
+    letters = int((sheet[1] - 2 * margin) / (0.62 * letter))
+    _write(figure, margin, sheet[0] - 2.4 * letter, _cut(title, int(letters / 1.5)), size=1.5 * letter, weight="bold")
+    _write(figure, margin, sheet[0] - 3.9 * letter, _cut(subtitle, letters), size=0.95 * letter, color=_PALE)
+    legend.set_bbox_to_anchor((margin, bottom - margin, 0, 0), transform=IdentityTransform())
     if ground is not None:
-        top = bottom - layout.margin - (0 if layout.beside else layout.legend)
-        _draw_ground(figure, layout, ground, name, top)
-    return _png(figure)
+        top = bottom - margin - (0 if beside else classes.height)
+        _draw_scale(
+            figure,
+            (sheet[1] - margin, top - 6.0 * letter),
+            bar,
+            name if ground.same else f"{name} (in the middle)",
+            letter,
+        )
+        _draw_north(figure, (sheet[1] - margin - 2.6 * letter, top - 2.6 * letter), ground, letter)
+    data = io.BytesIO()
+    with _any_glyph():
+        figure.savefig(data, format="png", dpi=72, metadata={"Software": None})
+    return data.getvalue()
 
 
-def _entries(seen: Survey) -> list[_Entry]:
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """Say nothing of characters that the font lacks: a box stands for them in the picture."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def _entries(seen: Survey) -> list[tuple[str, str]]:
+    """Text and colour of the lines of the legend."""
     found = sorted((one for one in seen.classes if one.pixels), key=lambda one: -one.pixels)
-    entries = [_Entry(_short(one.info), one.info.colour, share_text(one.share)) for one in found[:_MOST_CLASSES]]
+    entries = [
+        (f"{_cut(one.info.name, _LONGEST_NAME)}   {share_text(one.share)}", one.info.colour)
+        for one in found[:_MOST_CLASSES]
+    ]
     if len(found) > _MOST_CLASSES:
-        entries.append(_Entry(f"and {len(found) - _MOST_CLASSES} more", "none", ""))
+        entries.append((f"and {len(found) - _MOST_CLASSES} more", "none"))
     if seen.nodata:
-        entries.append(_Entry("no data", "#{:02x}{:02x}{:02x}".format(*NODATA_COLOUR), ""))
+        entries.append(("no data", "#{:02x}{:02x}{:02x}".format(*NODATA_COLOUR)))
     return entries
 
 
@@ -142,38 +124,42 @@ def share_text(share: float) -> str:
     return "<0.1 %" if share < 5e-4 else ">99.9 %" if share > 0.9995 else f"{100 * share:.1f} %"
 
 
-def _short(info: ClassInfo) -> str:
-    line = " ".join(info.name.split())
-    return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…"
+def _cut(text: str, room: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= room else line[: max(room - 1, 1)] + "…"
 
 
-def _layout(shape: tuple[int, ...], entries: list[_Entry], bar: float) -> _Layout:
-    """Columns as wide as the longest entry, as many as there is room for."""
-    height, width = shape
-    letter = min(max(max(height, width) / 85, 12.0), 26.0)
-    column = letter * (9 + 0.62 * max(len(entry.name) for entry in entries))
-    room = max(float(width), 26 * letter)
-    for beside in (True, False):
-        free = room - (bar + 3 * letter if beside and bar else 0)
-        columns = min(max(1, int(free // column)), len(entries))
-        rows = -(-len(entries) // columns)
-        if free >= column:
-            break
-    return _Layout(height, width, letter, columns, rows, column, bar, beside)
+def _legend(figure: "Figure", entries: list[tuple[str, str]], letter: float, room: float) -> Any:
+    """Lay the legend out in as many columns as there is room for."""
+    from matplotlib.patches import Patch
 
-
-def _figure(layout: _Layout) -> "Figure":
-    """An empty sheet on which a point is a pixel."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(layout.width / 72, layout.height / 72), dpi=72, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    column = letter * (5 + 0.62 * max(len(text) for text, _ in entries))
+    legend = figure.legend(
+        handles=[
+            Patch(facecolor=colour, edgecolor="none" if colour == "none" else _LINE, linewidth=1)
+            for _, colour in entries
+        ],
+        labels=[
+            "" for _ in entries
+        ],  # the texts come below: here some would be formulas, and those that begin with _ left out
+        ncols=min(max(1, int(room // column)), len(entries)),
+        fontsize=letter,
+        labelcolor=_INK,
+        loc="upper left",
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.7,
+        handleheight=1.0,
+    )
+    for line, (text, _) in zip(legend.get_texts(), entries, strict=True):
+        line.set_parse_math(False)
+        line.set_text(text)
+    return legend
 
 
 def _frame(figure: "Figure", *place: float, face: str = "none") -> None:
-    """A rectangle: left, bottom, width, height."""
+    """Draw a rectangle: left, bottom, width, height."""
     from matplotlib.patches import Rectangle
 
     left, bottom, width, height = place
@@ -183,66 +169,32 @@ def _frame(figure: "Figure", *place: float, face: str = "none") -> None:
 
 
 def _write(figure: "Figure", x: float, y: float, text: str, **style: Any) -> None:
-    """Text at a pixel; a dollar sign is no formula."""
+    """Write text at a pixel; a dollar sign is no formula."""
     figure.text(x, y, text, transform=None, parse_math=False, **{"color": _INK, **style})
 
 
-def _draw_head(figure: "Figure", layout: _Layout, title: str, subtitle: str) -> None:
-    letter, left = layout.letter, layout.margin
-    room = int((layout.width - 2 * left) / (0.62 * letter))
-    _write(figure, left, layout.height - 2.4 * letter, _cut(title, int(room / 1.5)), size=1.5 * letter, weight="bold")
-    _write(figure, left, layout.height - 3.9 * letter, _cut(subtitle, room), size=0.95 * letter, color=_PALE)
-
-
-def _cut(text: str, room: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= room else line[: max(room - 1, 1)] + "…"
-
-
-def _draw_legend(figure: "Figure", layout: _Layout, entries: list[_Entry], top: float) -> None:
-    """Column by column, from the left edge."""
-    letter = layout.letter
-    for number, entry in enumerate(entries):
-        column, row = divmod(number, layout.rows)
-        left, base = layout.margin + column * layout.column, top - (row + 1) * 1.75 * letter + 0.5 * letter
-        if entry.colour != "none":
-            _frame(
-                figure, round(left), round(base - 0.15 * letter), round(1.7 * letter), round(letter), face=entry.colour
-            )
-        _write(figure, left + 2.4 * letter, base, entry.name, size=letter)
-        right = left + layout.column - 1.6 * letter
-        _write(figure, right, base, entry.share, size=letter, color=_PALE, ha="right")
-
-
-def _draw_ground(figure: "Figure", layout: _Layout, ground: Ground, name: str, top: float) -> None:
-    """North arrow, and below it the scale bar with its length, at the right edge."""
-    from matplotlib.patches import Polygon
-
-    letter, right = layout.letter, layout.width - layout.margin
-    left, base = right - layout.bar, top - 6.0 * letter
+def _draw_scale(figure: "Figure", end: tuple[float, float], length: float, name: str, letter: float) -> None:
+    """Draw the scale bar up to its right end, and its length below it."""
+    right, base = end
     for quarter in range(4):
         face = _INK if quarter % 2 == 0 else "white"
-        _frame(figure, left + quarter * layout.bar / 4, base, layout.bar / 4, 0.45 * letter, face=face)
-    label = name if ground.same else f"{name} (in the middle)"
-    _write(figure, right, base - 1.3 * letter, label, size=letter, ha="right")
+        _frame(figure, right - (1 - quarter / 4) * length, base, length / 4, 0.45 * letter, face=face)
+    _write(figure, right, base - 1.3 * letter, name, size=letter, ha="right")
+
+
+def _draw_north(figure: "Figure", middle: tuple[float, float], ground: Ground, letter: float) -> None:
+    """Draw the arrow around a pixel."""
+    from matplotlib.patches import Polygon
+
     if ground.north is None:
         return
     ahead = np.array([ground.north[1], -ground.north[0]])  # x to the right, y up
     aside = np.array([-ahead[1], ahead[0]])
-    middle = np.array([right - 2.6 * letter, top - 2.6 * letter])
     tip, tail = middle + 1.5 * letter * ahead, middle - 0.5 * letter * ahead
     for side, face in ((1, _INK), (-1, "white")):
         wing = middle - 1.2 * letter * ahead + side * 0.85 * letter * aside
         figure.add_artist(
             Polygon([tip, tail, wing], closed=True, transform=None, facecolor=face, edgecolor=_INK, linewidth=1)
         )
-    at = middle + 2.3 * letter * ahead
-    _write(figure, at[0], at[1], "N", size=letter, weight="bold", ha="center", va="center")
-
-
-def _png(figure: "Figure") -> bytes:
-    data = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it in the picture
-        figure.savefig(data, format="png", dpi=72, metadata={"Software": None})
-    return data.getvalue()
+    x, y = middle + 2.3 * letter * ahead
+    _write(figure, x, y, "N", size=letter, weight="bold", ha="center", va="center")

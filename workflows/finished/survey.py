@@ -1,6 +1,6 @@
 """One look at a whole class map: a small picture of it, and what each class covers. Memory does not grow with the map.
 
-Every pixel counts in the numbers; a pixel of the picture is the most frequent class of a square of the map's pixels.
+Every pixel counts in the numbers. The picture is the map halved as often as it takes, as a pyramid's levels are.
 """
 
 import colorsys
@@ -17,6 +17,7 @@ from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window, round_up
 from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.maps import ClassMap, Ids
+from fcn_batch.pipeline.core.pyramid import halve
 from fcn_batch.pipeline.raster.crs import row_areas_m2
 from fcn_batch.pipeline.raster.gdal import gdal_cache
 from fcn_batch.workflows.console.progress import RunProgress
@@ -47,7 +48,7 @@ class Survey:
     ids: Ids
     """The picture: (rows, cols), 255 for no data."""
     step: int
-    """Rows and columns of the map that became one of the picture (fewer at its lower and right edge)."""
+    """Rows and columns of the map that became one of the picture (fewer at its lower and right edge): a power of 2."""
     classes: tuple[Covered, ...]
     """All classes of the legend, and those that the legend does not know but the map holds, by id."""
     nodata: int
@@ -66,7 +67,9 @@ class Survey:
 def survey(source: ClassMap, side: int, progress: RunProgress, what: str = "reading the map") -> Survey:
     """Go through `source` once; the picture has at most `side` rows and columns. InputError for a damaged map."""
     size = source.size
-    step = -(-max(size.height, size.width) // side)
+    step = 1
+    while step * side < max(size.height, size.width):
+        step *= 2
     picture = np.full((-(-size.height // step), -(-size.width // step)), NODATA, np.uint8)
     areas = row_areas_m2(source.georeference, size)
     pixels: Counter[int] = Counter()
@@ -77,7 +80,9 @@ def survey(source: ClassMap, side: int, progress: RunProgress, what: str = "read
             for window in _aligned(size, source.block, step):
                 ids = source.read(window)
                 row, col = window.row // step, window.col // step
-                small = most_frequent(ids, step)
+                small = ids
+                for _ in range(step.bit_length() - 1):
+                    small = halve(small)
                 picture[row : row + small.shape[0], col : col + small.shape[1]] = small
                 for class_id in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)):
                     in_rows = np.count_nonzero(ids == class_id, axis=1)
@@ -113,28 +118,8 @@ def complete_legend(legend: Legend | None, found: "Counter[int] | list[int]") ->
             name += "'"
         known[class_id] = ClassInfo(id=class_id, name=name, colour=_colour(class_id))
     if not known:
-        raise InputError("the map holds no class: all of its pixels are without data")
+        raise InputError("map-empty", "the map holds no class: all of its pixels are without data; export another map")
     return Legend(classes=tuple(known[class_id] for class_id in sorted(known)))
-
-
-def most_frequent(ids: Ids, step: int) -> Ids:
-    """The most frequent id of each square of `step` x `step` pixels, no data included; the smallest of several.
-
-    >>> most_frequent(np.array([[1, 1, 7], [2, 3, 5], [4, 4, 9]], np.uint8), 2).tolist()
-    [[1, 5], [4, 9]]
-    """
-    if step == 1:
-        return ids
-    height, width = -(-ids.shape[0] // step), -(-ids.shape[1] // step)
-    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).astype(np.uint8)
-    place = np.zeros(256, np.int64)
-    place[present] = np.arange(len(present))
-    cells = (np.arange(ids.shape[0]) // step)[:, None] * width + np.arange(ids.shape[1]) // step
-    cells *= len(present)
-    cells += place[ids]
-    counts = np.bincount(cells.ravel(), minlength=height * width * len(present))
-    result: Ids = present[counts.reshape(height, width, -1).argmax(axis=2)]
-    return result
 
 
 def paint(ids: Ids, legend: Legend, nodata: tuple[int, int, int]) -> NDArray[np.uint8]:

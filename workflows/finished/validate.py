@@ -6,9 +6,10 @@ disk, a copy or a hand has changed shows, and where; each check is made whatever
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,24 +27,70 @@ from fcn_batch.pipeline.core.pyramid import halved, levels_of
 from fcn_batch.pipeline.core.tiling import BlockGrid
 from fcn_batch.pipeline.raster.crs import change_of_system
 from fcn_batch.pipeline.raster.gdal import gdal_cache
-from fcn_batch.pipeline.raster.mapcheck import cog_faults
-from fcn_batch.pipeline.raster.mapfile import MapFile
+from fcn_batch.pipeline.raster.mapfile import MapFile, cog_faults
 from fcn_batch.pipeline.store.classstore import CONFIDENCE, ClassStore, ConfidenceStore
 from fcn_batch.pipeline.store.finished import FinishedConfidence, FinishedMap
 from fcn_batch.pipeline.store.levels import group_attributes
 from fcn_batch.pipeline.store.storecheck import gathered_faults, store_faults, system_of
 from fcn_batch.workflows.console.progress import RunProgress
 from fcn_batch.workflows.finished.maps import cache_mb
-from fcn_batch.workflows.finished.validation import Check, Validation
 from fcn_batch.workflows.outputs.checksums import files_of, is_signed, output_sha256
 from fcn_batch.workflows.outputs.publishing import Outputs, find_outputs, find_run
 from fcn_batch.workflows.outputs.stitch import head_of, layout_of
 
 Read = Callable[[Window], Ids]
-Bands = Callable[[Window], Iterator[Ids]]
-"""Reads a window from top to bottom, some rows at a time."""
 Faults = Iterator[str]
 Look = Callable[["_Run"], Faults]
+
+
+_SHOWN = 5
+"""Faults of a check that are printed one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    found: str
+    """What is right, when nothing is wrong."""
+    faults: tuple[str, ...] = ()
+    """What is wrong, and where."""
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """All checks of the outputs of one run."""
+
+    run: str
+    """The run's report."""
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong in any of them."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> str:
+        """All checks with all faults, for programs."""
+        checks = [{"ok": check.ok, **asdict(check)} for check in self.checks]
+        return json.dumps({"ok": self.ok, "run": self.run, "checks": checks}, indent=2)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What `fcn-batch validate` prints: name of the check, and ok or FAIL with what was found."""
+        pairs = [("run", self.run)]
+        for check in self.checks:
+            if check.ok:
+                pairs.append((check.name, f"ok    {check.found}"))
+            pairs += [(check.name, f"FAIL  {fault}") for fault in check.faults[:_SHOWN]]
+            if len(check.faults) > _SHOWN:
+                pairs.append((check.name, f"FAIL  and {len(check.faults) - _SHOWN:,} more; --json lists all"))
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +241,7 @@ def _map(run: _Run) -> Faults:
     counts = np.zeros(256, np.int64)
     hashes = run.report["journal"]["sha256"]
     clean = True
-    for fault in _block_faults(run, _bands(found.read, found.block[0]), hashes, counts):
+    for fault in _block_faults(run, [found.read], found.block[0], hashes, counts):
         clean = False
         yield fault
     known = {one["id"]: one["pixels"] for one in run.report["classes"]} | {NODATA: run.report["nodata_pixels"]}
@@ -213,7 +260,7 @@ def _cog(run: _Run) -> Faults:
 def _cog_map(run: _Run) -> Faults:
     found = MapFile(run.path(run.outputs.cog))
     with gdal_cache(cache_mb(found.block)):
-        yield from _block_faults(run, _bands(found.read, found.block[0]), run.report["journal"]["sha256"])
+        yield from _block_faults(run, [found.read], found.block[0], run.report["journal"]["sha256"])
 
 
 def _confidence(run: _Run) -> Faults:
@@ -222,13 +269,9 @@ def _confidence(run: _Run) -> Faults:
     yield from store_faults(path, layout_of(run.plan, run.legend), ConfidenceStore)
     yield from _system_faults(run, path)
     found = FinishedConfidence(path)
+    planes = [partial(found.read, plane) for plane in range(len(CONFIDENCE))]
     rows = run.plan.inner or run.plan.cut.chunk
-
-    def planes(window: Window) -> Iterator[Ids]:
-        for plane in range(len(CONFIDENCE)):
-            yield from _bands(partial(found.read, plane), rows)(window)
-
-    yield from _block_faults(run, planes, run.report["journal"]["confidence_sha256"])
+    yield from _block_faults(run, planes, rows, run.report["journal"]["confidence_sha256"])
 
 
 def _pyramid(run: _Run) -> Faults:
@@ -238,8 +281,8 @@ def _pyramid(run: _Run) -> Faults:
     yield from gathered_faults(path)
     levels = levels_of(run.plan.input.size, run.plan.input.georeference)
     finer = FinishedMap(path / levels[0].name)
-    bands = _bands(finer.read, finer.block[0])
-    yield from (f"level 0: {fault}" for fault in _block_faults(run, bands, run.report["journal"]["sha256"]))
+    faults = _block_faults(run, [finer.read], finer.block[0], run.report["journal"]["sha256"])
+    yield from (f"level 0: {fault}" for fault in faults)
     for level in levels[1:]:
         coarser = FinishedMap(path / level.name)
         if coarser.size != level.size:
@@ -263,13 +306,19 @@ def _item(run: _Run) -> Faults:
             yield f"{path}: does not list {name}"
 
 
-def _block_faults(run: _Run, bands: Bands, hashes: list[str], counts: NDArray[np.int64] | None = None) -> Faults:
-    """Blocks of the plan that do not read, or not with the hash of the journal; `counts` are added to by class id."""
+def _block_faults(
+    run: _Run, planes: Sequence[Read], rows: int, hashes: list[str], counts: NDArray[np.int64] | None = None
+) -> Faults:
+    """Blocks of the plan that do not read, or not with the hash of the journal.
+
+    A block is one plane after the other, `rows` rows at a time; `counts` are added to by class id.
+    """
     grid = run.plan.grid
     for index in range(len(grid)):
         window, digest = grid[index], hashlib.sha256()
         try:
-            for values in bands(window):
+            for read, part in product(planes, _strips(window, rows)):
+                values = np.ascontiguousarray(read(part))
                 digest.update(values.data)
                 run.progress.advance(values.size)
                 if counts is not None:
@@ -281,13 +330,10 @@ def _block_faults(run: _Run, bands: Bands, hashes: list[str], counts: NDArray[np
                 yield f"block {index}, {_place(window)}: not as the run made it"
 
 
-def _bands(read: Read, rows: int) -> Bands:
-    def bands(window: Window) -> Iterator[Ids]:
-        for row in range(window.row, window.stop_row, rows):
-            height = min(rows, window.stop_row - row)
-            yield np.ascontiguousarray(read(Window(row, window.col, height, window.width)))
-
-    return bands
+def _strips(window: Window, rows: int) -> list[Window]:
+    """Cut a window into parts of `rows` rows, from top to bottom."""
+    starts = range(window.row, window.stop_row, rows)
+    return [Window(row, window.col, min(rows, window.stop_row - row), window.width) for row in starts]
 
 
 def _place(window: Window) -> str:

@@ -5,8 +5,9 @@ what streams or cuts the image is used, so a fault there shows. In other precisi
 because torch's own way to use them rounds at other places.
 """
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ from fcn_batch.pipeline.raster.gdal import gdal_cache
 from fcn_batch.workflows.blocks.job import cache_size_mb
 from fcn_batch.workflows.console.progress import RunProgress
 from fcn_batch.workflows.finished.maps import open_map
-from fcn_batch.workflows.finished.verification import Sample, Verification
 from fcn_batch.workflows.inputs.identity import identify
 from fcn_batch.workflows.inputs.many import refuse_remote
 from fcn_batch.workflows.inputs.sources import source_of
@@ -52,6 +52,94 @@ _ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2}
 """How far the same score may lie apart, computed in two ways, as a share of the window's largest score."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One window, computed again."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+    compared: int
+    """Pixels that have data in the input, or a class in the map."""
+    differ: int
+    """Those with another label."""
+    ties: int
+    """Those of them whose two labels score alike, as far as the precision can tell."""
+
+    @property
+    def wrong(self) -> int:
+        """Labels that differ and are no ties."""
+        return self.differ - self.ties
+
+    def __str__(self) -> str:
+        """Place and counts."""
+        place = f"rows {self.row}..{self.row + self.height - 1}, cols {self.col}..{self.col + self.width - 1}"
+        return f"{place}: {self.compared:,} px, {self.differ:,} differ, {self.ties:,} of them ties"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of all windows."""
+
+    run: str
+    """The run's report."""
+    exact: bool
+    """True when the map is that of the whole image in one pass; blended ones are expected to differ."""
+    precision: Precision
+    seed: int
+    samples: tuple[Sample, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def compared(self) -> int:
+        """Pixels in all windows."""
+        return sum(sample.compared for sample in self.samples)
+
+    @property
+    def differ(self) -> int:
+        """Labels that differ, in all windows."""
+        return sum(sample.differ for sample in self.samples)
+
+    @property
+    def ties(self) -> int:
+        """Those of them that are ties."""
+        return sum(sample.ties for sample in self.samples)
+
+    @property
+    def ok(self) -> bool:
+        """False when an exact map has labels that the network does not give."""
+        return not self.exact or self.differ == self.ties
+
+    def to_json(self) -> str:
+        """All fields and totals, for programs."""
+        totals = {"compared": self.compared, "differ": self.differ, "ties": self.ties, "share": self._share}
+        return json.dumps({"ok": self.ok, **totals, **asdict(self)}, indent=2)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What `fcn-batch verify` prints: label and value, one pair a line."""
+        return [
+            ("run", self.run),
+            ("windows", f"{len(self.samples)} at random (seed {self.seed}), {self.compared:,} px"),
+            ("differ", f"{self.differ:,} px ({100 * self._share:.4f} %), {self.ties:,} of them ties"),
+            ("result", self._result()),
+            *(("window", str(sample)) for sample in self.samples),
+            *(("note", note) for note in self.notes),
+        ]
+
+    @property
+    def _share(self) -> float:
+        return self.differ / self.compared if self.compared else 0.0
+
+    def _result(self) -> str:
+        if not self.exact:
+            return "approximate, as planned: blended tiles see less than a window with all that is around it"
+        if not self.ok:
+            wrong = self.differ - self.ties
+            return f"{wrong:,} label{'s are' if wrong > 1 else ' is'} not what the network gives"
+        return "exact: every label is what the network gives" + (", except for ties" if self.ties else "")
+
+
 def verify(path: Path, samples: int, seed: int, progress: RunProgress, *, local_only: bool = False) -> Verification:
     """Compute `samples` windows of the map at `path` again and compare their labels.
 
@@ -61,8 +149,10 @@ def verify(path: Path, samples: int, seed: int, progress: RunProgress, *, local_
     `local_only` forbids that.
     """
     if samples < 1 or seed < 0:
-        name, value, least = ("--samples", samples, 1) if samples < 1 else ("--seed", seed, 0)
-        raise OptionError(f"{name} {value}: give {least} or more")
+        option, value, least = ("samples", samples, 1) if samples < 1 else ("seed", seed, 0)
+        raise OptionError(
+            "option-value", "--{option} {value}: give {least} or more", option=option, value=value, least=least
+        )
     outputs, report = find_run(path)
     named = outputs.folder / outputs.report
     plan = _plan(named, report)
@@ -93,7 +183,9 @@ def _plan(named: Path, report: dict[str, Any]) -> Plan:
     try:
         return Plan.model_validate(report["plan"])
     except (KeyError, ValidationError) as error:
-        raise InputError(f"{named}: holds no plan of this version of fcn-batch; make the map again") from error
+        raise InputError(
+            "report-without-plan", "{path}: holds no plan of this version of fcn-batch; make the map again", path=named
+        ) from error
 
 
 def _same_input(named: Path, plan: Plan, outputs: Outputs) -> RasterSource:
@@ -105,8 +197,15 @@ def _same_input(named: Path, plan: Plan, outputs: Outputs) -> RasterSource:
     name = min(file.name for file in before ^ now)
     was, found = (next((f for f in files if f.name == name), None) for files in (before - now, now - before))
     raise InputError(
-        f"{source.info.path}: not the raster that {named.name} was made from: {name} was {_told(was)}, is "
-        f"{_told(found)}; put the old one back{'' if plan.input.hashed else ' (with its time)'}, or make the map again"
+        "input-changed",
+        "{path}: not the raster that {report} was made from: {file} was {before}, is {now}; put the old one back{time} "
+        "or make the map again",
+        path=source.info.path,
+        report=named.name,
+        file=name,
+        before=_described(was),
+        now=_described(found),
+        time="" if plan.input.hashed else " (with its time)",
     )
 
 
@@ -117,12 +216,15 @@ def _found(named: Path, wanted: InputIdentity, folder: Path) -> RasterSource:
         wanted = wanted.model_copy(update={"sources": tuple(beside)})
         if not beside or not all(Path(file.path).exists() for file in beside):
             raise InputError(
-                f"{named}: was made from {wanted.path}, which is not there; put it back, or beside the outputs"
+                "input-missing",
+                "{report}: was made from {path}, which is not there; put it back, or beside the outputs",
+                report=named,
+                path=wanted.path,
             )
     return source_of(wanted)
 
 
-def _told(file: FileIdentity | None) -> str:
+def _described(file: FileIdentity | None) -> str:
     if file is None:
         return "not there"
     if file.modified_ns is None:
@@ -150,13 +252,24 @@ class _Check:
     def of(cls, named: Path, plan: Plan, source: RasterSource, outputs: Outputs) -> "_Check":
         made, cut, kernel = open_map(outputs.folder / outputs.store), plan.cut, plan.kernel
         if made.size != plan.input.size:
-            raise IntegrityError(f"{outputs.folder / outputs.store}: {made.size}, but the plan has {plan.input.size}")
+            raise IntegrityError(
+                "size-mismatch",
+                "{path}: {size}, but the plan has {expected}; make the map again",
+                path=outputs.folder / outputs.store,
+                size=made.size,
+                expected=plan.input.size,
+            )
         device = _device(named, plan)
         model, network = load_model(Path(plan.model.path))
         if model.sha256 != plan.model.sha256:
             raise ModelError(
-                f"{model.path}: sha256 is {model.sha256[:12]}…, but {named.name} was made with "
-                f"{plan.model.sha256[:12]}…; put that model back, or make the map again"
+                "model-changed",
+                "{path}: sha256 is {found}…, but {report} was made with {expected}…; put that model back, or make the "
+                "map again",
+                path=model.path,
+                found=model.sha256[:12],
+                report=named.name,
+                expected=plan.model.sha256[:12],
             )
         graph = None if kernel.precision == "fp32" else graph_of(network, len(plan.bands))[0]
         scaling = Scaling(plan.scaled(model.card.input), device)
@@ -204,8 +317,10 @@ class _Check:
             if not is_out_of_memory(error):
                 raise
             raise OptionError(
-                f"out of memory with a window of {read.height} x {read.width} px, halo included; verify this map on a "
-                "machine with more"
+                "memory-short",
+                "out of memory with a window of {rows} x {cols} px, halo included; verify on a machine with more",
+                rows=read.height,
+                cols=read.width,
             ) from error
         return self._compared(window, scores, self._wanted(window, pixels.valid[here]))
 
@@ -261,8 +376,12 @@ def _device(named: Path, plan: Plan) -> str:
         check_precision(plan.kernel.precision, device)
     except OptionError as error:
         raise OptionError(
-            f"{named}: made in {plan.kernel.precision} on {plan.kernel.instructions}, which {device} here does not "
-            "compute in; verify it on such a device"
+            "precision-unsupported",
+            "{path}: made in {precision} on {machine}, which {device} here cannot compute; verify it on such a device",
+            path=named,
+            precision=plan.kernel.precision,
+            machine=plan.kernel.instructions,
+            device=device,
         ) from error
     return device
 
@@ -275,7 +394,7 @@ def _notes(plan: Plan, device: str) -> list[str]:
         ("torch", kernel.torch, torch_version()),
     ]
     return [
-        f"{name}: the map was made with {then}, verified with {now}: labels may differ at ties"
+        f"{name}: the map was made with {then}, verified with {now}: labels may differ where two scores tie"
         for name, then, now in pairs
         if then != now
     ]

@@ -4,7 +4,6 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,9 @@ from fcn_batch.pipeline.raster.vectors import Zones
 from fcn_batch.workflows.console.progress import RunProgress
 from fcn_batch.workflows.finished.maps import cache_mb, chunk_windows
 
+Tallies = dict[int, NDArray[np.float64]]
+"""Pixels (first row) and square metres (second row) of each class id, by the number of the zone."""
 _COLUMNS = ("zone", "class_id", "class", "pixels", "area_m2", "share")
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Pixels and square metres by class, of the classes that one zone has."""
-
-    pixels: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
-    areas: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def write_zones(
@@ -54,7 +47,7 @@ def write_zones(
     grid = Grid(source.size, source.georeference)
     found = Zones.open(zones, grid, name_field, layer)
     areas = row_areas_m2(source.georeference, source.size)
-    tallies: defaultdict[int, _Tally] = defaultdict(_Tally)
+    tallies: Tallies = defaultdict(lambda: np.zeros((2, 256)))
     progress.start("zones", source.size.pixels, 0)
     try:
         with gdal_cache(cache_mb(source.block)):
@@ -70,16 +63,12 @@ def write_zones(
     try:
         write_whole(target, text.getvalue())
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}; choose another place") from error
+        raise OutputError(
+            "output-unwritable", "{path} cannot be written: {reason}; choose another place", path=target, reason=error
+        ) from error
 
 
-def _count(
-    source: ClassMap,
-    window: Window,
-    zones: Zones,
-    areas: NDArray[np.float64] | None,
-    tallies: defaultdict[int, _Tally],
-) -> None:
+def _count(source: ClassMap, window: Window, zones: Zones, areas: NDArray[np.float64] | None, tallies: Tallies) -> None:
     """Add what a window holds of each zone; a window without zones is not read."""
     pieces = zones.polygons.near(window)
     ids: Ids | None = None
@@ -95,11 +84,9 @@ def _count(
         of_zone = ids[box.slices(window)][row, col]
         counts = np.bincount(row * 256 + of_zone, minlength=box.height * 256).reshape(box.height, 256)
         counts[:, NODATA] = 0
-        ground = None if areas is None else areas[box.row : box.stop_row] @ counts
-        for k in np.flatnonzero(counts.any(axis=0)).tolist():
-            tallies[zone].pixels[k] += int(counts[:, k].sum())
-            if ground is not None:
-                tallies[zone].areas[k] += float(ground[k])
+        tallies[zone][0] += counts.sum(axis=0)
+        if areas is not None:
+            tallies[zone][1] += areas[box.row : box.stop_row] @ counts
 
 
 def _box(zones: Zones, pieces: NDArray[np.int64], window: Window) -> Window:
@@ -112,17 +99,15 @@ def _box(zones: Zones, pieces: NDArray[np.int64], window: Window) -> Window:
     return Window(row, col, stop_row - row, stop_col - col)
 
 
-def _rows(
-    source: ClassMap, zones: Zones, tallies: defaultdict[int, _Tally], *, located: bool
-) -> Iterator[tuple[object, ...]]:
+def _rows(source: ClassMap, zones: Zones, tallies: Tallies, *, located: bool) -> Iterator[tuple[object, ...]]:
     named = {entry.id: entry.name for entry in source.legend.classes} if source.legend else {}
-    others = {k for tally in tallies.values() for k in tally.pixels} - set(named)
+    others = {int(k) for tally in tallies.values() for k in np.flatnonzero(tally[0])} - set(named)
     named |= {k: f"class {k}" for k in sorted(others)}
     for number, name in enumerate(zones.names):
-        tally = tallies[number]
-        total = sum(tally.pixels.values())
+        pixels, area = tallies[number]
+        total = pixels.sum()
         if not named:  # no legend, and no zone has any data
             yield name, "", "", 0, 0.0 if located else "", ""
         for k, class_name in named.items():
-            pixels = tally.pixels[k]
-            yield name, k, class_name, pixels, tally.areas[k] if located else "", pixels / total if total else ""
+            share = float(pixels[k] / total) if total else ""
+            yield name, k, class_name, int(pixels[k]), float(area[k]) if located else "", share

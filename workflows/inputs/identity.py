@@ -60,7 +60,12 @@ def file_identity(path: Path | Url, *, hashed: bool) -> FileIdentity:
             return FileIdentity(name=path.name, bytes=status.st_size, modified_ns=status.st_mtime_ns)
         return FileIdentity(name=path.name, bytes=status.st_size, modified_ns=None, sha256=file_sha256(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make it readable, or get a whole copy") from error
+        raise InputError(
+            "input-unreadable",
+            "{path}: cannot be read ({reason}); make it readable, or get a whole copy",
+            path=path,
+            reason=error.strerror,
+        ) from error
 
 
 def _folder_identity(folder: Path, *, hashed: bool) -> FileIdentity:
@@ -99,15 +104,27 @@ def check_sums(info: RasterInfo, identity: InputIdentity) -> None:
     """
     for path, file in zip(map(input_of, info.files), identity.files, strict=True):
         if isinstance(path, Url):
-            raise OptionError(f"--verify-input: {path} would be fetched twice; copy it to a file first")
+            raise OptionError(
+                "input-remote", "--verify-input: {path} would be fetched twice; copy it to a file first", path=path
+            )
         for sums in (path.with_name(f"{path.name}.sha256"), path.with_name(_SUMS)):
             wanted = _sums(sums).get(path.name) if sums.is_file() else file.sha256
             if wanted is None and sums.name != _SUMS:
-                raise InputError(f"{sums}: holds no SHA-256 of {path.name}; mend or remove it, or leave --verify-input")
+                raise InputError(
+                    "checksum-missing",
+                    "{path}: holds no SHA-256 of {file}; correct or remove it, or leave out --verify-input",
+                    path=sums,
+                    file=path.name,
+                )
             if wanted not in (None, file.sha256):
                 raise InputError(
-                    f"{path}: not as {sums.name} says: its sha256 is {file.sha256}, expected {wanted}; get an "
-                    f"undamaged copy, or mend {sums.name} if the raster was changed on purpose"
+                    "checksum-differs",
+                    "{path}: not as {sums} says: its sha256 is {found}, expected {expected}; get an "
+                    "undamaged copy, or correct {sums} if the raster was changed on purpose",
+                    path=path,
+                    sums=sums.name,
+                    found=file.sha256,
+                    expected=wanted,
                 )
 
 
@@ -117,7 +134,12 @@ def _sums(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             lines = file.read(_MOST_BYTES).decode(errors="surrogateescape").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from error
+        raise InputError(
+            "input-unreadable",
+            "{path}: cannot be read ({reason}); correct or remove it",
+            path=path,
+            reason=error.strerror,
+        ) from error
     found = {}
     for line in filter(None, (_LINE.fullmatch(line.strip()) for line in lines)):
         name = line["name"] or path.stem

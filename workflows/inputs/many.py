@@ -1,28 +1,38 @@
-"""Many inputs in one command: which they are, and how each of them ended."""
+"""The inputs of one command: which they are, and how each of them ended.
+
+They are named as files, zarr stores, folders, patterns, lists, or by STAC items, of each of which one asset is taken.
+Several may become one map: a mosaic.
+"""
 
 import glob
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
-from fcn_batch.pipeline.core.location import Input, Url, input_of, is_remote
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
+from fcn_batch.pipeline.core.location import Input, Mosaic, Url, input_of, is_remote
 from fcn_batch.pipeline.raster import slides
-from fcn_batch.workflows.inputs.items import holds_items, in_items
+from fcn_batch.pipeline.raster.picture import taken_at
 
 Status = Literal["done", "part", "holes", "failed"]
+Priority = Literal["order", "date"]
 _SAID: dict[Status, str] = {"done": "done", "part": "part done", "holes": "has holes", "failed": "failed"}
 _WIDEST_NAME = 40
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".img", ".vrt", *slides.SUFFIXES)
 """Of the files in a folder that are taken for rasters."""
+_TYPES = ("image/tiff", "image/jp2", "image/jpeg", "image/png", "image/vnd.stac.geotiff", "application/vnd+zarr")
+"""Media types of assets that may be inputs."""
+_NOT_IMAGES = {"thumbnail", "overview", "metadata"}
+"""Roles of assets that are not the image itself."""
 _OUTPUTS = (
     ".classes.tif",
     ".classes.cog.tif",
@@ -50,7 +60,10 @@ def dated_inputs(
     when a folder or a pattern holds nothing, OptionError when the list cannot be read or there is no input at all.
     """
     found: dict[Path | Url, datetime | None] = {}
-    for path in [*map(_named, given), *(_listed(listed) if listed else ())]:
+    for path in [
+        *(input_of(one) if isinstance(one, str) else one for one in given),
+        *(_listed(listed) if listed else ()),
+    ]:
         if isinstance(path, Url):
             found[path] = None
         elif holds_items(path):
@@ -62,7 +75,7 @@ def dated_inputs(
         else:
             found |= dict.fromkeys(_fitting(str(path)))
     if not found:
-        raise OptionError("no input; give files, folders, patterns like 'in/*.tif', or --list FILE")
+        raise OptionError("no-input", "no input; give files, folders, patterns like 'in/*.tif', or --list FILE")
     return found
 
 
@@ -70,11 +83,11 @@ def refuse_remote(inputs: Iterable[Path | Url], *, local_only: bool) -> None:
     """OptionError for an input on another machine where `local_only` forbids them."""
     for one in inputs if local_only else ():
         if is_remote(one):
-            raise OptionError(f"{one}: not on this machine, and --local-only forbids that; copy it to a file")
-
-
-def _named(given: str | Path) -> Path | Url:
-    return input_of(given) if isinstance(given, str) else given
+            raise OptionError(
+                "input-remote",
+                "{path}: not on this machine, and --local-only forbids that; copy it to a file",
+                path=one,
+            )
 
 
 def looks_like_raster(path: Path) -> bool:
@@ -87,22 +100,31 @@ def _in_folder(folder: Path) -> list[Path]:
     try:
         rasters = sorted(path for path in folder.iterdir() if looks_like_raster(path) and path.is_file())
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder that can") from error
+        raise InputError(
+            "input-unreadable",
+            "{path}: cannot be read ({reason}); give a folder that can",
+            path=folder,
+            reason=error.strerror,
+        ) from error
     if not rasters:
-        raise InputError(f"{folder}: a folder with no raster in it ({', '.join(RASTER_SUFFIXES)}); give another one")
+        raise InputError(
+            "nothing-found",
+            "{path}: a folder with no raster in it ({endings}); give another one",
+            path=folder,
+            endings=", ".join(RASTER_SUFFIXES),
+        )
     return rasters
 
 
 def _fitting(pattern: str) -> list[Path]:
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 - as shells do it: without hidden files
-    fitting = sorted(path for name in names if _is_input(path := Path(name)) and not name.endswith(_OUTPUTS))
+    paths = (Path(name) for name in names if not name.endswith(_OUTPUTS))
+    fitting = sorted(path for path in paths if path.is_file() or holds_zarr(path))
     if not fitting:
-        raise InputError(f"{pattern}: no such file, and as a pattern it fits none; mend the name or the pattern")
+        raise InputError(
+            "nothing-found", "{path}: no such file, and as a pattern it fits none; correct it", path=pattern
+        )
     return fitting
-
-
-def _is_input(path: Path) -> bool:
-    return path.is_file() or holds_zarr(path)
 
 
 def _listed(path: Path) -> list[Path | Url]:
@@ -110,7 +132,12 @@ def _listed(path: Path) -> list[Path | Url]:
     try:
         text = sys.stdin.read(MAX_TEXT) if str(path) == "-" else read_bounded(path, MAX_TEXT).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise OptionError(f"--list {path}: cannot be read ({error}); give a text file, a path on each line") from error
+        raise OptionError(
+            "list-unreadable",
+            "--list {path}: cannot be read ({reason}); give a text file, a path on each line",
+            path=path,
+            reason=error,
+        ) from error
     lines = [line.strip() for line in text.splitlines()]
     places = [input_of(line) for line in lines if line and not line.startswith("#")]
     return [place if isinstance(place, Url) else path.parent / place for place in places]
@@ -183,7 +210,12 @@ class Tally:
         try:
             write_whole(self.file, text + "\n")
         except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written ({error.strerror}); choose another --summary") from error
+            raise OutputError(
+                "summary-unwritable",
+                "{path}: cannot be written ({reason}); choose another --summary",
+                path=self.file,
+                reason=error.strerror,
+            ) from error
 
     def lines(self) -> list[str]:
         """The table for people: what failed stands last."""
@@ -197,7 +229,12 @@ class Tally:
         if first is None or not self.several:
             return first
         count = len(self._errors)
-        return type(first)(f"{count} of {self._inputs} inputs {'has' if count == 1 else 'have'} a problem: {first}")
+        have, fields = "has" if count == 1 else "have", {**first.fields, "first": first}
+        return type(first)(
+            first.code,
+            "{count} of {inputs} inputs {have} a problem: {first}",
+            **{**fields, "count": count, "inputs": self._inputs, "have": have},
+        )
 
 
 def ends_all(error: FcnBatchError, tally: Tally) -> bool:
@@ -206,3 +243,154 @@ def ends_all(error: FcnBatchError, tally: Tally) -> bool:
     What is wrong with the options or the model shows with the first input, before anything was made.
     """
     return not tally.several or not (isinstance(error, InputError | OutputError) or tally.outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An input, and when it was taken."""
+
+    place: Path | Url
+    taken: datetime | None
+
+
+def holds_items(path: Path) -> bool:
+    """True for a file named as JSON that holds STAC items."""
+    if path.suffix.lower() not in {".json", ".geojson"} or not path.is_file():
+        return False
+    return any(True for _ in _items(path))
+
+
+def in_items(path: Path, asset: str | None) -> list[Found]:
+    """The asset of each item of a file; by default the only one that is an image.
+
+    Links are relative to the file. InputError when an item has no such asset, OptionError when it has several.
+    """
+    return [_found(path, item, asset) for item in _items(path)]
+
+
+def _items(path: Path) -> Iterator[dict[str, Any]]:
+    """Features that are STAC items; none of a file that is something else."""
+    try:
+        held = json.loads(read_bounded(path, MAX_TEXT))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            "json-invalid",
+            "{path}: no JSON that can be read ({reason}); give a raster, or STAC items",
+            path=path,
+            reason=error,
+        ) from error
+    features = held.get("features", [held]) if isinstance(held, dict) else []
+    for one in features if isinstance(features, list) else []:
+        if isinstance(one, dict) and one.get("type") == "Feature" and isinstance(one.get("assets"), dict):
+            yield one
+
+
+def _found(path: Path, item: dict[str, Any], asset: str | None) -> Found:
+    assets = {key: one for key, one in item["assets"].items() if isinstance(one, dict) and _is_link(one.get("href"))}
+    name = str(item.get("id"))[:80]
+    if asset is None:
+        keys = [key for key, one in assets.items() if _is_image(one)]
+        if len(keys) > 1:
+            raise OptionError(
+                "asset-ambiguous",
+                "{path}: item {item!r} has several images; choose one with --asset {assets}",
+                path=path,
+                item=name,
+                assets="|".join(map(str, keys))[:200],
+            )
+        asset = keys[0] if keys else None
+    if asset not in assets:
+        raise InputError(
+            "asset-missing",
+            "{path}: item {item!r} has no {asset}; give --asset one of: {assets}",
+            path=path,
+            item=name,
+            asset="asset that is an image" if asset is None else f"asset {asset!r}",
+            assets=", ".join(map(str, assets))[:200] or "none at all",
+        )
+    properties = item.get("properties")
+    times = properties if isinstance(properties, dict) else {}
+    taken = _moment(times.get("datetime") or times.get("start_datetime"))
+    return Found(_place(assets[asset]["href"], path.absolute().parent), taken)
+
+
+def _is_link(href: object) -> bool:
+    """True for a text that can be a path or URL."""
+    if not isinstance(href, str) or not href or "\0" in unquote(href):
+        return False
+    try:
+        return bool(urlsplit(href))
+    except ValueError:  # brackets that hold no address
+        return False
+
+
+def _is_image(asset: dict[str, Any]) -> bool:
+    roles = asset.get("roles")
+    return str(asset.get("type", "")).startswith(_TYPES) and _NOT_IMAGES.isdisjoint(
+        map(str, roles if isinstance(roles, list) else ())
+    )
+
+
+def _place(href: str, folder: Path) -> Path | Url:
+    """What a link of a file in `folder` leads to.
+
+    >>> str(_place("../a%20b.tif", Path("/data/items"))), str(_place("s3://bucket/a.tif", Path("/data")))
+    ('/data/items/../a b.tif', 's3://bucket/a.tif')
+    """
+    if urlsplit(href).scheme not in ("", "file"):
+        return input_of(href)
+    return folder / unquote(urlsplit(href).path)
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def inputs_or_mosaic(
+    name: str | None, priority: Priority, inputs: Mapping[Path | Url, datetime | None]
+) -> tuple[Input, ...]:
+    """The inputs, each for itself, or one that is all of them if it has a name; the errors of `mosaic_of`.
+
+    OptionError for a priority without a mosaic.
+    """
+    if name is not None:
+        return (mosaic_of(name, priority, inputs),)
+    if priority != "order":
+        raise OptionError(
+            "option-needs",
+            "--priority {value}: it is for --mosaic NAME; give that too, or leave it out",
+            value=priority,
+        )
+    return tuple(inputs)
+
+
+def mosaic_of(name: str, priority: Priority, inputs: Mapping[Path | Url, datetime | None]) -> Mosaic:
+    """One input of all, the first on top, or the one that was taken last: `inputs` may already say when.
+
+    OptionError for a name that is none, InputError when an input does not say when it was taken, but that decides.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise OptionError(
+            "option-value",
+            "--mosaic {value}: give a name for its outputs, not a path; -o says where they go",
+            value=name,
+        )
+    if priority == "order":
+        return Mosaic(name, tuple(inputs))
+    taken = {one: _taken(one, known) for one, known in inputs.items()}
+    return Mosaic(name, tuple(sorted(inputs, key=lambda one: taken[one], reverse=True)))
+
+
+def _taken(one: Path | Url, known: datetime | None) -> datetime:
+    taken = known or taken_at(one)
+    if taken is None:
+        raise InputError(
+            "date-unknown",
+            "{path}: does not say when it was taken; leave out --priority date, and name them in order",
+            path=one,
+        )
+    return taken

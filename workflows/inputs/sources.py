@@ -6,30 +6,39 @@
     a zarr store            zarr                                   colours of its palette
     several, as one         each of them, each on the one grid
 
-What was done is in the RasterInfo, and so in the plan; `source_of` does it again in another process.
+What was done is in the RasterInfo, and so in the plan; `source_of` does it again in another process. `thumbnail` makes
+small pictures of large inputs: means of their pixels, from the level of a pyramid that is just fine enough.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from fcn_batch.pipeline.core.distant import Place
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.errors import FormatError, InputError, OptionError
-from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
 from fcn_batch.pipeline.core.location import Input, Mosaic, Url, input_of
-from fcn_batch.pipeline.core.mosaic import MosaicSource, Piece, mosaic_problem
-from fcn_batch.pipeline.core.palette import PaletteSource
 from fcn_batch.pipeline.core.plan import InputIdentity
-from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, SourceFile
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
+from fcn_batch.pipeline.core.source import (
+    MosaicSource,
+    PaletteSource,
+    Piece,
+    Pixels,
+    RasterInfo,
+    RasterSource,
+    SourceFile,
+    mosaic_problem,
+    no_level,
+)
+from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, local_path
-from fcn_batch.pipeline.raster.remotefolder import RemoteFolder
+from fcn_batch.pipeline.raster.remote import folder_of
 from fcn_batch.pipeline.raster.slides import INSTALL, SUFFIXES, SlideSource, installed, wants_slide_reader
 from fcn_batch.pipeline.raster.warped import WarpedSource, coarser_grid, kernel_for, part_of, same_pixels, window_on
 from fcn_batch.pipeline.store.zarrsource import ZarrSource
@@ -54,17 +63,16 @@ def find_source(given: Input, level: int | None = None) -> RasterSource:
     info = source.info
     source.close()
     if level >= len(info.levels):
-        raise InputError(f"{info.path} has no level {level}: its pyramid goes from 0 to {len(info.levels) - 1}")
+        raise no_level(info.path, level, len(info.levels))
     return level_of(info.sources[0], level)
 
 
 def source_of(identity: InputIdentity) -> RasterSource:
     """The source that a plan was made for, opened when it is first read; in whatever process."""
-    files = identity.sources or (SourceFile(path=identity.path),)
     grid = Grid(identity.size, identity.georeference)
-    if len(files) > 1:
-        return _placed(identity.path, [_opened(file) for file in files], grid)
-    source = _opened(files[0])
+    if len(identity.sources) > 1:
+        return _placed(identity.path, [_opened(file) for file in identity.sources], grid)
+    source = _opened(identity.sources[0])
     return source if identity.resampling is None else WarpedSource(source, grid, identity.resampling)
 
 
@@ -75,9 +83,14 @@ def at_microns(source: RasterSource, wanted: float) -> RasterSource:
     """
     info = source.info
     if not math.isfinite(wanted):
-        raise OptionError(f"--mpp {wanted:g}: give micrometres per pixel, such as 0.5")
+        raise OptionError("option-value", "--mpp {value:g}: give micrometres per pixel, such as 0.5", value=wanted)
     if info.microns is None:
-        raise OptionError(f"--mpp {wanted:g}: {info.path} does not say how large a pixel is; leave --mpp out")
+        raise OptionError(
+            "resolution-unknown",
+            "--mpp {value:g}: {path} does not say how large a pixel is; leave --mpp out",
+            value=wanted,
+            path=info.path,
+        )
     sizes = [info.microns * info.size.width / size.width for size in info.levels]
     own = max(file.level for file in info.sources)
     level = max((k for k, microns in enumerate(sizes) if microns <= wanted * (1 + _AS_IT_IS)), default=0)
@@ -104,8 +117,12 @@ def _check_factor(info: RasterInfo, factor: float) -> None:
     problem = size_problem(math.ceil(info.size.height / least), math.ceil(info.size.width / least))
     if problem is not None:
         raise OptionError(
-            f"{info.path}: with pixels {factor:.3g} times as large as its own it would have "
-            f"{problem}; give another --mpp, or with --resample auto a model for such images"
+            "resampled-size",
+            "{path}: with pixels {factor:.3g} times as large as its own it would have "
+            "{size}; give another --mpp, or with --resample auto a model for such images",
+            path=info.path,
+            factor=factor,
+            size=problem,
         )
 
 
@@ -116,7 +133,11 @@ def at_resolution(source: RasterSource, metres: float) -> RasterSource:
         return at_microns(source, metres * 1e6)
     own = ground_sample_distance(info)
     if own is None:
-        raise OptionError(f"--resample auto: {info.path} does not say how large a pixel is; leave --resample out")
+        raise OptionError(
+            "resolution-unknown",
+            "--resample auto: {path} does not say how large a pixel is; leave --resample out",
+            path=info.path,
+        )
     return resampled(source, metres / own)
 
 
@@ -142,7 +163,7 @@ def finest_grid(identity: InputIdentity) -> Grid:
 
 def _finest(given: Path | Url) -> RasterSource:
     if (place := _zarr_at(given)) is not None:
-        return _looked_at(ZarrSource(place, 0, wkt_of))
+        return _looked_at(ZarrSource(place, 0, wkt_of, folder_of))
     if isinstance(given, Path) and wants_slide_reader(local_path(given)):
         return _looked_at(SlideSource(str(given), installed()[0]))
     try:
@@ -153,7 +174,7 @@ def _finest(given: Path | Url) -> RasterSource:
         return _slide(given, error)
 
 
-def _zarr_at(given: Path | Url) -> Place | None:
+def _zarr_at(given: Path | Url) -> Path | Url | None:
     """Where the zarr store is that is named; None when it is something else. At URLs the name tells."""
     if isinstance(given, Path):
         return local_path(given).absolute() if holds_zarr(given) else None
@@ -161,8 +182,8 @@ def _zarr_at(given: Path | Url) -> Place | None:
     if not path.endswith("/") and not any(part.endswith(".zarr") for part in PurePosixPath(path).parts):
         return None
     if not given.remote:
-        raise InputError(f"{given}: zarr stores are not read out of archives; unpack it first")
-    return RemoteFolder(given)
+        raise InputError("store-in-archive", "{path}: zarr stores are not read out of archives; unpack it", path=given)
+    return given
 
 
 def _looked_at(source: RasterSource) -> RasterSource:
@@ -185,24 +206,24 @@ def _slide(path: Path, error: InputError) -> RasterSource:
     if path.suffix.lower() not in _SLIDES:
         raise error
     if not installed():
-        raise InputError(f"{error}. If it is a slide, {INSTALL} brings what reads it") from error
+        raise InputError(
+            "reader-missing",
+            "{problem}. If it is a slide, {install} brings what reads it",
+            problem=error,
+            install=INSTALL,
+        ) from error
     raise reason
 
 
 def _opened(file: SourceFile) -> RasterSource:
-    opened: dict[str, Callable[[], RasterSource]] = {
-        "rasterio": lambda: RasterioSource(file.path, level=file.level),
-        "zarr": lambda: ZarrSource(_named(file.path), file.level, wkt_of),
-        "openslide": lambda: SlideSource(file.path, "openslide", file.level),
-        "tiffslide": lambda: SlideSource(file.path, "tiffslide", file.level),
-    }
-    source = opened[file.by]()
+    source: RasterSource
+    if file.by == "rasterio":
+        source = RasterioSource(file.path, level=file.level)
+    elif file.by == "zarr":
+        source = ZarrSource(input_of(file.path), file.level, wkt_of, folder_of)
+    else:
+        source = SlideSource(file.path, file.by, file.level)
     return PaletteSource(source) if file.colours else source
-
-
-def _named(text: str) -> Place:
-    place = input_of(text)
-    return RemoteFolder(place) if isinstance(place, Url) else place
 
 
 def _mosaic(name: str, sources: Sequence[RasterSource]) -> RasterSource:
@@ -222,7 +243,12 @@ def _check_alike(first: RasterInfo, other: RasterInfo) -> None:
     if problem is None and (first.georeference.crs_wkt is None) != (other.georeference.crs_wkt is None):
         problem = f"and {first.path}: one has a reference system, the other has none"
     if problem is not None:
-        raise InputError(f"{other.path}: {problem}; make it alike (gdal_translate), or leave it out of the mosaic")
+        raise InputError(
+            "mosaic-differs",
+            "{path}: {problem}; make it alike (gdal_translate), or leave it out of the mosaic",
+            path=other.path,
+            problem=problem,
+        )
 
 
 def _is_placeless(info: RasterInfo) -> bool:
@@ -239,7 +265,13 @@ def _around(grid: Grid, other: Grid) -> Grid:
     bottom, right = max(grid.size.height, there.stop_row), max(grid.size.width, there.stop_col)
     problem = size_problem(bottom - top, right - left)
     if problem is not None:
-        raise InputError(f"a mosaic of {grid} and {other} would have {problem}; leave out what lies far away")
+        raise InputError(
+            "mosaic-too-large",
+            "a mosaic of {grid} and {other} would have {size}; leave out what lies far away",
+            grid=grid,
+            other=other,
+            size=problem,
+        )
     return part_of(grid, Window(top, left, bottom - top, right - left))
 
 
@@ -256,3 +288,31 @@ def _placed(name: str, sources: Sequence[RasterSource], grid: Grid) -> RasterSou
         warped = WarpedSource(source, part_of(grid, there), kernel_for(own, grid))
         pieces.append(Piece(warped, there.row, there.col))
     return MosaicSource(name, pieces, grid.size, grid.georeference)
+
+
+def thumbnail(identity: InputIdentity, bands: Sequence[int], step: int, on_error: OnError = FAIL) -> Pixels:
+    """An input with `step` x `step` of its pixels as one, `bands` counting from 1.
+
+    ceil(height / step) rows and ceil(width / step) columns. InputError when it cannot be opened or, unless `on_error`
+    says otherwise, decoded.
+    """
+    source = TolerantSource(_fine_enough(identity, step), on_error)
+    try:
+        rows, cols = (-(-side // step) for side in (identity.height, identity.width))
+        grid = Grid(Size(rows, cols), identity.georeference.coarser(step, step))
+        own = Grid(source.info.size, source.info.georeference)
+        small = source if own == grid else WarpedSource(source, grid, "average")
+        return small.read(Window(0, 0, rows, cols), tuple(bands))
+    finally:
+        source.close()
+
+
+def _fine_enough(identity: InputIdentity, step: int) -> RasterSource:
+    """The input, or the coarsest level of its file that has a pixel for each of the picture."""
+    if len(identity.sources) != 1:
+        return source_of(identity)
+    file = identity.sources[0]
+    levels = level_of(file, 0).info.levels
+    height, width = identity.height // step, identity.width // step
+    enough = [number for number, size in enumerate(levels) if size.height >= height and size.width >= width]
+    return level_of(file, enough[-1]) if enough else source_of(identity)

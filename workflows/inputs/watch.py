@@ -25,7 +25,12 @@ def arrivals(folder: Path, stop: Stop, note: Callable[[str], None]) -> Iterator[
     try:
         before = _states(folder)
     except OSError as error:
-        raise InputError(f"--watch {folder}: cannot be read ({error.strerror}); give a folder that exists") from error
+        raise InputError(
+            "input-unreadable",
+            "--watch {path}: cannot be read ({reason}); give a folder that exists",
+            path=folder,
+            reason=error.strerror,
+        ) from error
     note(f"watching {folder}: a raster is begun once it has not changed for {LOOK_EVERY_S:g} s; Ctrl-C ends this")
     taken: dict[Path, _State] = {}
     lost = False

@@ -32,14 +32,16 @@ def choose_model(
         except FcnBatchError as error:
             problems.append(error)
     if not fitting:
-        raise problems[0] if problems else ModelError("--model auto: no model ships with this installation")
+        raise (
+            problems[0]
+            if problems
+            else ModelError("model-none", "--model auto: no model ships with this installation; give a file")
+        )
     gsd = ground_sample_distance(info)
     if gsd is None:
         chosen = next((m for m in fitting if m.card.name == _WITHOUT_RESOLUTION), fitting[0])
-        return (
-            chosen,
-            f"--model auto took {chosen.card.name}, but nothing says how large a pixel is; choose with --model",
-        )
+        text = f"--model auto took {chosen.card.name}, but nothing says how large a pixel is; choose with --model"
+        return chosen, text
     chosen = min(fitting, key=lambda m: abs(math.log(gsd / m.card.input.gsd_m)))
     if is_near(gsd, chosen):
         trained = metres(chosen.card.input.gsd_m)

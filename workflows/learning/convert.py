@@ -9,8 +9,8 @@ from fcn_batch.pipeline.core.errors import ModelError, OptionError, OutputError
 from fcn_batch.pipeline.core.model_card import NAME
 from fcn_batch.pipeline.core.scalings import Pixels
 from fcn_batch.pipeline.network.checkpoints import read_tensors
-from fcn_batch.pipeline.network.convert import Facts, convert, convolutionalise
 from fcn_batch.pipeline.network.foreign import recognise
+from fcn_batch.pipeline.network.importing import Facts, convert, convolutionalise
 from fcn_batch.pipeline.network.weights import save_model
 from fcn_batch.workflows.learning.models import check_model_output
 
@@ -38,34 +38,46 @@ class Conversion:
     overwrite: bool = False
 
 
-def convert_file(wanted: Conversion) -> Path:
+def convert_file(order: Conversion) -> Path:
     """Write the model file and return its path.
 
     ModelError when the weights cannot be converted, OutputError when the output exists or cannot be written,
     OptionError when an option does not fit.
     """
-    check_model_output(wanted.output, overwrite=wanted.overwrite)
-    facts = Facts(_name(wanted), wanted.gsd_m, _class_names(wanted.classes), wanted.means)
-    source = recognise(read_tensors(wanted.source), at_once=wanted.at_once, pixels=wanted.pixels)
-    if wanted.classifier is None:
-        network, card = convert(source, facts)
-    else:
-        if source.kind != wanted.classifier:
-            raise ModelError(f"{wanted.source}: holds {source.kind}, not {wanted.classifier}; name it in the command")
-        network, card = convolutionalise(source, facts)
+    check_model_output(order.output, overwrite=order.overwrite)
+    facts = Facts(_name(order), order.gsd_m, _class_names(order.classes), order.means)
+    source = recognise(read_tensors(order.source), at_once=order.at_once, pixels=order.pixels)
+    if order.classifier not in (None, source.kind):
+        raise ModelError(
+            "classifier-other",
+            "{path}: holds {kind}, not {classifier}; name it in the command",
+            path=order.source,
+            kind=source.kind,
+            classifier=order.classifier,
+        )
+    network, card = convert(source, facts) if order.classifier is None else convolutionalise(source, facts)
     try:
-        save_model(wanted.output, network, card)
+        save_model(order.output, network, card)
     except OSError as error:
-        raise OutputError(f"{wanted.output}: cannot write here: {error.strerror}; choose another -o FILE") from error
-    return wanted.output
+        raise OutputError(
+            "output-unwritable",
+            "{path}: cannot write here: {reason}; choose another -o FILE",
+            path=order.output,
+            reason=error.strerror,
+        ) from error
+    return order.output
 
 
-def _name(wanted: Conversion) -> str:
-    """The name that was asked for, or one made of the file's; OptionError when it cannot be a model's."""
-    made = re.sub(r"[^a-z0-9_.-]+", "-", wanted.output.stem.lower()).lstrip("_.-") or "model"
-    name = made if wanted.name is None else wanted.name
+def _name(order: Conversion) -> str:
+    """Return the name that was asked for, or one made of the file's; OptionError when it cannot be a model's."""
+    made = re.sub(r"[^a-z0-9_.-]+", "-", order.output.stem.lower()).lstrip("_.-") or "model"
+    name = made if order.name is None else order.name
     if not re.match(NAME, name):
-        raise OptionError(f"--name {name!r}: give small letters, digits, '_', '.' and '-', such as fcn8s-voc")
+        raise OptionError(
+            "name-invalid",
+            "--name {value!r}: give small letters, digits, '_', '.' and '-', such as fcn8s-voc",
+            value=name,
+        )
     return name
 
 
@@ -75,9 +87,15 @@ def _class_names(path: Path | None) -> tuple[str, ...] | None:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        told = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise OptionError(f"--classes {path}: {told}; give a text file with one class name a line") from error
+        raise OptionError(
+            "class-names-unreadable",
+            "--classes {path}: {reason}; give a text file with one class name a line",
+            path=path,
+            reason=getattr(error, "strerror", None) or "not text in UTF-8",
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise OptionError(f"--classes {path}: no names in it; give one class name a line")
+        raise OptionError(
+            "class-names-empty", "--classes {path}: no names in it; give one class name a line", path=path
+        )
     return names

@@ -40,7 +40,12 @@ def find_model(name_or_path: str) -> ModelFile:
         path = toml_of(name_or_path)
     if path.suffix not in (".safetensors", ".toml") and not path.exists():
         known = ", ".join(p.stem for p in sorted(_folder().glob("*.safetensors")))
-        raise ModelError(f"{name_or_path}: no embedded model has this name ({known}), and no file either")
+        raise ModelError(
+            "model-unnamed",
+            "{name}: no embedded model has this name ({known}), and no file either",
+            name=name_or_path,
+            known=known,
+        )
     return read_card(path.absolute())
 
 
@@ -67,11 +72,13 @@ def model_json(file: ModelFile) -> str:
 def check_model_output(path: Path, *, overwrite: bool) -> None:
     """OutputError, before any work, when a model file cannot be written to `path`."""
     if path.suffix != ".safetensors":
-        raise OutputError(f"{path}: a model file's name ends in .safetensors; call it so")
+        raise OutputError("model-suffix", "{path}: a model file's name ends in .safetensors; call it so", path=path)
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; give --overwrite to replace it")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
+        raise OutputError("output-exists", "{path}: exists already; give --overwrite to replace it", path=path)
+    if not (folder := path.absolute().parent).is_dir():
+        raise OutputError(
+            "folder-missing", "{path}: there is no folder {folder}; create it first", path=path, folder=folder
+        )
 
 
 def _folder() -> Path:
@@ -118,10 +125,10 @@ def _describe_network(file: ModelFile) -> list[tuple[str, str]]:
     layers = getattr(load_model(file.path)[1], "reach", None)
     field = f", receptive field {layers.field} px" if isinstance(layers, Reach) else ""
     phase = f", cells begin at {card.phase} px" if card.phase else ""
-    return [("network", _told_network(net)), ("stride", f"{card.stride} px, halo {card.halo} px{field}{phase}")]
+    return [("network", _network_in_words(net)), ("stride", f"{card.stride} px, halo {card.halo} px{field}{phase}")]
 
 
-def _told_network(net: Architecture | TorchvisionFcn) -> str:
+def _network_in_words(net: Architecture | TorchvisionFcn) -> str:
     if isinstance(net, TorchvisionFcn):
         return f"{net.name}, as torchvision builds it"
     parts = [f"FCN-{net.stride}s", f"{net.trunk} x {net.width:g}"]
@@ -169,13 +176,22 @@ def check_model(name_or_path: str) -> Check:
     if found != says:
         kept = file.path.with_suffix(".grid.json").name
         remedy = f"remove {kept}" if isinstance(card.architecture, Factory) else "get the file again"
-        raise ModelError(f"{file.path}: the card says {_told(says)}; the network has {_told(found)}: {remedy}")
+        raise ModelError(
+            "grid-mismatch",
+            "{path}: the card says {says}; the network has {found}: {remedy}",
+            path=file.path,
+            says=_in_words(says),
+            found=_in_words(found),
+            remedy=remedy,
+        )
     agreement = None if found.halo is None else compare_window(network, bands, found.stride, found.halo)
     if agreement is not None and agreement.difference > _LARGEST_DIFFERENCE:
         raise ModelError(
-            f"{file.path}: scores through a window with its halo differ from the whole image's by "
-            f"{agreement.difference:.2g} of the largest; the network does not depend on pixels alone: "
-            "remove what is random in it, or what counts its calls"
+            "network-random",
+            "{path}: scores through a window with its halo differ from the whole image's by {difference:.2g} of the "
+            "largest; the network does not depend on pixels alone: remove what is random in it, or what counts calls",
+            path=file.path,
+            difference=agreement.difference,
         )
     graph, obstacles = graph_of(network, bands)
     streamed = None if graph is None else compare_stream(network, graph, bands)
@@ -220,5 +236,5 @@ def _compared(agreement: Agreement) -> str:
     return f"{agreement.pixels} pixels of an image of noise: scores {differ}"
 
 
-def _told(grid: Grid) -> str:
+def _in_words(grid: Grid) -> str:
     return f"stride {grid.stride}, phase {grid.phase}, " + ("no halo" if grid.halo is None else f"halo {grid.halo}")

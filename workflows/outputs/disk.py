@@ -66,8 +66,11 @@ def check_disk(folder: Path, plan: Plan, *, pyramid: bool = False, staging: Path
         needed -= min(needed, _size_of(staging))
     if free < needed * _LEAST_SHARE:
         raise OutputError(
-            f"{folder}: {size_text(free)} are free, and the outputs may take {size_text(needed)}; make room, or choose "
-            "another folder with -o DIR"
+            "disk-full",
+            "{path}: {free} are free and the outputs may take {needed}; make room, or give another folder with -o DIR",
+            path=folder,
+            free=size_text(free),
+            needed=size_text(needed),
         )
     if needed <= free:
         return None

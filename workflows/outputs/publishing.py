@@ -8,29 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcn_batch.pipeline.core.conventions import holds_zarr
 from fcn_batch.pipeline.core.durable import sync
 from fcn_batch.pipeline.core.errors import InputError, OptionError, OutputError
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.location import Input, Mosaic
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.core.zarrnode import holds_zarr
 from fcn_batch.pipeline.store.levels import group_attributes
 
 _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
 """File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
 
 _REPORT = ".run.json"
-_ENDINGS = (
-    ".classes.zarr",
-    ".classes.tif",
-    ".classes.tif.aux.xml",
-    ".classes.qml",
-    ".confidence.zarr",
-    ".pyramid.zarr",
-    ".stac.json",
-    _REPORT,
-)
-"""Of the names of a run's outputs."""
+
+
+class _Name:
+    """The name of an output: that of the run with an ending."""
+
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+
+    def __get__(self, outputs: "Outputs | None", _: type) -> str:
+        return self.ending if outputs is None else f"{outputs.stem}{self.ending}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +54,22 @@ class Outputs:
         """Of the run that lies in the staging folder."""
         return Journal(self.staging)
 
-    @property
-    def store(self) -> str:
-        """The class map for analysis."""
-        return f"{self.stem}.classes.zarr"
-
-    @property
-    def cog(self) -> str:
-        """The class map for GIS."""
-        return f"{self.stem}.classes.tif"
-
-    @property
-    def side_file(self) -> str:
-        """Names and colours beside the COG."""
-        return f"{self.cog}.aux.xml"
-
-    @property
-    def style(self) -> str:
-        """Names and colours for QGIS, beside store and COG."""
-        return f"{self.stem}.classes.qml"
-
-    @property
-    def confidence(self) -> str:
-        """How sure the network was; only when it was asked for."""
-        return f"{self.stem}.confidence.zarr"
-
-    @property
-    def pyramid(self) -> str:
-        """The class map at several resolutions; only when it was asked for."""
-        return f"{self.stem}.pyramid.zarr"
-
-    @property
-    def item(self) -> str:
-        """The STAC item, for catalogues."""
-        return f"{self.stem}.stac.json"
-
-    @property
-    def report(self) -> str:
-        """The run's report; its presence means that all outputs are complete."""
-        return f"{self.stem}.run.json"
+    store = _Name(".classes.zarr")
+    """The class map for analysis."""
+    cog = _Name(".classes.tif")
+    """The class map for GIS."""
+    side_file = _Name(".classes.tif.aux.xml")
+    """Names and colours beside the COG."""
+    style = _Name(".classes.qml")
+    """Names and colours for QGIS, beside store and COG."""
+    confidence = _Name(".confidence.zarr")
+    """How sure the network was; only when it was asked for."""
+    pyramid = _Name(".pyramid.zarr")
+    """The class map at several resolutions; only when it was asked for."""
+    item = _Name(".stac.json")
+    """The STAC item, for catalogues."""
+    report = _Name(_REPORT)
+    """The run's report; its presence means that all outputs are complete."""
 
     def names(self, *, confidence: bool = True, pyramid: bool = True) -> list[str]:
         """What a run makes beside its report, in the order it appears; by default with all that is optional."""
@@ -145,15 +121,22 @@ class Outputs:
     def make_folder(self, *, chosen: bool) -> None:
         """Make the folder and see that it can be written to; OutputError when not."""
         if self.staging.is_symlink() or (self.staging.exists() and not self.staging.is_dir()):
-            raise OutputError(f"{self.staging}: not a folder, and one is needed here; move it away or give -o DIR")
+            raise OutputError(
+                "path-not-folder",
+                "{path}: not a folder, and one is needed here; move it away or give -o DIR",
+                path=self.staging,
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            remedy = "choose another folder" if chosen else "choose a folder for the outputs"
             raise OutputError(
-                f"{self.folder}: cannot write outputs here ({error.strerror}); {remedy} with -o DIR"
+                "output-unwritable",
+                "{path}: cannot write outputs here ({reason}); choose {which} with -o DIR",
+                path=self.folder,
+                reason=error.strerror,
+                which="another folder" if chosen else "a folder for the outputs",
             ) from error
 
     def published(self) -> bool:
@@ -179,8 +162,10 @@ class Outputs:
         there = [name for name in (*self.names(), self.report) if (self.folder / name).exists()]
         if there:
             raise OutputError(
-                f"{self.folder / there[0]}: exists already and was not made by this very run; give --overwrite to "
-                "replace it, or -o DIR for another folder"
+                "output-exists",
+                "{path}: exists already and was not made by this very run; give --overwrite to replace it, or -o DIR "
+                "for another folder",
+                path=self.folder / there[0],
             )
 
     def publish(self) -> None:
@@ -237,14 +222,24 @@ class Places:
         """
         beside = path.absolute().parent if isinstance(path, Path) else Path.cwd()
         if self.folder is None and holds_zarr(beside):
-            raise OptionError(f"{path}: a part of a zarr store, in which no outputs belong; give a folder with -o DIR")
+            raise OptionError(
+                "output-in-store",
+                "{path}: a part of a zarr store, in which no outputs belong; give a folder with -o DIR",
+                path=path,
+            )
         place = Outputs((self.folder or beside).resolve(), path.stem)
         if len(os.fsencode(place.stem)) > _LONGEST_STEM:
-            raise OptionError(f"{path}: the name is too long for those of its outputs; rename the file")
+            raise OptionError(
+                "name-too-long", "{path}: the name is too long for those of its outputs; rename the file", path=path
+            )
         if (first := self._inputs.setdefault(place, path)) != path:
             raise OptionError(
-                f"{first} and {path} would both be written as {place.stem}.* in {place.folder}; "
-                "run them with different -o folders"
+                "output-shared",
+                "{first} and {path} would both be written as {stem}.* in {folder}; run them with different -o folders",
+                first=first,
+                path=path,
+                stem=place.stem,
+                folder=place.folder,
             )
         return place
 
@@ -260,8 +255,10 @@ def outputs_of(inputs: list[Input], folder: Path | None) -> list[Outputs]:
             output = place.folder / name
             if output.resolve() in real:
                 raise OptionError(
-                    f"{real[output.resolve()]}: an input that the outputs of {path} would replace; "
-                    "give another folder with -o DIR"
+                    "output-is-input",
+                    "{path}: an input that the outputs of {other} would replace; give another folder with -o DIR",
+                    path=real[output.resolve()],
+                    other=path,
                 )
     return places
 
@@ -273,16 +270,30 @@ def find_outputs(path: Path) -> Outputs:
     """
     if path.is_dir() and path.suffix != ".zarr":
         reports = sorted(path.glob(f"*{_REPORT}"))
-        if len(reports) != 1:
-            found = f"{len(reports)} reports of runs ({reports[0].name}, …)" if reports else "no report of a run"
-            raise InputError(f"{path}: holds {found}; give the NAME{_REPORT} that is meant")
+        if not reports:
+            raise InputError("run-missing", "{path}: holds no report of a run; give NAME.run.json", path=path)
+        if len(reports) > 1:
+            raise InputError(
+                "run-ambiguous",
+                "{path}: holds {reports} reports of runs; give the NAME.run.json that is meant",
+                path=path,
+                reports=len(reports),
+            )
         path = reports[0]
-    for ending in sorted(_ENDINGS, key=len, reverse=True):
+    for ending in sorted(
+        (one.ending for one in vars(Outputs).values() if isinstance(one, _Name)), key=len, reverse=True
+    ):
         if path.name.endswith(ending) and path.name != ending:
             if not path.exists() and not path.is_symlink():
-                raise InputError(f"{path}: does not exist; give NAME{_REPORT}, or a folder that holds one")
+                raise InputError(
+                    "run-missing", "{path}: does not exist; give NAME.run.json, or a folder that holds one", path=path
+                )
             return Outputs(path.absolute().parent.resolve(), path.name.removesuffix(ending))
-    raise InputError(f"{path}: not an output of fcn-batch segment; give NAME{_REPORT}, or a folder that holds one")
+    raise InputError(
+        "not-an-output",
+        "{path}: not an output of fcn-batch segment; give NAME.run.json, or a folder that holds one",
+        path=path,
+    )
 
 
 def find_run(path: Path) -> tuple[Outputs, dict[str, Any]]:
@@ -292,9 +303,23 @@ def find_run(path: Path) -> tuple[Outputs, dict[str, Any]]:
     try:
         report = json.loads(named.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{named}: not there, so nothing says what {path.name} is; make the map again") from error
+        raise InputError(
+            "report-missing",
+            "{report}: not there, so nothing says what {path} is; make the map again",
+            report=named,
+            path=path.name,
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{named}: not readable ({error}); make the map again with --overwrite") from error
+        raise InputError(
+            "report-invalid",
+            "{path}: not readable ({reason}); make the map again with --overwrite",
+            path=named,
+            reason=error,
+        ) from error
     if not isinstance(report, dict) or report.get("complete") is not True:
-        raise InputError(f"{named}: not the report of a complete run; make the map again with --overwrite")
+        raise InputError(
+            "run-incomplete",
+            "{path}: not the report of a complete run; make the map again with --overwrite",
+            path=named,
+        )
     return outputs, report

@@ -1,4 +1,4 @@
-"""Smaller and smaller versions of a class map in one store, made chunk by chunk. Dask's second door: its threads only.
+"""Smaller and smaller versions of a class map in one store, made chunk by chunk.
 
 A task reads one window of the level before, halves it, and writes whole chunks of the next level; no two tasks have a
 chunk in common. Memory is that of one task for each thread, whatever the size of the map.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from fcn_batch.pipeline.core.claims import only_one
@@ -42,8 +42,6 @@ from fcn_batch.workflows.outputs.stitch import located
 _CHUNK = 2048
 """Rows and columns of a chunk, of maps whose own blocks are not those of a store."""
 _MOST_THREADS = 8
-_AT_ONCE = 1024
-"""Tasks of a graph: a level of many chunks is done in several."""
 _OF_A_MAP = ("Conventions", "title", "ome")
 """Root attributes that each store has of its own; the others say how the map was made."""
 _IN_PIXELS = ("fcn:gcps", "fcn:gcps_crs")
@@ -98,46 +96,25 @@ def _write(making: _Making, target: Path, progress: RunProgress, *, overwrite: b
         stores = [create_level(staging, level.name, _layout(making, level), _placed(level)) for level in levels]
         progress.start(target.name, sum(level.size.pixels for level in levels), 0)
         try:
-            _fill(making.source, stores, progress.advance)
+            _write_chunks(stores[0], making.source.read, progress.advance)
+            for finer, store in pairwise(stores):
+                _write_chunks(store, partial(halved, finer.read, finer.size), progress.advance)
         finally:
             progress.stop()
         finish_pyramid(staging, stores)
 
 
-def _fill(source: ClassMap, stores: list[ClassStore], advance: Callable[[int], None]) -> None:
-    """Level after level, each chunk of it a task."""
+def _write_chunks(store: ClassStore, make: Callable[[Window], Ids], advance: Callable[[int], None]) -> None:
+    """Write what `make` returns for each chunk of `store`, several at a time; raise the first error of all."""
 
-    def copy(window: Window) -> Ids:
-        return source.read(window)
-
-    _each_chunk(stores[0], copy, advance)
-    for finer, store in pairwise(stores):
-
-        def smaller(window: Window, finer: ClassStore = finer) -> Ids:
-            return halved(finer.read, finer.size, window)
-
-        _each_chunk(store, smaller, advance)
-
-
-def _each_chunk(store: ClassStore, make: Callable[[Window], Ids], advance: Callable[[int], None]) -> None:
-    """Write what `make` returns for each chunk of `store`, several at a time."""
-    from dask.base import compute
-    from dask.delayed import delayed
-
-    counting = Lock()
-
-    def one(window: Window) -> None:
+    def write(window: Window) -> int:
         store.write(window, make(window))
-        with counting:
-            advance(window.pixels)
+        return window.pixels
 
     grid = BlockGrid(store.size, store.chunk, store.chunk)
-    # dask raises the first error while other tasks still write; the pool waits for them before the folder is removed
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(grid), _AT_ONCE):
-            some = range(first, min(first + _AT_ONCE, len(grid)))
-            tasks = [delayed(one, pure=False)(grid[index]) for index in some]
-            compute(*tasks, scheduler="threads", pool=pool, optimize_graph=False)
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:  # at an error the rest is not begun
+        for pixels in pool.map(write, (grid[index] for index in range(len(grid)))):
+            advance(pixels)
 
 
 def _root_attributes(making: _Making, levels: list[Level]) -> dict[str, Any]:
@@ -164,15 +141,17 @@ def _layout(making: _Making, level: Level) -> Layout:
 def _staged(target: Path, source: Path | None, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all went well, and is removed when not."""
     if source is not None and target.resolve() == source.resolve():
-        raise OutputError(f"{target}: is the map itself; give the output another name")
+        raise OutputError("output-is-map", "{path}: is the map itself; give the output another name", path=target)
     staging, old = (target.with_name(f".{target.name}.{ending}") for ending in ("partial", "old"))
     try:
         with only_one(target.with_name(f".{target.name}.lock")):
             _put_back(target, old)
             if (target.exists() or target.is_symlink()) and not overwrite:
-                raise OutputError(f"{target}: exists already; give --overwrite to replace it")
+                raise OutputError("output-exists", "{path} exists already; give --overwrite to replace it", path=target)
             if target.is_dir() and not (target / "zarr.json").is_file():
-                raise OutputError(f"{target}: is a folder and no zarr store, so it is not replaced; give another name")
+                raise OutputError(
+                    "output-exists", "{path} is a folder that is no zarr store; give another name", path=target
+                )
             shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
             try:
                 yield staging
@@ -187,7 +166,11 @@ def _staged(target: Path, source: Path | None, *, overwrite: bool) -> Iterator[P
                 _put_back(target, old)
     except OSError as error:
         raise OutputError(
-            f"{target} cannot be written: {error}; check the free space and your rights in {target.parent}"
+            "output-unwritable",
+            "{path} cannot be written: {why}; check the free space and your rights in {folder}",
+            path=target,
+            why=error,
+            folder=target.parent,
         ) from error
 
 

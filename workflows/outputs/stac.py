@@ -15,9 +15,8 @@ from urllib.parse import quote
 from fcn_batch.pipeline.core.classes import NODATA, Legend
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.raster.crs import authority_code
+from fcn_batch.pipeline.raster.ground import footprint, ground_of
 from fcn_batch.pipeline.raster.picture import taken_at
-from fcn_batch.workflows.outputs.footprint import footprint
-from fcn_batch.workflows.outputs.ground import ground_of
 from fcn_batch.workflows.outputs.publishing import Outputs
 
 _EXTENSIONS = {

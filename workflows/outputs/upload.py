@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_batch.pipeline.core.errors import OptionError, OutputError
 from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.raster.bucket import Bucket
+from fcn_batch.pipeline.raster.remote import Bucket
 from fcn_batch.workflows.inputs.many import RASTER_SUFFIXES
 from fcn_batch.workflows.outputs.publishing import Outputs
 
@@ -25,14 +25,30 @@ def destination(output: str | None, work: Path | None, *, local_only: bool) -> t
     place = None if output is None else input_of(output)
     if not isinstance(place, Url):
         if work is not None:
-            raise OptionError(f"--work {work}: is for outputs that go to a bucket, as with -o s3://BUCKET/PREFIX")
+            raise OptionError(
+                "option-conflict",
+                "--work {work}: is for outputs that go to a bucket, as with -o s3://BUCKET/PREFIX",
+                work=work,
+            )
         if place is not None and place.suffix.lower() in (*RASTER_SUFFIXES, ".zarr") and not place.is_dir():
-            raise OptionError(f"-o {place}: outputs go into a folder, and this is the name of a file; give -o DIR")
+            raise OptionError(
+                "output-not-folder",
+                "-o {path}: outputs go into a folder, and this is the name of a file; give -o DIR",
+                path=place,
+            )
         return place, None
     if local_only:
-        raise OptionError(f"-o {place}: not on this machine, and --local-only forbids that; give a folder")
+        raise OptionError(
+            "option-conflict",
+            "-o {path}: not on this machine, and --local-only forbids that; give a folder",
+            path=place,
+        )
     if place.scheme not in ("s3", "gs"):
-        raise OptionError(f"-o {place}: nothing can be written there; give a folder, s3://BUCKET/PREFIX or gs://…")
+        raise OptionError(
+            "output-unsupported",
+            "-o {url}: nothing can be written there; give a folder, s3://BUCKET/PREFIX or gs://…",
+            url=place,
+        )
     return work or Path.cwd(), place
 
 
@@ -49,7 +65,10 @@ def plan_there(bucket: Bucket, outputs: Outputs) -> Plan | None:
         return Plan.model_validate(json.loads(told)["plan"])
     except (ValueError, LookupError, TypeError) as error:
         raise OutputError(
-            f"{bucket.url}: {outputs.report} there is no report of this version; give --overwrite, or another place"
+            "report-unknown",
+            "{url}: {report} there is no report of this version; give --overwrite, or another place",
+            url=bucket.url,
+            report=outputs.report,
         ) from error
 
 
@@ -77,7 +96,12 @@ def upload(bucket: Bucket, outputs: Outputs) -> list[str]:
     there = {key: size for name in names for key, size in bucket.sizes(name).items()}
     wrong = next((key for key, path in files.items() if there.get(key) != path.stat().st_size), None)
     if wrong is not None:
-        raise OutputError(f"{bucket.url}: {wrong} did not arrive whole; run the same command again")
+        raise OutputError(
+            "upload-incomplete",
+            "{url}: {key} did not arrive whole; run the same command again",
+            url=bucket.url,
+            key=wrong,
+        )
     bucket.write(outputs.report, outputs.folder / outputs.report)
     told = urls(bucket, [path.name for path in outputs.paths])
     _delete(outputs, names)

@@ -168,11 +168,14 @@ def _local_cluster(workers: Workers) -> Iterator[Any]:
 
     # a worker that dies is noticed at once: this program submits its blocks again, and finds the one at fault
     settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": 0}
-    make: Any = LocalCluster
+    make: Any
     if workers.cluster is None:
+        make = LocalCluster
         settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRON.items()}
     else:
-        from dask_cuda import LocalCUDACluster as make  # noqa: N813 - the one or the other
+        from dask_cuda import LocalCUDACluster
+
+        make = LocalCUDACluster
 
     others = set(active_children())
     resource_tracker.ensure_running()  # started later, by a thread that hears no signals, it would unblock them
@@ -224,7 +227,7 @@ def _job_cluster(workers: Workers, spec: ClusterFile, folder: Path | None) -> It
                 kind=spec.kind,
                 path=folder,
             )
-        make = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[spec.kind]
+        make: Any = getattr(dask_jobqueue, {"slurm": "SLURMCluster", "pbs": "PBSCluster"}[spec.kind])
         with unheard():
             cluster = make(**job_settings(spec, logs, _on_disk(_security_of_jobs(workers), logs)))
         refused = True
@@ -269,7 +272,7 @@ def _security_of_jobs(workers: Workers) -> "Security | None":
     if workers.tls is not None or workers.insecure:
         return _security(workers.tls)
     try:
-        return Security.temporary()
+        made: Security = Security.temporary()
     except ImportError as error:
         raise OptionError(
             "extra-missing",
@@ -278,6 +281,7 @@ def _security_of_jobs(workers: Workers) -> "Security | None":
             package="cryptography",
             extra="jobqueue",
         ) from error
+    return made
 
 
 def _on_disk(security: "Security | None", folder: Path) -> "Security | None":

@@ -25,7 +25,6 @@ from fcn_batch.pipeline.core.errors import FcnBatchError, OptionError, OutputErr
 from fcn_batch.pipeline.core.journal import Journal, Receipt
 from fcn_batch.pipeline.core.location import input_of
 from fcn_batch.pipeline.core.tiling import Work
-from fcn_batch.pipeline.core.tolerance import OnError
 from fcn_batch.workflows.blocks.job import JobTicket, close_job
 from fcn_batch.workflows.blocks.steps import OnReceipt, run_work
 from fcn_batch.workflows.console.signals import Stop
@@ -254,7 +253,7 @@ class _OnDask:
         left = tuple(block for block in work if block not in self._done)
         for block in left[:_SUSPECTS]:
             self.failures[self.ticket.staging, block] += 1
-            if self._at_fault(block) and not OnError.parse(self.ticket.on_error).mask:
+            if self._at_fault(block) and not self.ticket.on_error.mask:
                 plan = Journal(Path(self.ticket.staging)).plan()
                 window = plan.grid[block]
                 raise OutputError(

@@ -1,27 +1,33 @@
-"""The outline of a map in longitude and latitude, as GeoJSON wants it: cut at the antimeridian, closed over a pole.
+"""Where a map lies on the Earth: its outline as GeoJSON wants it, and metres per pixel and north in its middle.
 
-Outlines are followed in small steps, so that an edge that is straight in the map's system is a curve here, and
-longitudes are counted on from point to point, without a jump from 180 to -180:
+Outlines are followed in small steps, so that an edge that is straight in the map's system is a curve here. Longitudes
+are counted on from point to point, without a jump from 180 to -180 (GDAL cuts outlines of some systems only):
 
     -180         180          An outline that comes back to where it began is a ring, whose parts beyond 180 lie
       | +--+      | +--+      beyond the antimeridian. One that comes back a full turn away has gone round a pole;
       | |  |      | |  |      cut at the antimeridian it is an edge from -180 to 180, closed along the pole.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundControl
-from fcn_batch.workflows.outputs.ground import degrees
+from fcn_batch.pipeline.raster.crs import change_of_system, wkt_of
 
-Points = NDArray[np.float64]
-"""Longitudes and latitudes, shape (points, 2)."""
+Numbers = NDArray[np.float64]
+_RADIUS, _FLATTENING = 6378137.0, 1 / 298.257223563
+"""Of the Earth, in metres (WGS 84)."""
+_SPAN = 0.005
+"""Share of the map's shorter side over which its middle is looked at."""
+_SAME = 0.1
 _STEPS = 64
-"""Along each side of the map."""
+"""Of an outline, along each side of the map."""
 _DIGITS = 7
 """Of a coordinate: a centimetre."""
 _STRAIGHT = 1e-10
@@ -29,8 +35,53 @@ _STRAIGHT = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """The ground under a map's middle."""
+
+    metres: float
+    """Length of a step of one column."""
+    north: tuple[float, float] | None
+    """(rows, cols) of a step of length 1 to the north; None when nothing says where that is."""
+    same: bool
+    """True when a column is about as long everywhere."""
+
+
+def ground_of(ref: GeoReference, size: Size, microns: float | None = None) -> Ground | None:
+    """Scale and north in the middle of a map; of a slide, its scale (`microns` per pixel); None when unknown.
+
+    Unknown without a reference system, for systems that are not tied to the Earth, and where the map's middle is
+    outside the system's domain.
+    """
+    if ref.crs_wkt is None:
+        return None if microns is None else Ground(microns * 1e-6, None, same=True)
+    middle = _steps(ref, size, 0.5, 0.5)
+    if middle is None:
+        return None
+    metres = float(np.hypot(*middle[:, 1]))
+    rows, cols = (float(part) for part in np.linalg.solve(middle, np.array([0.0, 1.0])))
+    length = math.hypot(rows, cols)
+    others = [_steps(ref, size, *at) for at in ((0.1, 0.5), (0.9, 0.5), (0.5, 0.1), (0.5, 0.9))]
+    same = all(one is not None and abs(np.hypot(*one[:, 1]) / metres - 1) < _SAME for one in others)
+    return Ground(metres, (rows / length, cols / length), same)
+
+
+def degrees(ref: GeoReference, x: Numbers, y: Numbers) -> tuple[Numbers, Numbers] | None:
+    """Longitude and latitude (WGS 84) of points of the system of `ref`, infinite where there is none.
+
+    None without a system, and for one that nothing connects with the Earth.
+    """
+    if ref.crs_wkt is None:
+        return None
+    try:
+        change = change_of_system(ref, GeoReference(wkt_of("EPSG:4326"), IDENTITY))
+        return (x, y) if change is None else change(x, y)
+    except (InputError, RuntimeError):  # PROJ's errors are RuntimeErrors: a drawing's own axes, another planet
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
-    """Where a map lies, in longitude and latitude (WGS 84)."""
+    """The outline of a map in longitude and latitude (WGS 84)."""
 
     geometry: dict[str, Any]
     """A GeoJSON geometry: Polygon, or MultiPolygon where it is cut at the antimeridian."""
@@ -39,15 +90,14 @@ class Footprint:
 
 
 def footprint(ref: GeoReference, size: Size, ground: GroundControl | None = None) -> Footprint | None:
-    """Where a map lies; with ground control points only, the hull of these. None when nothing says it.
+    """Return the outline of a map; with ground control points only, their hull. None when nothing says where it lies.
 
     Where the map's edge is outside the system's domain (the corners of a full disc seen from space), the box around
     the part inside.
     """
     if ground is not None:
-        points = np.array([point[2:4] for point in ground.points])
-        found = _finite(GeoReference(ground.crs_wkt, IDENTITY), points)
-        return None if found is None or len(found) < 3 else _of_ring(_hull(_gathered(found)))
+        points = _finite(GeoReference(ground.crs_wkt, IDENTITY), np.array([point[2:4] for point in ground.points]))
+        return None if points is None or len(points) < 3 else _of_ring(_hull(_gathered(points)))
     edge = _finite(ref, _edge(ref, size))
     if edge is None:
         return None
@@ -55,13 +105,11 @@ def footprint(ref: GeoReference, size: Size, ground: GroundControl | None = None
         inside = _finite(ref, _lattice(ref, size))
         return None if inside is None or len(inside) < 3 else _of_ring(_box(_gathered(inside)))
     unrolled = _unrolled(edge)
-    turn = unrolled[-1, 0] - unrolled[0, 0]
-    if abs(turn) > 180:
-        return _around_pole(ref, size, unrolled)
-    return _of_ring(unrolled[:-1])
+    around = abs(unrolled[-1, 0] - unrolled[0, 0]) > 180
+    return _around_pole(ref, size, unrolled) if around else _of_ring(unrolled[:-1])
 
 
-def _edge(ref: GeoReference, size: Size) -> Points:
+def _edge(ref: GeoReference, size: Size) -> Numbers:
     """Points around the map in its own system, clockwise as the map is stored, without the first one again."""
     along = np.arange(_STEPS) / _STEPS
     down = np.concatenate([0 * along, along, 1 + 0 * along, 1 - along])
@@ -69,18 +117,18 @@ def _edge(ref: GeoReference, size: Size) -> Points:
     return _placed(ref, down * size.height, across * size.width)
 
 
-def _lattice(ref: GeoReference, size: Size) -> Points:
+def _lattice(ref: GeoReference, size: Size) -> Numbers:
     down, across = np.meshgrid(np.linspace(0, size.height, _STEPS + 1), np.linspace(0, size.width, _STEPS + 1))
     return _placed(ref, down.ravel(), across.ravel())
 
 
-def _placed(ref: GeoReference, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> Points:
+def _placed(ref: GeoReference, rows: Numbers, cols: Numbers) -> Numbers:
     a, b, c, d, e, f = ref.transform
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=1)
 
 
-def _finite(ref: GeoReference, points: Points) -> Points | None:
-    """Those of the points that have a longitude and a latitude; None when the system says none."""
+def _finite(ref: GeoReference, points: Numbers) -> Numbers | None:
+    """Longitudes and latitudes of the points that have them; None when the system says none."""
     found = degrees(ref, points[:, 0], points[:, 1])
     if found is None:
         return None
@@ -90,16 +138,7 @@ def _finite(ref: GeoReference, points: Points) -> Points | None:
     return lonlat
 
 
-def _unrolled(ring: Points) -> Points:
-    """The ring with its first point again at its end, and longitudes that never jump."""
-    closed = np.concatenate([ring, ring[:1]])
-    steps = np.diff(closed[:, 0])
-    steps = np.where(np.abs(steps) > 180, (steps + 180) % 360 - 180, steps)  # exactly half a turn stays as it is
-    closed[1:, 0] = closed[0, 0] + np.cumsum(steps)
-    return closed
-
-
-def _gathered(points: Points) -> Points:
+def _gathered(points: Numbers) -> Numbers:
     """Scattered points with longitudes counted on from behind the widest gap between them.
 
     >>> _gathered(np.array([[170.0, 0], [-175, 1], [179, 2]]))[:, 0].tolist()
@@ -113,30 +152,38 @@ def _gathered(points: Points) -> Points:
     return np.stack([counted, points[:, 1]], axis=1)
 
 
-def _hull(points: Points) -> Points:
+def _hull(points: Numbers) -> Numbers:
     """The convex hull, counter-clockwise (Andrew's monotone chain)."""
-    ordered = [tuple(map(float, p)) for p in np.unique(points, axis=0)]
-
-    def chain(along: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-        kept: list[tuple[float, ...]] = []
-        for x, y in along:
+    ordered = np.unique(points, axis=0)
+    halves: list[Numbers] = []
+    for along in (ordered, ordered[::-1]):
+        kept: list[Numbers] = []
+        for point in along:
             while len(kept) > 1:
-                (x0, y0), (x1, y1) = kept[-2:]
-                if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:
+                ahead, here = kept[-1] - kept[-2], point - kept[-2]
+                if ahead[0] * here[1] - ahead[1] * here[0] > 0:
                     break
                 kept.pop()
-            kept.append((x, y))
-        return kept[:-1]
+            kept.append(point)
+        halves += kept[:-1]
+    return np.array(halves)
 
-    return np.array(chain(ordered) + chain(ordered[::-1]))
 
-
-def _box(points: Points) -> Points:
+def _box(points: Numbers) -> Numbers:
     (west, south), (east, north) = points.min(axis=0), points.max(axis=0)
     return np.array([[west, south], [east, south], [east, north], [west, north]])
 
 
-def _around_pole(ref: GeoReference, size: Size, unrolled: Points) -> Footprint:
+def _unrolled(ring: Numbers) -> Numbers:
+    """The ring with its first point again at its end, and longitudes that never jump."""
+    closed = np.concatenate([ring, ring[:1]])
+    steps = np.diff(closed[:, 0])
+    steps = np.where(np.abs(steps) > 180, (steps + 180) % 360 - 180, steps)  # exactly half a turn stays as it is
+    closed[1:, 0] = closed[0, 0] + np.cumsum(steps)
+    return closed
+
+
+def _around_pole(ref: GeoReference, size: Size, unrolled: Numbers) -> Footprint:
     """The footprint of a map with a pole inside: `unrolled` goes once round it."""
     path = unrolled if unrolled[-1, 0] > unrolled[0, 0] else unrolled[::-1]  # eastwards
     cut = (np.floor(path[0, 0] / 360 + 0.5) + 0.5) * 360  # the antimeridian: it is crossed once
@@ -159,7 +206,7 @@ def _holds(ref: GeoReference, size: Size, latitude: float) -> bool:
     return float(np.abs(inside[:, 1] - latitude).min()) < float(np.abs(edge[:, 1] - latitude).min())
 
 
-def _of_ring(ring: Points) -> Footprint | None:
+def _of_ring(ring: Numbers) -> Footprint | None:
     """The footprint of a ring with longitudes that do not jump, cut into what lies on either side of 180.
 
     None where nothing is left of it after rounding.
@@ -183,9 +230,9 @@ def _of_ring(ring: Points) -> Footprint | None:
     return Footprint({"type": "MultiPolygon", "coordinates": coordinates}, _rounded(west, south, east - 360, north))
 
 
-def _left_of(ring: Points, most: float) -> Points:
+def _left_of(ring: Numbers, most: float) -> Numbers:
     """The part of a ring with longitudes of at most `most` (Sutherland and Hodgman 1974)."""
-    kept: list[Points] = []
+    kept: list[Numbers] = []
     for here, there in zip(ring, np.roll(ring, -1, axis=0), strict=True):
         if here[0] <= most:
             kept.append(here)
@@ -195,7 +242,7 @@ def _left_of(ring: Points, most: float) -> Points:
     return np.array(kept)
 
 
-def _coordinates(ring: Points) -> list[list[float]]:
+def _coordinates(ring: Numbers) -> list[list[float]]:
     """A GeoJSON ring: counter-clockwise, closed, without the points between others on a straight line.
 
     Empty when fewer than three points are left.
@@ -219,3 +266,43 @@ def _coordinates(ring: Points) -> list[list[float]]:
 
 def _rounded(*values: float) -> tuple[float, ...]:
     return tuple(round(float(value), _DIGITS) + 0.0 for value in values)
+
+
+def _steps(ref: GeoReference, size: Size, down: float, across: float) -> Numbers | None:
+    """Metres to the east (first row) and to the north for a step of one row (first column) and of one column.
+
+    At the point so far down and across the map, as shares of its height and width; None where it cannot be said.
+    """
+    half = max(0.5, _SPAN * min(size.height, size.width))
+    rows = down * size.height + np.array([-half, half, 0, 0])
+    cols = across * size.width + np.array([0, 0, -half, half])
+    a, b, c, d, e, f = ref.transform
+    found = degrees(ref, a * cols + b * rows + c, d * cols + e * rows + f)
+    if found is None or not np.isfinite(found).all() or np.abs(found[1]).max() >= 90:
+        return None
+    lon, lat = found
+    at = math.radians(float(lat.mean()))
+    eccentricity = _FLATTENING * (2 - _FLATTENING)
+    flat = 1 - eccentricity * math.sin(at) ** 2
+    across_meridians = _RADIUS / math.sqrt(flat)  # radii of curvature (Snyder 1987, eqs. 4-18 to 4-20)
+    along_meridians = across_meridians * (1 - eccentricity) / flat
+    turns = (lon[1::2] - lon[::2] + 180) % 360 - 180
+    east = np.radians(turns) * across_meridians * math.cos(at)
+    north = np.radians(lat[1::2] - lat[::2]) * along_meridians
+    steps = np.stack([east, north]) / (2 * half)
+    return steps if np.linalg.det(steps) != 0 else None
+
+
+def round_length(most: float) -> tuple[float, str]:
+    """The longest length of at most `most` metres that is 1, 2 or 5 times a power of ten, and its name.
+
+    >>> [round_length(most) for most in (1234.0, 49.0, 0.6, 7e-4, 4.4e-6)]
+    [(1000.0, '1 km'), (20.0, '20 m'), (0.5, '50 cm'), (0.0005, '500 µm'), (2e-06, '2 µm')]
+    """
+    power = 10.0 ** math.floor(math.log10(most))
+    digit = next(digit for digit in (5, 2, 1) if digit * power <= most * (1 + 1e-9))
+    length = float(f"{digit * power:.0e}")
+    for unit, metres in (("km", 1e3), ("m", 1.0), ("cm", 1e-2), ("µm", 1e-6)):
+        if length >= metres * (1 - 1e-9):
+            return length, f"{round(length / metres, 6):,g} {unit}"
+    return length, f"{length * 1e9:g} nm"
