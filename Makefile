@@ -20,9 +20,10 @@ LOWEST_TOOLS = "pytest>=9.0" "pytest-timeout>=2.3" "hypothesis>=6.100" "rioxarra
 LOWEST_TESTS = tests/test_segment.py tests/test_store.py tests/test_raster.py tests/test_plan.py tests/test_cli.py
 NAME = landcover-world
 DATA = .
+MUTANTS =
 
 .PHONY: help demo test check test-long test-faults test-cluster test-lowest test-interop interop-page bench docs cli-page
-.PHONY: model clean links lint
+.PHONY: model mutants clean links lint
 
 help:
 	@echo "make demo         segment an image of the whole Earth (in $(VENV))"
@@ -33,6 +34,7 @@ help:
 	@echo "make test-cluster jobs on a real SLURM, and hosts whose network fails: a table of scenarios"
 	@echo "make test-lowest  some of the tests with the lowest versions of all libraries that pyproject.toml admits"
 	@echo "make test-interop what xarray, GDAL and others see of the maps, under each of INTEROP_PYTHONS"
+	@echo "make mutants      plant bugs one at a time and see that tests fail (40 minutes); MUTANTS='names or options'"
 	@echo "make bench        measure this machine beside other systems (40 minutes) into bench/RESULTS.md"
 	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make cli-page     write docs/cli.md from the commands' help"
@@ -71,6 +73,9 @@ test-long: $(TEST_VENV)/.installed-data
 test-faults: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m tests.faults
 	$(TEST_VENV)/bin/python -m pytest -m "not long" tests/faults
+
+mutants: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m tests.mutants $(MUTANTS)
 
 # As root, for both: SLURM is installed with apt-get where it is missing, and hosts are network namespaces.
 test-cluster: $(TEST_VENV)/.installed

@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.raster.clip import inside
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.pipeline.store.classstore import ConfidenceStore
 from tests.errors import refused
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
@@ -109,6 +110,13 @@ def test_what_is_far_away_is_not_even_read(
     part, whole = (json.loads((tmp_path / name / "a.run.json").read_text()) for name in ("out", "whole"))
     assert part["forward_passes_per_pixel"] < whole["forward_passes_per_pixel"] * 0.7
     assert part["blocks"] == whole["blocks"]
+
+
+def test_outside_of_it_nothing_is_sure(raster: Path, model: Path, tmp_path: Path) -> None:
+    box = Window(30, 40, 100, 150)
+    segmented(raster, "-m", model, "-o", tmp_path / "out", "--confidence", "--bbox", box_of(raster, box))
+    planes = ConfidenceStore(tmp_path / "out" / "a.confidence.zarr").read(Window(0, 0, HEIGHT, WIDTH))
+    assert ((planes == 255) == ~within(box)).all()
 
 
 def test_polygons_also_in_another_system(raster: Path, model: Path, tmp_path: Path) -> None:

@@ -135,17 +135,34 @@ def test_a_url(model: Path) -> None:
     refused(fcn_batch("segment", url, "-m", model, "-q"), "url-unsupported", place=url, scheme="ftp")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_block_stops_the_run_and_what_is_done_is_kept(
-    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str], workers: int
-) -> None:
-    path = scene(tmp_path / "a.tif", tiled=True, blockxsize=64, blockysize=64, compress="deflate", interleave="pixel")
+def damaged_scene(path: Path) -> tuple[Path, bytes]:
+    """A raster whose last storage block, rows from 256 and columns from 320 on, is damaged; what it was before."""
+    scene(path, tiled=True, blockxsize=64, blockysize=64, compress="deflate", interleave="pixel")
     whole = path.read_bytes()
     with rasterio.open(path) as dataset:
         offset, size = (int(dataset.get_tag_item(f"BLOCK_{w}_5_4", "TIFF", bidx=1)) for w in ("OFFSET", "SIZE"))
     status = path.stat()
     path.write_bytes(whole[: offset + 10] + b"\0" * (size - 20) + whole[offset + size - 10 :])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return path, whole
+
+
+def test_a_damaged_block_is_told_by_a_map_that_only_looks_at_it(tmp_path: Path, model: Path) -> None:
+    path, _ = damaged_scene(tmp_path / "a.tif")
+    box = ["--bbox", "-12,24,-4,32"]  # rows and columns 128 to 255, with the halo to 383
+    result = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "out", "--on-error", "mask", *box)
+    assert result.exit_code == 3, result.stderr
+    report = json.loads((tmp_path / "out" / "a.run.json").read_text())
+    assert report["unreadable"] == [{"row": 256, "col": 320, "height": 44, "width": 10}]
+    assert (class_map(tmp_path / "out", "a")[128:256, 128:256] != NODATA).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_block_stops_the_run_and_what_is_done_is_kept(
+    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    path, whole = damaged_scene(tmp_path / "a.tif")
+    status = path.stat()
     result = fcn_batch("segment", path, "-m", model, "-q", "-o", tmp_path / "out", "--workers", workers)
     refused(result, "pixels-unreadable", path=path)
     assert capfd.readouterr() == ("", "")  # of worker processes, which write past this one's sys.stderr

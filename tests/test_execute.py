@@ -231,6 +231,34 @@ def test_a_segment_is_lost_only_from_its_last_finished_block(
     assert {r.block: r.sha256 for r in run.journal.receipts()} == {r.block: r.sha256 for r in whole.journal.receipts()}
 
 
+def test_a_block_that_another_run_has_done_is_not_done_again(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun(tmp_path, model, monkeypatch)
+    execute(run.ticket, run.works, Workers(), lambda _receipt: None, Stop())
+    done = {receipt.block: receipt for receipt in run.journal.receipts()}
+    for block in done.keys() - {6}:
+        run.journal.drop(block)
+    told: list[Receipt] = []
+    execute(run.ticket, run.works[:1], Workers(), told.append, Stop())
+    assert [receipt.block for receipt in told] == list(range(0, 24, 2))
+    assert [receipt for receipt in told if receipt in done.values()] == [done[6]]
+
+
+def test_a_stop_ends_a_lane_after_the_blocks_under_way(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stop = begun(tmp_path, model, monkeypatch), Stop()
+    told: list[int] = []
+
+    def on_receipt(receipt: Receipt) -> None:
+        told.append(receipt.block)
+        stop.request()
+
+    execute(run.ticket, run.works, Workers(), on_receipt, stop)
+    assert told == [0, 2], "the one below is decided when the first is told"
+
+
 def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path, model, monkeypatch)
     told: dict[int, Receipt] = {}

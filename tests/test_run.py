@@ -176,6 +176,16 @@ def test_an_interrupted_run_is_taken_up(job: Job) -> None:
     assert any("resuming the interrupted run" in note for note in job.progress.notes)
 
 
+def test_an_interrupted_run_that_makes_a_map_anew_is_taken_up_too(job: Job) -> None:
+    assert job.run()
+    job.computed.clear()
+    with pytest.raises(OutputError, match="planted"):
+        job.run(fails_at(3), overwrite=True)
+    assert job.run(overwrite=True)
+    assert job.computed == list(range(BLOCKS)), "each of them once"
+    assert job.is_right()
+
+
 def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
     stop = Stop()
 

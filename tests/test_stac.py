@@ -74,6 +74,7 @@ def test_pystac_reads_everything_back(image: Path) -> None:
         assert [one.color_hint for one in classes[:3]] == ["1F6FB4", "1B7837", "E0C48C"]
         assert [one.nodata for one in classes] == [None, None, None, True]
         assert [one.to_dict().get("title") for one in classes[:3]] == ["bare soil", "森林", "山"]
+        assert [(one.to_dict()["count"], one.to_dict()["percentage"]) for one in classes[:3]] == [(7, 25)] * 3
 
 
 def test_extensions_are_named_by_their_versions(image: Path) -> None:

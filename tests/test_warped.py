@@ -113,7 +113,9 @@ def test_averages_are_means_of_areas(dtype: str, factor: float, start: float) ->
 
 
 @contextmanager
-def gdal(source: Placed, wanted: Grid, kernel: Kernel, factor: float = 1.0) -> Iterator[WarpedVRT]:
+def gdal(
+    source: Placed, wanted: Grid, kernel: Kernel, factors: tuple[float, float] = (1.0, 1.0)
+) -> Iterator[WarpedVRT]:
     """GDAL's own view of a source without holes on another grid, all at once."""
     one = source.place
     profile = {"driver": "GTiff", "count": 2, "height": source.size.height, "width": source.size.width}
@@ -132,8 +134,8 @@ def gdal(source: Placed, wanted: Grid, kernel: Kernel, factor: float = 1.0) -> I
                 resampling=kernel,
                 tolerance=1e-9,  # 0 does not work
                 add_alpha=True,
-                XSCALE=1 / factor,  # which it guesses by block
-                YSCALE=1 / factor,
+                XSCALE=1 / factors[1],  # which it guesses by block
+                YSCALE=1 / factors[0],
             ) as vrt,
         ):
             yield vrt
@@ -148,13 +150,25 @@ def test_gdal_makes_the_same_pixels(dtype: str, place: str, factor: float) -> No
     kernel: Resampling = kernel_for(source.grid, wanted)
     assert kernel == ("average" if factor > 1.5 else "bilinear")
     found = whole(WarpedSource(source, wanted, kernel))
-    with gdal(source, wanted, Kernel[kernel], factor) as vrt:
+    with gdal(source, wanted, Kernel[kernel], (factor, factor)) as vrt:
         theirs = vrt.read()
     rows, cols = (int(side / factor) for side in (source.size.height, source.size.width))  # GDAL's last ones are wrong
     assert found.valid[:rows, :cols].all()
     differ = np.abs(found.values.astype(float) - theirs[:2])[:, :rows, :cols]
     assert differ.max() <= (1 if dtype == "uint8" else 0.01)
     assert differ.mean() < 0.01
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1.45, 0.4), (0.4, 1.45)])
+def test_gdal_makes_the_same_pixels_of_another_shape(rows: float, cols: float) -> None:
+    source = scene("float32", 300, 250, whole=True)
+    size = Size(int(300 / rows), int(250 / cols))
+    wanted = Grid(size, source.place.coarser(rows, cols))
+    found = whole(WarpedSource(source, wanted, "bilinear"))
+    with gdal(source, wanted, Kernel.bilinear, (rows, cols)) as vrt:
+        theirs = vrt.read()
+    assert found.valid.all()
+    assert np.abs(found.values - theirs[:2]).max() < 0.01
 
 
 @pytest.mark.parametrize(("metres", "kernel"), [(9.0, "bilinear"), (37.0, "average"), (700.0, "average")])

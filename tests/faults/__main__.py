@@ -1,6 +1,6 @@
-"""`python -m tests.faults`: every fault, check and mutant; prints tables, ends with 1 if anything was not as promised.
+"""`python -m tests.faults`: every fault and check; prints tables, ends with 1 if anything was not as promised.
 
-`python -m tests.faults kills errors checks disks several mutants` does some of it; `--both` fails each call with ENOSPC
+`python -m tests.faults kills errors checks disks several` does some of it; `--both` fails each call with ENOSPC
 and with EIO, not with one of them; `--scene NAME` takes one scene, `--part 2/5` the second fifth of the points.
 """
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,8 @@ from tests.faults.bench import SCENES
 from tests.faults.checks import CHECKS
 from tests.faults.disks import CHECKS as CHECKS_OF_DISKS
 from tests.faults.disks import MOUNTING, can_mount
-from tests.faults.mutants import MUTANTS
 from tests.faults.prober import Probers, Question
 from tests.faults.probing import Point, can_trace
-from tests.faults.suspects import caught
 from tests.faults.trials import Table, error_points, kill_points, publishing, spread, try_points
 
 _OTHERS = 150
@@ -85,16 +82,6 @@ def _checks(probers: Probers, _options: argparse.Namespace) -> list[str]:
     return complaints
 
 
-def _mutants(probers: Probers, _options: argparse.Namespace) -> list[str]:
-    survivors = []
-    for name in MUTANTS:
-        started = time.perf_counter()
-        how = caught(probers, name)
-        _say(f"{name:<34} {how or 'NOT CAUGHT'} ({time.perf_counter() - started:.1f} s)")
-        survivors += [] if how else [f"mutant not caught: {name}"]
-    return survivors
-
-
 def _disks(probers: Probers, _options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         reason = can_mount(Path(folder) / "disk")
@@ -117,7 +104,6 @@ _PARTS: dict[str, Callable[[Probers, argparse.Namespace], list[str]]] = {
     "checks": _checks,
     "disks": _disks,
     "several": _several,
-    "mutants": _mutants,
 }
 
 

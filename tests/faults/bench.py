@@ -36,11 +36,10 @@ class Verdict:
 class Bench:
     """A folder for runs, in memory if possible: fsync is counted, not waited for."""
 
-    def __init__(self, flags: tuple[str, ...] = ()) -> None:
+    def __init__(self) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - only where the system has it
         self.root = Path(tempfile.mkdtemp(prefix="fcn-batch-faults-", dir=memory if memory.is_dir() else None))
         self.image = make_image(self.root / "a.tif")
-        self.flags = flags
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -55,7 +54,7 @@ class Bench:
         folder = self.root / f"run{self._count}"
         if scene in ("resume", "restart", "overwrite"):
             shutil.copytree(self._start(scene), folder, copy_function=shutil.copy2)
-        return replace(self._plain(scene), folder=str(folder), flags=self.flags)
+        return replace(self._plain(scene), folder=str(folder))
 
     def drop(self, task: Task) -> None:
         """Delete what a task made."""

@@ -64,7 +64,7 @@ def _damaged(bench: Bench, scene: str, *, lose_receipt: bool) -> list[str]:
 def orphan(bench: Bench, scene: str) -> list[str]:
     """A run that was stopped while another one, of another plan, discarded its work and began anew."""
     task = bench.task(scene)
-    old = Run(replace(task, full_scale=200.0, stop_at=("computed", 3), patience_s=_patience(task)))
+    old = Run(replace(task, full_scale=200.0, stop_at=("computed", 3)))
     old.go_on()
     old.has_stopped()
     new = Run(replace(task, restart=True, stop_at=("committed", _HALF), stale_s=0.01))
@@ -105,7 +105,7 @@ def taken_over(bench: Bench, scene: str) -> list[str]:
     run.has_stopped()
     run.kill()
     run.ended()
-    found = _failure(undisturbed(replace(task, patience_s=_patience(task))))
+    found = _failure(undisturbed(task))
     found = found or wrong(Path(task.folder), bench.expected(scene))
     bench.drop(task)
     return found
@@ -135,11 +135,6 @@ def _half_done(bench: Bench, scene: str) -> Task:
     run.kill()
     assert run.ended().killed
     return task
-
-
-def _patience(task: Task) -> float:
-    """Mutants are not waited for."""
-    return 4.0 if task.flags else task.patience_s
 
 
 def _failure(ended: Ended) -> list[str]:

@@ -61,7 +61,7 @@ class Task:
     change: str = ""
     """What is to be another in the plan: "full_scale", "model", "modified" or "threads"."""
     flags: tuple[str, ...] = ()
-    """Names of changes to the program: see `mutants.py`."""
+    """Names of circumstances: see `circumstances.py`."""
 
     @property
     def outputs(self) -> Outputs:

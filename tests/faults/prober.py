@@ -26,8 +26,6 @@ class Question:
     """What to try."""
 
     scene: str
-    flags: tuple[str, ...] = ()
-    """Mutants that the runs are of."""
     point: Point | None = None
     """The fault; None: no fault."""
     calls: tuple[str, ...] = ()
@@ -40,7 +38,7 @@ class Question:
         """From JSON."""
         found: dict[str, Any] = json.loads(line)
         found["point"] = found["point"] and Point(**found["point"])
-        found |= {name: tuple(found[name]) for name in ("flags", "calls")}
+        found["calls"] = tuple(found["calls"])
         return cls(**found)
 
 
@@ -90,16 +88,14 @@ class Probers:
             finally:  # who heard enough does not wait for the rest
                 pool.shutdown(cancel_futures=True)
 
-    def points(
-        self, scene: str, calls: tuple[str, ...], faults: tuple[str, ...] = ("SIGKILL",), flags: tuple[str, ...] = ()
-    ) -> list[Point]:
+    def points(self, scene: str, calls: tuple[str, ...], faults: tuple[str, ...] = ("SIGKILL",)) -> list[Point]:
         """Every call of a run of `scene`, in order, once for each fault."""
-        (told,) = self.ask([Question(scene, flags, calls=calls)])
+        (told,) = self.ask([Question(scene, calls=calls)])
         return points([(thread, call, rest) for thread, call, rest in told], faults)
 
-    def tried(self, scene: str, tried: Sequence[Point], flags: tuple[str, ...] = ()) -> Iterator[tuple[Point, Verdict]]:
+    def tried(self, scene: str, tried: Sequence[Point]) -> Iterator[tuple[Point, Verdict]]:
         """What came of each point."""
-        answers = self.ask([Question(scene, flags, point=point) for point in tried])
+        answers = self.ask([Question(scene, point=point) for point in tried])
         for point, answer in zip(tried, answers, strict=True):
             yield point, Verdict(**answer)
 
@@ -130,7 +126,6 @@ def main() -> None:
         perform(Task(str(bench.image), str(bench.root / "warm")))  # all that is loaded late is here now
         for line in sys.stdin:
             question = Question.read(line)
-            bench.flags = question.flags
             sys.stdout.write(json.dumps(_answer(bench, question)) + "\n")
             sys.stdout.flush()
 

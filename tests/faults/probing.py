@@ -27,8 +27,8 @@ import zarr
 from zarr.core.sync import sync as in_the_loop
 
 from fcn_batch.pipeline.raster.rasterfile import inspect
+from tests.faults.circumstances import CIRCUMSTANCES
 from tests.faults.job import Outcome, Task, perform
-from tests.faults.mutants import MUTANTS
 
 WRITING = (
     "write",
@@ -206,7 +206,7 @@ def _in_the_child(task: Task, told: socket.socket) -> None:
         if task.user is not None:
             os.setresuid(task.user, task.user, task.user)
         for name in task.flags:
-            MUTANTS[name]()
+            CIRCUMSTANCES[name]()
         inspect(task.image)  # after a fork, and only then, PROJ opens its database anew
         told.sendall(json.dumps(_threads()).encode())
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.circumstances import CIRCUMSTANCES, MACHINES, STALE_S
+from tests.faults.circumstances import MACHINES, STALE_S
 from tests.faults.job import Task
-from tests.faults.mutants import MUTANTS
 from tests.faults.probing import WRITING, Point, Run, can_trace, points, traced, undisturbed
 from tests.faults.states import falsely_done, finished_blocks, wrong
 
@@ -259,7 +258,6 @@ def tried(bench: Bench, kind: str, trials: int) -> Tally:
 
 def main(trials: int) -> int:
     """Try all kinds, print what came of them; 1 when a promise was broken."""
-    MUTANTS.update(CIRCUMSTANCES)
     complaints = []
     _say(f"{'several runs':<16} {'trials':>7} {'killed':>7} {'ended 0':>8} {'blocks twice':>13} {'wrong':>6} {'s':>7}")
     with Bench() as bench:
