@@ -127,7 +127,7 @@ class Crew:
     def close(self) -> None:
         """Let them go; jobs are cancelled."""
         self._client = None
-        self._open.close()
+        self._open.__exit__(*sys.exc_info())  # what the run ended with: logs of jobs stay when it failed
 
 
 @contextmanager
@@ -214,6 +214,7 @@ def _job_cluster(workers: Workers, spec: ClusterFile, folder: Path | None) -> It
     When the run fails, the folder with their logs is left.
     """
     import dask_jobqueue
+    from distributed.core import Status
 
     assert folder is not None, "jobs need a folder"
     logs = Path(tempfile.mkdtemp(prefix=".fcn-batch-jobs-", dir=folder)).absolute()
@@ -246,7 +247,10 @@ def _job_cluster(workers: Workers, spec: ClusterFile, folder: Path | None) -> It
                 reason=" ".join((found[1] if found else str(error)).split()),
             ) from error
         finally:
-            with suppress(AssertionError if refused else TimeoutError):  # dask-jobqueue expects that jobs were taken
+            # no job may be held by a name here: Dask expects that those it has cancelled are gone
+            for name in [name for name, job in cluster.workers.items() if job.job_id is None]:
+                cluster.workers.pop(name).status = Status.failed  # refused: there is nothing to cancel
+            with suppress(TimeoutError):
                 cluster.close(timeout=_CLOSE_S)
     except OutputError:
         keep = True
