@@ -11,7 +11,7 @@ from fcn_batch.commands.completion import complete_models
 from fcn_batch.commands.inputs import INPUT_OPTIONS
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.tiling import Blend
-from fcn_batch.workflows.words import bytes_of
+from fcn_batch.pipeline.core.units import bytes_of
 
 
 def _all(options: tuple[Any, ...]) -> Callable[[Any], Any]:

@@ -75,13 +75,13 @@ def _options(chosen: dict[str, Any]) -> "Options":
     default="0",
     show_default=True,
     metavar="N|auto",
-    help="Run on N processes of this machine, each on its own cores; auto: as many as suit it; 0: in this process.",
+    help="Run on N processes of this machine; auto: one for every four cores; 0: in this process.",
 )
 @click.option(
     "--cluster",
     metavar="NAME|FILE",
-    help="Run on jobs of slurm, pbs, lsf or sge, on this machine's GPUs (cuda), or as a .toml file says; N of them "
-    "with --workers N.",
+    help="Run on jobs of slurm or pbs, on this machine's GPUs (cuda), or as a .toml file says; N of them with "
+    "--workers N.",
 )
 @click.option(
     "--scheduler",

@@ -11,7 +11,7 @@ _EVERY_S = 2.0
 
 @click.command(cls=Command, epilog=examples("fcn-batch status big_image.tif", "fcn-batch status maps/ --follow"))
 @click.argument("output", type=PATH)
-@click.option("-f", "--follow", is_flag=True, help="Tell it again as it goes on, until nobody is at work any more.")
+@click.option("-f", "--follow", is_flag=True, help="Show it again as it goes on, until nobody is at work any more.")
 @click.option(
     "--json",
     "as_json",
@@ -21,8 +21,8 @@ _EVERY_S = 2.0
 def status(output: Path, follow: bool, as_json: bool) -> None:
     """Show how far the run of OUTPUT is: blocks done, speed, time left, who is at work, failures.
 
-    OUTPUT is the input, the staging folder NAME.partial or any output of the run; or a folder, for all runs in it. It
-    is told from the files alone, so any machine that sees them can ask, also while the run goes on elsewhere.
+    OUTPUT is the input, the staging folder NAME.partial or any output of the run; or a folder, for all runs in it. Only
+    files are read, so any machine that sees them can ask, also while the run goes on elsewhere.
     Exit code 75 when a run is interrupted and nobody is at work on it.
     """
     from fcn_batch.pipeline.core.errors import StoppedError
@@ -37,4 +37,6 @@ def status(output: Path, follow: bool, as_json: bool) -> None:
         for one in found:
             click.echo(printable(one.line())) if follow else echo_pairs(one.describe())
     if waiting := [one.path for one in found if one.phase == "interrupted"]:
-        raise StoppedError(f"{waiting[0]}: interrupted; give its segment command again to go on")
+        raise StoppedError(
+            "run-interrupted", "{path}: interrupted; give its segment command again to go on", path=waiting[0]
+        )

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcn_batch.commands.base import PATH, Group, examples
+from fcn_batch.commands.base import PATH, Group, examples, parameter
 from fcn_batch.commands.completion import complete_files
 from fcn_batch.commands.run import segment as segment_command
+from fcn_batch.pipeline.core.units import bytes_of
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.submit import Segment
@@ -34,7 +35,11 @@ def _job_options(queue: str) -> Callable[[Any], Any]:
             "--time", metavar="HH:MM:SS", help="Longest time of a job; a job that needs more is queued again."
         ),
         click.option(
-            "--mem", "memory", metavar="SIZE", help="Memory of a job, such as 8G; also sets --memory to half of it."
+            "--mem",
+            "memory",
+            type=parameter(bytes_of),
+            metavar="SIZE",
+            help="Memory of a job, such as 8GB or 8GiB; also sets --memory to half of it.",
         ),
         click.option(
             "--cpus",
@@ -165,7 +170,11 @@ def _checked(words: tuple[str, ...]) -> "Segment":
         read_cluster(values["cluster"])
     folder, bucket = destination(values["output"], values["work"], local_only=values["local_only"])
     if bucket is not None:
-        raise OptionError(f"-o {bucket}: jobs share a folder; give one, and copy the outputs when they are complete")
+        raise OptionError(
+            "bucket-not-for-jobs",
+            "-o {bucket}: jobs share a folder; give one, and copy the outputs when they are complete",
+            bucket=bucket,
+        )
     found = inputs_of(values["inputs"], values["listed"], values["asset"])
     inputs = tuple(one.absolute() if isinstance(one, Path) else one for one in found)
     segment = Segment(tuple(options), inputs, folder and folder.absolute())

@@ -73,7 +73,6 @@ def assert_exact(
     card = load_model(Path(model))[0].card
     values, valid = truth or pixels_of(inputs[0], card, options.get("bands"))
     image = scaled(values, valid, card, options.get("full_scale"))
-    scores: NDArray[Any]
     if options.get("overlap") in (None, "auto"):
         scores: NDArray[Any] = whole_scores(model, image)
     else:

@@ -1,4 +1,4 @@
-"""A claim is held by one at a time, is free as soon as its holder is dead, and counts how often that happened (G9)."""
+"""A claim is held by one at a time, and is free as soon as its holder is dead (G9)."""
 
 import errno
 import fcntl
@@ -20,6 +20,7 @@ from fcn_batch.pipeline.core import claims
 from fcn_batch.pipeline.core.claims import Claim, Claims, only_one
 from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.holder import Holder
+from tests.errors import refuses
 from tests.patience import PATIENCE_S
 
 HOLDER = """
@@ -35,7 +36,7 @@ for line in sys.stdin:
         claim = here.take(name)
         if claim is not None:
             held[name] = claim
-        print("None" if claim is None else claim.deaths, flush=True)
+        print("None" if claim is None else "taken", flush=True)
     else:
         print(getattr(held.pop(name), what)(), flush=True)
 """
@@ -94,7 +95,7 @@ class Other:
                 pipe.close()
 
     def does(self, what: str, name: str) -> str:
-        """Its answer to `what`: take, release or pass_on."""
+        """Its answer to `what`: take or release."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{what} {name}\n")
@@ -113,11 +114,10 @@ def other(tmp_path: Path) -> Iterator[Other]:
         yield process
 
 
-def died(folder: Path, name: str = "block", deaths: int = 0) -> None:
-    """Leave the claim of a process that died `deaths` + 1 times with it."""
-    for before in range(deaths + 1):
-        with Other(folder) as process:
-            assert process.does("take", name) == str(before)
+def died(folder: Path, name: str = "block") -> None:
+    """Leave the claim of a process that died with it."""
+    with Other(folder) as process:
+        assert process.does("take", name) == "taken"
 
 
 def until(happens: Callable[[], bool]) -> None:
@@ -142,21 +142,14 @@ def taken(here: Claims, name: str = "block") -> Claim:
 
 def test_a_claim_is_held_by_one_and_free_once_released(tmp_path: Path, other: Other) -> None:
     here = Claims(tmp_path)
-    assert other.does("take", "block") == "0"
+    assert other.does("take", "block") == "taken"
     assert here.take("block") is None
-    assert taken(here, "next").deaths == 0, "another name is another claim"
+    assert taken(here, "next").ours, "another name is another claim"
     assert other.does("take", "next") == "None"
     other.does("release", "block")
-    claim = taken(here)
-    assert (claim.deaths, claim.ours) == (0, True)
+    assert taken(here).ours
+    assert Claims(tmp_path).take("block") is None, "two objects of one process are two holders"
     assert names(tmp_path) == ["block", "next"], "nothing temporary is left"
-
-
-def test_two_objects_of_one_process_are_two_holders(tmp_path: Path) -> None:
-    claim = taken(Claims(tmp_path))
-    assert Claims(tmp_path).take("block") is None
-    claim.release()
-    assert taken(Claims(tmp_path)).deaths == 0
 
 
 def test_who_lives_is_known_by_name(tmp_path: Path, other: Other) -> None:
@@ -172,7 +165,7 @@ def test_who_lives_is_known_by_name(tmp_path: Path, other: Other) -> None:
     mine.release()
     other.kill()
     assert here.living() == {}
-    assert names(tmp_path) == ["dead", "theirs"], "looking takes nothing away: the dead are still counted"
+    assert names(tmp_path) == ["dead", "theirs"], "looking takes nothing away"
 
 
 def test_threads_share_claims_one_at_a_time(tmp_path: Path) -> None:
@@ -220,7 +213,7 @@ def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_pat
 
 
 def test_of_many_who_find_a_dead_holder_one_gets_the_claim(tmp_path: Path) -> None:
-    for turn in range(20):
+    for turn in range(5):
         died(tmp_path, f"block-{turn}")
         start, found = threading.Barrier(6), list[Claim | None]()
 
@@ -241,7 +234,6 @@ def test_of_many_who_find_a_dead_holder_one_gets_the_claim(tmp_path: Path) -> No
         claim = found[0] if found else taken(Claims(tmp_path), f"block-{turn}")
         assert claim is not None
         assert claim.ours
-        assert claim.deaths == 1
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
@@ -265,43 +257,20 @@ def test_who_was_quicker_keeps_the_claim_of_a_dead_holder(tmp_path: Path, monkey
 # --- the dead ------------------------------------------------------------------------------------------------
 
 
-def test_the_claim_of_a_killed_process_is_free_at_once_and_counts_deaths(tmp_path: Path) -> None:
-    for deaths in range(3):
-        with Other(tmp_path) as victim:
-            assert victim.does("take", "block") == str(deaths)
-            assert Claims(tmp_path).take("block") is None
+@pytest.mark.parametrize("how", ["killed", "ended in order"])
+def test_the_claim_of_a_dead_process_is_free_at_once(tmp_path: Path, other: Other, how: str) -> None:
+    assert other.does("take", "block") == "taken"
+    assert Claims(tmp_path).take("block") is None
+    if how == "killed":
+        other.kill()
+    else:
+        assert other.process.stdin is not None
+        other.process.stdin.close()
+        other.process.wait()
     claim = taken(Claims(tmp_path))
-    assert claim.deaths == 3
-    claim.release()
-    assert taken(Claims(tmp_path)).deaths == 0, "given up alive: the next is the first"
-
-
-@pytest.mark.parametrize("deaths", [0, 2])
-def test_a_claim_passed_on_is_found_as_it_was(tmp_path: Path, deaths: int) -> None:
-    if deaths:
-        died(tmp_path, deaths=deaths - 1)
-    for _ in range(3):
-        claim = taken(Claims(tmp_path))
-        assert claim.deaths == deaths
-        claim.pass_on()
-    assert names(tmp_path) == ["block"] * (deaths > 0)
-
-
-def test_a_process_that_ends_in_order_but_keeps_its_claim_counts_as_dead(tmp_path: Path, other: Other) -> None:
-    other.does("take", "block")
-    assert other.process.stdin is not None
-    other.process.stdin.close()
-    other.process.wait()
-    assert taken(Claims(tmp_path)).deaths == 1
-
-
-def test_the_claim_of_the_dead_is_never_away_while_it_is_taken_over(tmp_path: Path) -> None:
-    died(tmp_path, deaths=3)
-    before = (tmp_path / "block").stat().st_ino
-    claim = taken(Claims(tmp_path))
-    assert claim.deaths == 4
     assert claim.ours
-    assert (tmp_path / "block").stat().st_ino == before
+    claim.release()
+    assert names(tmp_path) == []
 
 
 # --- the stopped, and other machines -------------------------------------------------------------------------
@@ -325,7 +294,6 @@ def test_a_stopped_holder_is_taken_for_dead_and_does_no_harm_when_it_goes_on(
         until(can_be_taken)
         claim = found[0]
         assert claim is not None
-        assert claim.deaths == 1
         os.kill(other.process.pid, signal.SIGCONT)
         assert other.does("take", "block") == "None", "another's now"
         other.does("release", "block")
@@ -333,24 +301,22 @@ def test_a_stopped_holder_is_taken_for_dead_and_does_no_harm_when_it_goes_on(
         assert (tmp_path / "block").exists()
 
 
-def strangers_claim(folder: Path, deaths: int = 0) -> Path:
+def strangers_claim(folder: Path) -> Path:
     """A claim of another machine, whose locks are not seen here, with a heartbeat just now."""
     path = folder / "block"
-    path.write_bytes(Holder("process 7 on node9", "another kernel", deaths).written())
+    path.write_bytes(Holder("process 7 on node9", "another kernel").written())
     return path
 
 
 def test_a_holder_on_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
-    path, here = strangers_claim(tmp_path, deaths=4), Claims(tmp_path)
+    path, here = strangers_claim(tmp_path), Claims(tmp_path)
     assert here.take("block") is None
-    assert here.living() == {"block": Holder("process 7 on node9", "another kernel", 4)}
+    assert here.living() == {"block": Holder("process 7 on node9", "another kernel")}
     for age in (claims.STALE_S - 20, claims.STALE_S + 20):
         then = time.time() - age
         os.utime(path, (then, then))
         assert ("block" in here.living()) == (age < claims.STALE_S)
-    claim = here.take("block")
-    assert claim is not None
-    assert claim.deaths == 5
+    assert taken(here).ours
     assert names(tmp_path) == ["block"]
 
 
@@ -374,9 +340,8 @@ def test_who_looks_like_a_stranger_decides_nothing_while_its_lock_is_seen(tmp_pa
 
 @pytest.mark.parametrize(
     "found",
-    [b"", b"{", b"[]", b"null", b"17", b'{"process": 1}', b'{"process": 1, "kernel": 2, "deaths": "many"}',
-     b"[" * 1000, b'{"a":' * 300, b"\xff" * 50, b"\0" * 1000],
-    ids=["empty", "torn", "list", "null", "number", "parts", "words", "deep", "deep tree", "no text", "zeros"],
+    [b"", b"{", b"[]", b"null", b"17", b'{"process": 1}', b"[" * 1000, b'{"a":' * 300, b"\xff" * 50, b"\0" * 1000],
+    ids=["empty", "torn", "list", "null", "number", "parts", "deep", "deep tree", "no text", "zeros"],
 )  # fmt: skip
 def test_what_is_no_claim_counts_as_that_of_a_stranger(tmp_path: Path, found: bytes) -> None:
     path, here = tmp_path / "block", Claims(tmp_path)
@@ -384,7 +349,7 @@ def test_what_is_no_claim_counts_as_that_of_a_stranger(tmp_path: Path, found: by
     assert here.take("block") is None
     assert here.living()["block"] == Holder("unknown", "")
     os.utime(path, (0, 0))
-    assert taken(here).deaths == 1
+    assert taken(here).ours
 
 
 # --- file systems that can do less ---------------------------------------------------------------------------
@@ -404,10 +369,10 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oth
     assert other.does("take", "block") == "None"
     assert json.loads((tmp_path / "block").read_bytes())["process"] == Holder.here().process
     claim.release()
-    assert other.does("take", "block") == "0"
+    assert other.does("take", "block") == "taken"
     assert Claims(tmp_path).take("block") is None
     other.kill()
-    assert taken(Claims(tmp_path)).deaths == 1
+    assert taken(Claims(tmp_path)).ours
     assert names(tmp_path) == ["block"]
 
 
@@ -419,7 +384,7 @@ def test_without_locks_heartbeats_decide(tmp_path: Path, monkeypatch: pytest.Mon
         time.sleep(0.8)
         assert Claims(tmp_path).take("block") is None
     until(lambda: Claims(tmp_path).living() == {})
-    assert taken(Claims(tmp_path)).deaths == 1
+    assert taken(Claims(tmp_path)).ours
 
 
 def test_a_full_disk_leaves_no_claim_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +393,7 @@ def test_a_full_disk_leaves_no_claim_and_no_temporary_file(tmp_path: Path, monke
         with pytest.raises(OSError, match="No space"):
             Claims(tmp_path).take("block")
     assert names(tmp_path) == []
-    assert taken(Claims(tmp_path)).deaths == 0
+    assert taken(Claims(tmp_path)).ours
 
 
 # --- the heart -----------------------------------------------------------------------------------------------
@@ -468,8 +433,10 @@ def test_only_one_refuses_or_waits(tmp_path: Path, other: Other) -> None:
     lock, told = tmp_path / "lock", list[Holder]()
     other.does("take", "lock")
     holder = f"process {other.process.pid} on "
-    with pytest.raises(OutputError, match=f"another run of this is under way .{holder}"), only_one(lock):
+    with pytest.raises(OutputError) as caught, only_one(lock):
         raise AssertionError
+    assert caught.value.code == "run-under-way"
+    assert caught.value.fields["holder"].startswith(holder)
     entered = threading.Event()
 
     def wait() -> None:
@@ -494,7 +461,7 @@ def test_only_one_waits_also_for_one_who_is_stopped(tmp_path: Path, monkeypatch:
         other.does("take", "lock")
         os.kill(other.process.pid, signal.SIGSTOP)
         time.sleep(0.5)
-        with pytest.raises(OutputError, match="under way"), only_one(tmp_path / "lock"):
+        with refuses("run-under-way"), only_one(tmp_path / "lock"):
             raise AssertionError
     with only_one(tmp_path / "lock"):
         assert names(tmp_path) == ["lock"]
@@ -506,3 +473,25 @@ def test_only_one_is_given_up_by_an_error(tmp_path: Path) -> None:
         raise KeyError
     with only_one(tmp_path / "lock"):
         assert names(tmp_path) == ["lock"]
+
+
+# --- without fcntl -------------------------------------------------------------------------------------------
+
+
+def test_without_fcntl_all_can_be_imported_and_locking_says_what_is_missing(tmp_path: Path) -> None:
+    """As on Windows."""
+    program = f"""
+import sys
+sys.modules["fcntl"] = None
+import fcn_batch.workflows.plan, fcn_batch.workflows.segment
+from pathlib import Path
+from fcn_batch.pipeline.core.claims import Claims
+from fcn_batch.pipeline.core.errors import OutputError
+try:
+    Claims(Path({str(tmp_path)!r})).take("block")
+except OutputError as error:
+    print(error.code, error.fields["module"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("locking-missing fcntl\n", "")
+    assert names(tmp_path) == []

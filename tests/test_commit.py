@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_batch.pipeline.core.errors import MismatchError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.plan import Plan
@@ -15,6 +14,7 @@ from fcn_batch.pipeline.raster.crs import row_areas_m2
 from fcn_batch.pipeline.store.classstore import ClassStore
 from fcn_batch.workflows.blocks.commit import Block, Committer
 from fcn_batch.workflows.outputs.stitch import create_confidence, create_store
+from tests.errors import refuses
 from tests.memorymaps import legend_of, plan_of
 from tests.runs import scene
 
@@ -113,7 +113,7 @@ def test_an_orphan_writes_nothing_into_the_stores_of_another_run(
         journal.begin(other)
         create_store(journal.folder / NAMES[0], other, LEGEND)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(MismatchError, match="another run took this folder over"):
+    with refuses("staging-taken", path=journal.folder):
         committer.commit(block(plan, 0))
     assert sorted(tmp_path.rglob("*")) == before
     if taken == "other":
@@ -122,7 +122,7 @@ def test_an_orphan_writes_nothing_into_the_stores_of_another_run(
 
 def test_plan_and_stores_agree_on_confidences(committer: Committer) -> None:
     wrong = None if committer.plan.confidence else NAMES[1]
-    with pytest.raises(ValueError, match="confidence"):
+    with pytest.raises(ValueError, match=NAMES[0]):
         Committer.of(committer.journal, NAMES[0], wrong)
 
 

@@ -14,6 +14,7 @@ from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.journal import Journal, Receipt
 from fcn_batch.pipeline.core.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
 from fcn_batch.pipeline.core.source import SourceFile
+from tests.errors import refuses
 
 PLAN = Plan(
     input=InputIdentity(
@@ -238,15 +239,14 @@ def test_what_another_machine_began_can_be_mixed(tmp_path: Path, changes: dict[s
     journal = Journal(tmp_path)
     journal.begin(PLAN)
     here = PLAN.model_copy(update={"kernel": PLAN.kernel.model_copy(update=changes)})
-    with pytest.raises(MismatchError, match="was made with other settings") as refused:
-        journal.begin(here)
-    assert ("--allow-mixed" in str(refused.value)) is named
-    assert all(
-        f"kernel.{name}: {getattr(PLAN.kernel, name)}, now {changes[name]}" in str(refused.value) for name in changes
-    )
     with pytest.raises(MismatchError) as refused:
+        journal.begin(here)
+    assert refused.value.code == "run-differs"
+    assert ("--allow-mixed" in refused.value.fields["mixed"]) is named
+    differences = refused.value.fields["differences"]
+    assert all(f"kernel.{name}: {getattr(PLAN.kernel, name)}, now {changes[name]}" in differences for name in changes)
+    with refuses("run-differs", mixed=""):
         journal.begin(here.model_copy(update={"full_scale": 1.0}))
-    assert "--allow-mixed" not in str(refused.value)
 
 
 def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_an_unreadable_plan_is_refused(tmp_path: Path, text: str) -> None:
     journal = Journal(tmp_path)
     journal.begin(PLAN)
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(MismatchError, match=r"plan\.json: cannot read the plan .*--restart"):
+    with refuses("plan-unreadable", path=tmp_path / "plan.json"):
         journal.begin(PLAN)
 
 
@@ -333,7 +333,7 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
     journal.begin(PLAN)
     journal.commit(receipt(0))
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(MismatchError, match=r"holds receipts but no plan\.json.*--restart"):
+    with refuses("staging-unknown", path=tmp_path, stray="receipts"):
         journal.begin(PLAN)
     assert [p.name for p in (tmp_path / "receipts").iterdir()] == ["000000000.json"]
 

@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from fcn_batch.workflows.console.progress import Quiet, Sturdy
+from fcn_batch.workflows.console.progress import Bar, RunProgress
 from tests.patience import PATIENCE_S
 
 TELLING = """
@@ -17,7 +18,7 @@ import sys
 from fcn_batch.workflows.console.progress import Bar, Lines, progress_for
 
 progress = progress_for(quiet=False)
-assert isinstance(progress._told, {kind})
+assert isinstance(progress, {kind})
 progress.start("a", 100, 0)
 progress.note("begun")
 sys.stdin.readline()
@@ -30,18 +31,18 @@ print("a.tif", flush=True)
 """
 
 
-class Failing(Quiet):
-    """Fails when it is told something, and counts how often it was."""
+class Failing(RunProgress):
+    """Fails when it is to show something, and counts how often it was."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
         self.told: list[str] = []
 
-    def note(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         self.told.append(text)
         raise self.error
 
-    def stop(self) -> None:
+    def _end(self) -> None:
         self.told.append("stop")
         raise self.error
 
@@ -51,8 +52,7 @@ class Failing(Quiet):
     [OSError(5, "Input/output error"), BrokenPipeError(), OSError(28, "No space left"), ValueError("closed file")],
 )
 def test_after_a_failure_nothing_is_told(error: Exception) -> None:
-    failing = Failing(error)
-    progress = Sturdy(failing)
+    progress = failing = Failing(error)
     for _ in range(3):
         progress.note("x")
     progress.stop()
@@ -61,7 +61,7 @@ def test_after_a_failure_nothing_is_told(error: Exception) -> None:
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
-        Sturdy(Failing(ZeroDivisionError())).note("x")
+        Failing(ZeroDivisionError()).note("x")
 
 
 def told_to(stderr: int, kind: str) -> "subprocess.Popen[str]":
@@ -136,3 +136,16 @@ def test_no_color_is_honoured(colour: bool) -> None:
     codes = {code for found in re.findall(rb"\x1b\[([\d;]*)m", seen) for code in found.split(b";")}
     colours = {code for code in codes if re.fullmatch(rb"[349][0-8]|10[0-7]", code)}
     assert bool(colours) == colour, codes
+
+
+def test_names_that_look_like_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, bar = StringIO(), Bar()
+    monkeypatch.setattr(bar._console, "file", screen)
+    bar.start("scene[bold]:smile:", total=100, done=0)
+    bar.note("x[red]:smile:.tif: written")
+    bar.advance(50)
+    assert bar._bar is not None
+    bar._console.print(bar._bar)
+    bar.stop()
+    assert "scene[bold]:smile:" in screen.getvalue()
+    assert "x[red]:smile:.tif: written" in screen.getvalue()

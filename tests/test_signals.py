@@ -5,17 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.core.errors import InputError, StoppedError
-from fcn_batch.workflows.blocks.alone import Died, run_alone
-from fcn_batch.workflows.blocks.job import JobTicket
+from fcn_batch.pipeline.core.errors import StoppedError
 from fcn_batch.workflows.console.signals import Stop, stopping, unheard
+from tests.errors import refuses
 from tests.patience import PATIENCE_S
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -44,7 +41,7 @@ def test_a_signal_asks_to_end_within_its_grace(number: signal.Signals) -> None:
         assert not stop.at_once
         stop.check()
         send(number)  # again: nothing more
-        with pytest.raises(StoppedError, match=rf"^stopped by {number.name}; .* run the same command again"):
+        with refuses("stopped-by-signal", signal=number.name):
             stop.leave()
     assert told == [
         f"{number.name}: finishing the blocks under way (they have 60 s); run the same command again to go on"
@@ -57,7 +54,7 @@ def test_after_its_grace_what_is_under_way_is_dropped(number: signal.Signals) ->
     with stopping(0, print) as stop:
         send(number)
         assert stop.at_once
-        with pytest.raises(StoppedError, match=number.name):
+        with refuses("stopped-by-signal", signal=number.name):
             stop.check()
 
 
@@ -88,7 +85,7 @@ def test_the_first_request_counts() -> None:
     stop = Stop()
     stop.request(signal.SIGTERM, 60)
     stop.request(signal.SIGINT)
-    with pytest.raises(StoppedError, match="SIGTERM"):
+    with refuses("stopped-by-signal", signal="SIGTERM"):
         stop.leave()
 
 
@@ -101,7 +98,7 @@ def test_a_deadline_goes_before_a_request_without_one() -> None:
         send(signal.SIGTERM)
         assert stop.at_once
         send(signal.SIGUSR1)  # later ones put nothing off
-        with pytest.raises(StoppedError, match="SIGTERM"):
+        with refuses("stopped-by-signal", signal="SIGTERM"):
             stop.check()
     assert [line.split(":")[0] for line in told] == ["SIGINT", "SIGTERM"]
 
@@ -164,76 +161,6 @@ def test_what_is_begun_unheard_hears_nothing() -> None:
     assert sorted(heard, key=len) == [set(), asked]
 
 
-CHILD = """#!{python} -S
-import os, sys, time
-sys.stdin.read()
-with open("{folder}/new", "w") as file:
-    file.write(str(os.getpid()))
-os.rename("{folder}/new", "{folder}/pid")
-while not os.path.exists("{folder}/go"):
-    time.sleep(0.05)
-print('{{"error": "InputError", "message": "answered"}}', end="")
-"""
-TICKET = JobTicket(staging="none", store="none", fingerprint="none", device="cpu")
-
-
-@pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder; what tries a block alone writes its number into `pid` there, and answers once there is a `go`."""
-    program = tmp_path / "child"
-    program.write_text(CHILD.format(python=sys.executable, folder=tmp_path))
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    return tmp_path
-
-
-def number_of(child: Path) -> int:
-    while not (child / "pid").exists():
-        time.sleep(0.01)
-    return int((child / "pid").read_text())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, *ENDING])
-def test_a_block_tried_alone_is_not_ended_by_a_signal_to_all(child: Path, number: signal.Signals) -> None:
-    """It would look deadly, and might be left out of the map."""
-
-    def send_to_it() -> None:
-        os.kill(number_of(child), number)
-        (child / "go").touch()
-
-    thread = threading.Thread(target=send_to_it)
-    thread.start()
-    with pytest.raises(InputError, match=r"^answered$"):
-        run_alone(TICKET, 0, Stop())
-    thread.join()
-
-
-def test_a_block_tried_alone_may_die_with_any_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "child"
-    program.write_text("#!/bin/sh\ncat >/dev/null\nprintf 'd\\351faut\\n' >&2\nexit 134\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(Died, match=r"^exit code 134 d.faut$"):
-        run_alone(TICKET, 0, Stop())
-
-
-def test_a_block_tried_alone_is_dropped_when_there_is_no_time(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.workflows.blocks.alone._LOOK_EVERY_S", 0.05)
-    stop, numbers = Stop(), list[int]()
-
-    def end() -> None:
-        numbers.append(number_of(child))
-        stop.request(signal.SIGTERM, 0)
-
-    thread = threading.Thread(target=end)
-    thread.start()
-    with pytest.raises(StoppedError, match="SIGTERM"):
-        run_alone(TICKET, 0, stop)
-    thread.join()
-    with pytest.raises(ProcessLookupError):
-        os.kill(numbers[0], 0)
-
-
 HANGING = """
 import sys, threading
 from fcn_batch.workflows.console import signals
@@ -245,39 +172,29 @@ with signals.stopping(0.1, print) as stop:
 """
 
 
-def hanging(wait: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGING.format(wait=wait)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+WAIT = "lock = threading.Lock(); lock.acquire(); lock.acquire()"
+CLOSED = "import os; os.close(2)"
+FULL = "import os; os.set_blocking(2, False); [os.write(2, bytes(2**20)) for _ in '1']; os.set_blocking(2, True)"
 
 
-def test_a_process_that_does_not_end_in_time_is_ended() -> None:
-    """As one that waits for a disk: here, a lock that nobody releases."""
-    with hanging("lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 75
+@pytest.mark.parametrize(
+    ("before", "number"),
+    [("pass", signal.SIGTERM), (CLOSED, signal.SIGHUP), (FULL, signal.SIGTERM)],
+    ids=["a disk that does not answer", "a closed terminal", "a full pipe"],
+)
+def test_a_process_that_does_not_end_in_time_is_ended(before: str, number: signal.Signals) -> None:
+    code = HANGING.format(wait=f"{before}; {WAIT}")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stderr.read() == (
-            "fcn-batch: did not end in time, stopped; finished blocks are kept: run the same command again to go on\n"
-        )
-
-
-def test_it_is_ended_also_when_nobody_can_be_told() -> None:
-    """After SIGHUP the terminal is gone."""
-    with hanging("import os; os.close(2); lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
-        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
         assert process.wait(PATIENCE_S) == 75
-
-
-def test_it_is_ended_also_when_nobody_reads_what_it_tells() -> None:
-    """A pipe that is full holds whoever writes to it."""
-    full = "import os; os.set_blocking(2, False); [os.write(2, bytes(2**20)) for _ in '1']; os.set_blocking(2, True)"
-    with hanging(f"{full}; lock = threading.Lock(); lock.acquire(); lock.acquire()") as process:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 75
+        if before == "pass":
+            (line,) = process.stderr.read().splitlines()
+            assert line.startswith("fcn-batch: ")
 
 
 def test_one_that_ends_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from fcn_batch.pipeline.core import claims
-from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.holder import Holder
 from fcn_batch.pipeline.core.journal import Receipt, claim_of
 from fcn_batch.workflows.blocks.part import Part
 from fcn_batch.workflows.status import following, speed, status
+from tests.errors import error_of, refuses
 from tests.patience import PATIENCE_S
 from tests.runs import fcn_batch
 from tests.test_claims import died
@@ -52,8 +52,7 @@ def test_an_interrupted_run_tells_what_is_done_and_how_to_go_on(job: Job) -> Non
     told = fcn_batch("status", job.outputs.folder)
     assert told.exit_code == 75
     assert "3 of 6 (50 %)" in told.stdout
-    assert "nobody: give the same segment command again" in told.stdout
-    assert told.stderr == f"fcn-batch: {job.outputs.staging}: interrupted; give its segment command again to go on\n"
+    assert error_of(told).fields["path"] == str(job.outputs.staging)
 
 
 def test_a_run_under_way_tells_who_is_at_work(job: Job) -> None:
@@ -110,20 +109,6 @@ def test_all_runs_of_a_folder_are_told(tmp_path: Path) -> None:
     assert [(one["phase"], one["done"]) for one in found] == [("complete", 6), ("interrupted", 2)]
 
 
-def test_deaths_at_a_block_are_told(job: Job) -> None:
-    job.end(part=Part(1, 2))
-    died(job.outputs.staging / "claims", claim_of(4), deaths=1)
-    (found,) = status(job.outputs.staging)
-    assert found.deaths == {4: 2}
-    assert ("failures", "2 processes died at block 4") in found.describe()
-    claim = job.outputs.journal.claims.take(claim_of(4))
-    assert claim is not None
-    (found,) = status(job.outputs.staging)
-    assert (found.deaths, found.phase) == ({4: 2}, "running"), "with it at work"
-    claim.pass_on()
-    assert status(job.outputs.staging)[0].deaths == {4: 2}
-
-
 def test_who_may_only_read_can_ask(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     job.end(part=Part(1, 2))
     died(job.outputs.staging / "claims", claim_of(4))
@@ -138,14 +123,15 @@ def test_who_may_only_read_can_ask(job: Job, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "open", read_only)
     monkeypatch.setattr(Path, "touch", lambda path: read_only(path, os.O_CREAT))
     (found,) = status(job.outputs.staging)
-    assert (found.phase, found.at_work, found.deaths) == ("running", ("process 7 on node9",), {4: 1})
+    assert (found.phase, found.at_work, found.lost) == ("running", ("process 7 on node9",), (4,))
+    assert "block 4" in dict(found.describe())["failures"]
     monkeypatch.setattr(claims, "STALE_S", -1.0)
     assert status(job.outputs.staging)[0].phase == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["", "nothing.tif", "x.partial", "x.run.json"])
 def test_where_no_run_is_there_is_an_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="no run of fcn-batch segment here"):
+    with refuses("run-missing", path=tmp_path / name):
         status(tmp_path / name)
 
 

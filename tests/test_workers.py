@@ -1,9 +1,8 @@
-"""Workers of every kind: a scheduler found by its file, mixed machines, pinned processes, and enough for all to do."""
+"""Workers of every kind: schedulers and their addresses, mixed machines, blocks that fail, enough for all to do."""
 
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,29 +13,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-import torch
-from distributed import LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 
-from fcn_batch.pipeline.core.errors import MismatchError, OptionError, OutputError
+from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.journal import Receipt
 from fcn_batch.pipeline.core.tiling import Work
-from fcn_batch.workflows.console.progress import Quiet
+from fcn_batch.pipeline.core.tolerance import OnError
+from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.console.signals import Stop
-from fcn_batch.workflows.plan import Options
-from fcn_batch.workflows.processes import topology
-from fcn_batch.workflows.processes.cluster import _Run
-from fcn_batch.workflows.processes.crew import connected, kept
-from fcn_batch.workflows.processes.execute import execute
-from fcn_batch.workflows.processes.local import local_cluster
+from fcn_batch.workflows.processes.crew import kept
+from fcn_batch.workflows.processes.execute import _OnDask, execute
+from fcn_batch.workflows.processes.topology import ENVIRON
 from fcn_batch.workflows.processes.workers import Workers
-from fcn_batch.workflows.segment import Request, segment
+from tests.errors import refused, refuses
 from tests.models import save_tiny_model
 from tests.patience import PATIENCE_S
-from tests.runs import class_map, scene, small_blocks, small_segments
+from tests.runs import fcn_batch, scene
 from tests.test_execute import begun
 
 OTHER = {"ONEDNN_MAX_CPU_ISA": "SSE41"}
@@ -88,46 +84,52 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors", fc_kernel=1)
 
 
-# --- a scheduler's file --------------------------------------------------------------------------------------
+# --- addresses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("address", "code"),
     [
-        (None, "No such file or directory; give the file that `dask scheduler --scheduler-file "),
-        ("{", "it is not JSON: "),
-        ("[]", "it names no address; give the file"),
-        ('{"id": "x"}', "it names no address; give the file"),
-        ('{"address": 3}', "it names no address; give the file"),
-        ('{"address": "ftp://a:1"}', r"(ftp://a:1): not the address of a scheduler "),
-        ('{"address": "tcp://10.0.0.7:8786"}', r"(tcp://10.0.0.7:8786): whoever reaches 10.0.0.7 can run programs "),
+        *((address, "scheduler-address") for address in (
+            "", "abc", "127.0.0.1:8786", "tcp://", "tcp://127.0.0.1", "tcp://:8786", "tcp://127.0.0.1:0",
+            "tcp://a:99999", "tcp://a:b", "tcp://[::1", "tcp://a://b:1", "ftp://127.0.0.1:1", "inproc://127.0.0.1/1/1")),
+        *((f"tcp://{host}:8786", "scheduler-insecure") for host in (
+            "a.example", "10.0.0.7", "[fe80::1]", "127.0.0.1.example")),
+        *((f"tcp://{host}:8786", None) for host in ("127.0.0.1", "localhost", "[::1]", "127.1.2.3")),
+        *((f"tls://{host}:65535", None) for host in ("a.example", "10.0.0.7", "[fe80::1]")),
     ],
-)
-def test_a_file_of_no_scheduler(tmp_path: Path, text: str | None, problem: str) -> None:
+)  # fmt: skip
+def test_addresses_by_themselves_and_in_a_file(tmp_path: Path, address: str, code: str | None) -> None:
+    path = tmp_path / "scheduler.json"
+    path.write_text(json.dumps({"type": "Scheduler", "address": address}))
+    for given in (address, f"file:{path}"):
+        if code is not None:
+            with refuses(code):
+                Workers(address=given)
+        else:
+            assert Workers(address=given).contact == address
+    if code == "scheduler-insecure":
+        assert Workers(address=f"file:{path}", insecure=True).contact == address
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"id": "x"}', '{"address": 3}', "[" * 9999])
+def test_a_file_of_no_scheduler(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "scheduler.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(OptionError, match=rf"^--scheduler file:{re.escape(str(path))}:? {re.escape(problem)}"):
+    with refuses("scheduler-file-invalid", path=path):
         Workers(address=f"file:{path}")
 
 
-def test_the_address_in_a_file_is_as_safe_as_any(tmp_path: Path) -> None:
-    path = tmp_path / "scheduler.json"
-    for address, insecure in (("tls://10.0.0.7:1", False), ("tcp://10.0.0.7:1", True), ("tcp://127.0.0.1:1", False)):
-        path.write_text(json.dumps({"type": "Scheduler", "address": address}))
-        assert Workers(address=f"file:{path}", insecure=insecure).contact == address
+def test_a_wrong_address_ends_the_program_at_once(tmp_path: Path, model: Path) -> None:
+    path = scene(tmp_path / "a.tif", 40, 50)
+    refused(fcn_batch("segment", path, "-m", model, "--scheduler", "abc"), "scheduler-address")
 
 
-def test_a_run_on_the_scheduler_of_a_file(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, scheduler: Scheduler
-) -> None:
-    scheduler.worker()
-    run = begun(tmp_path, model, monkeypatch, height=400)
-    workers = Workers(address=f"file:{scheduler.file}")
-    with connected_soon(workers):
-        pass
-    execute(run.ticket, run.works, workers, lambda _: None, Stop())
-    assert {r.block for r in run.journal.receipts()} == set(range(8))
+def client_of(workers: Workers) -> Client:
+    """Of workers that are kept."""
+    assert workers.crew is not None
+    return workers.crew.client(workers, None)
 
 
 @contextmanager
@@ -136,8 +138,8 @@ def connected_soon(workers: Workers, count: int = 1) -> Iterator[None]:
 
     def there() -> bool:
         try:
-            with connected(workers) as client:
-                return len(client.nthreads()) >= count
+            with kept(workers) as own:
+                return len(client_of(own).nthreads()) >= count
         except OptionError:
             return False
 
@@ -154,79 +156,107 @@ def test_mixed_kinds_of_workers(
 ) -> None:
     scheduler.worker()
     scheduler.worker(**OTHER)
-    run = begun(tmp_path, model, monkeypatch, height=6000)
+    run = begun(tmp_path, model, monkeypatch, height=3000)
     workers = Workers(address=scheduler.address)
     told: list[Receipt] = []
     with connected_soon(workers, 2):
         pass
     ticket = replace(run.ticket, allow_mixed=allowed)
     if not allowed:
-        with pytest.raises(MismatchError, match=r"kernel.switches: \[\], now \['ONEDNN_MAX_CPU_ISA=SSE41'\].*--allow-"):
+        with refuses("machine-differs", differences="kernel.switches: [], now ['ONEDNN_MAX_CPU_ISA=SSE41']"):
             execute(ticket, run.works, workers, told.append, Stop())
         assert not any(receipt.mixed for receipt in told)
         return
     execute(ticket, run.works, workers, told.append, Stop())
     done = {receipt.block: receipt for receipt in run.journal.receipts()}
-    assert set(done) == set(range(94))
+    assert set(done) == set(range(48))
     by = Counter((receipt.by, bool(receipt.mixed)) for receipt in done.values())
     assert len(by) == 2, "each of the two did some, and only one of them otherwise"
     assert {mixed for _, mixed in by} == {False, True}
 
 
-# --- lost workers --------------------------------------------------------------------------------------------
+# --- enough to do, and blocks at fault ------------------------------------------------------------------------
 
 
-def test_lost_workers_of_a_run_are_waited_for_until_they_had_time_to_start_again() -> None:
-    ours = Workers(2).patience
-    assert ours > Workers(address="tcp://127.0.0.1:8786").patience, "who starts them again is a program, not a person"
-    nobody = SimpleNamespace(status="running", nthreads=dict)
-    run = _Run(nobody, "of this run's workers", lambda _: None, Stop(), own=True, patience=ours)  # type: ignore[arg-type]
-    run._look_for_workers()
-    run._workers_seen, run._looked = time.monotonic() - ours, -math.inf
-    with pytest.raises(OutputError, match=r"^none of this run's workers has come back for 600 s; finished blocks are"):
-        run._look_for_workers()
+def bare_round(ticket: JobTicket | None = None, workers: Workers | None = None) -> _OnDask:
+    """A round of three workers, without Dask."""
+    nobody: Any = SimpleNamespace(status="running", nthreads=dict)
+    ticket = ticket or JobTicket("a.partial", "", "", "cpu")
+    found = _OnDask(nobody, ticket, workers or Workers(3), lambda _: None, Stop(), Counter())
+    found._threads = 3
+    return found
 
 
-def test_workers_that_take_long_to_end_do_not_fail_a_run_that_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    close = LocalCluster.close
-
-    def slowly(self: LocalCluster) -> None:
-        close(self)
-        raise TimeoutError  # as a nanny does whose process is not gone within seconds
-
-    monkeypatch.setattr(LocalCluster, "close", slowly)
-    with local_cluster(1) as cluster:
-        assert len(cluster.workers) == 1
-    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-
-
-# --- enough to do --------------------------------------------------------------------------------------------
-
-
-def bare_run() -> _Run:
-    run = _Run(None, "", lambda _: None, Stop(), own=True, patience=1)  # type: ignore[arg-type]
-    run._threads = 3
-    return run
-
-
-def test_a_pass_is_shared_with_who_has_nothing_to_do() -> None:
-    run = bare_run()
-    passes: dict[str, Work] = {"a": (0, 2, 4, 6, 8), "b": (1, 3, 5)}
-    run.running.update(passes)  # type: ignore[arg-type]
-    run._done = {0, 2, 1, 3}
-    assert run.idle
-    assert run.split() == (8,), "half of 4, 6, 8, of which the first is under way"
+def test_a_pass_is_shared_with_idle_workers() -> None:
+    run = bare_round()
+    passes: dict[Any, Work] = {"a": (0, 2, 4, 6, 8), "b": (1, 3, 5)}
+    run.running.update(passes)
+    run._done.update({0, 2, 1, 3})
+    assert run._split() == (8,), "half of 4, 6, 8, of which the first is under way"
     assert run.running == {"a": (4, 6), "b": (1, 3, 5)}
-    assert run.split() == (6,)
-    assert run.split() is None, "what is under way is not given away"
+    assert run._split() == (6,)
+    assert run._split() is None, "what is under way is not given away"
 
 
 def test_nothing_is_left_out_or_done_twice_however_passes_are_shared() -> None:
-    run = bare_run()
+    run = bare_round()
     run.running["a"] = tuple(range(0, 2000, 2))  # type: ignore[index]
-    given = [run.split() for _ in range(9)]
+    given = [run._split() for _ in range(9)]
     parts = [*given, *run.running.values()]
     assert sorted(block for part in parts if part for block in part) == list(range(0, 2000, 2))
+
+
+def test_a_segment_whose_worker_died_is_done_with_its_suspects_by_themselves(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block at which two workers died is at fault; one that lost its worker with it once is not."""
+    ticket = begun(tmp_path, model, monkeypatch, height=400).ticket
+    run = bare_round(ticket)
+
+    class Dead:
+        def result(self, **_: object) -> None:
+            raise KilledWorker("x", cast("Any", None), 0)
+
+        def add_done_callback(self, _: object) -> None:
+            """Nothing."""
+
+    dead: Any = Dead()
+    run._done.add(0)
+
+    def loses(work: Work) -> list[Work]:
+        run.running[dead] = work
+        run._news.put(dead)
+        run.waiting.clear()
+        run._advance()
+        return list(run.waiting)
+
+    assert loses((0, 2, 4, 6)) == [(2,), (4,), (6,)]
+    assert loses((1, 3, 5, 7)) == [(1,), (3,), (5, 7)]
+    assert list(run._apart((1, 2, 5, 6, 7))) == [(1,), (2,), (5, 6, 7)], "in the next round too"
+    with refuses("block-failed", block=4, count=2, rows="256..383", columns="0..127"):
+        loses((4,))
+    masked = bare_round(replace(ticket, on_error=OnError.parse("mask")))
+    masked.failures.update(run.failures)
+    submitted: list[Any] = []
+
+    def submit(*given: Any, **_: object) -> Dead:
+        submitted.append(given)
+        return Dead()
+
+    monkeypatch.setattr(masked.client, "submit", submit, raising=False)
+    for block in (4, 2):
+        masked._submit((block,))
+    assert [(given[2], given[4]) for given in submitted] == [((4,), True), ((2,), False)]
+
+
+def test_lost_workers_are_waited_for_until_they_had_time_to_start_again() -> None:
+    ours = Workers(2).patience
+    assert ours > Workers(address="tcp://127.0.0.1:8786").patience, "a program starts them again, not a person"
+    run = bare_round()
+    run._look_for_workers()
+    run._workers_seen, run._looked = time.monotonic() - ours, -math.inf
+    with refuses("workers-lost", seconds=600):
+        run._look_for_workers()
 
 
 def test_workers_that_come_later_get_work(
@@ -235,10 +265,10 @@ def test_workers_that_come_later_get_work(
     """There is one pass, and one worker, which stops until another one has done a block; the same bytes as alone."""
     first = scheduler.worker()
     (tmp_path / "whole").mkdir()
-    alone = begun(tmp_path / "whole", model, monkeypatch, height=6000, width=100)
+    alone = begun(tmp_path / "whole", model, monkeypatch, height=3000, width=100)
     assert len(alone.works) == 1
     execute(alone.ticket, alone.works, Workers(), lambda _: None, Stop())
-    run, workers = begun(tmp_path, model, monkeypatch, height=6000, width=100), Workers(address=scheduler.address)
+    run, workers = begun(tmp_path, model, monkeypatch, height=3000, width=100), Workers(address=scheduler.address)
     with connected_soon(workers):
         pass
     by: list[str] = []
@@ -265,68 +295,35 @@ def test_a_worker_that_does_not_see_the_folder(
     with connected_soon(workers):
         pass
     run.journal.folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match=r"a.partial: a worker on \S+ does not see it; outputs, input and model must"):
+    with refuses("path-not-shared", path=run.journal.folder):
         execute(run.ticket, run.works, workers, lambda _: None, Stop())
     (tmp_path / "elsewhere").rename(run.journal.folder)
     (tmp_path / "a.tif").rename(tmp_path / "b.tif")
-    with pytest.raises(OutputError, match=r"/a.tif: a worker on \S+ does not see it; outputs, input and model must"):
+    with refuses("path-not-shared", path=tmp_path / "a.tif"):
         execute(run.ticket, run.works, workers, lambda _: None, Stop())
 
 
 # --- processes of this machine -------------------------------------------------------------------------------
 
 
-def test_local_workers_are_pinned_and_their_libraries_do_not_fight() -> None:
-    cores = topology.machine().cores
-    if len(cores) < 2:
-        pytest.skip("needs two cores")
-    with connected(Workers(2)) as client:
-        pins = list(client.run(os.sched_getaffinity, 0).values())
-        seen = list(client.run(lambda: dict(os.environ)).values())
-        killed = set(client.run(os.getpid).values())
-        for pid in killed:  # one that replaces another, too
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: len(set(client.run(os.getpid, on_error="ignore").values()) - killed) == 2)
-        again = list(client.run(os.sched_getaffinity, 0).values())
-    expected = [set(cpus) for cpus in topology.layout(topology.machine(), 2).pins]
-    assert sorted(map(sorted, pins)) == sorted(map(sorted, expected)) == sorted(map(sorted, again))
-    assert pins[0].isdisjoint(pins[1])
-    assert [{name: one[name] for name in topology.ENVIRON} for one in seen] == [topology.ENVIRON] * 2
-    assert {"OMP_NUM_THREADS", "GDAL_NUM_THREADS", "MALLOC_ARENA_MAX"} <= set(topology.ENVIRON)
+def test_local_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their libraries do not fight for cores, they are replaced, kept for the next round, and gone at the end."""
+    close = LocalCluster.close
 
+    def slowly(self: LocalCluster) -> None:
+        close(self)
+        raise TimeoutError  # as a nanny does whose process is not gone within seconds
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_threads_of_a_plan_decide_whatever_is_pinned(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, threads: int
-) -> None:
-    """A plan of two threads, on workers of one core each: they are let go, and it is the same map."""
-    small_blocks(monkeypatch)
-    small_segments(monkeypatch)
-    path = scene(tmp_path / "a.tif", 900, 200)
-    before = torch.get_num_threads()
-    for name, count in (("alone", 0), ("workers", 2)):
-        options = Options(model=str(model), threads=threads, memory=2**30)
-        assert list(segment(Request((path,), options, tmp_path / name, Workers(count)), Quiet()))
-        report = json.loads((tmp_path / name / "a.run.json").read_text())
-        assert report["plan"]["kernel"]["threads"] == threads
-    torch.set_num_threads(before)
-    assert (class_map(tmp_path / "alone", "a") == class_map(tmp_path / "workers", "a")).all()
-
-
-def test_workers_are_kept_for_the_next_round() -> None:
+    monkeypatch.setattr(LocalCluster, "close", slowly)
     with kept(Workers(1), lambda _: None) as workers:
-        pids = []
-        for _ in range(2):
-            with connected(workers) as client:
-                pids.append(client.run(os.getpid))
-    assert pids[0] == pids[1]
-    assert not psutil.pid_exists(next(iter(pids[0].values())))
-
-
-def test_a_connection_that_was_lost_is_made_anew() -> None:
-    with kept(Workers(1), lambda _: None) as workers:
-        with connected(workers) as client:
-            first = client.run(os.getpid)
-            client.close()
-        with connected(workers) as client:
-            assert client.run(os.getpid) != first
+        client = client_of(workers)
+        (seen,) = client.run(lambda: dict(os.environ)).values()
+        assert ENVIRON.items() <= seen.items()
+        assert {"OMP_NUM_THREADS", "GDAL_NUM_THREADS", "MALLOC_ARENA_MAX"} <= set(ENVIRON)
+        (first,) = client.run(os.getpid).values()
+        os.kill(first, signal.SIGKILL)
+        until(lambda: set(client.run(os.getpid, on_error="ignore").values()) - {first})
+        assert client_of(workers) is client
+        client.close()
+        assert client_of(workers) is not client, "a connection that was lost is made anew"
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]

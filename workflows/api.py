@@ -260,8 +260,9 @@ def _request(
 
 def _options(given: dict[str, Any], others: Iterable[str] = ()) -> "Options":
     from fcn_batch.pipeline.core.model_card import first_problem
+    from fcn_batch.pipeline.core.units import bytes_of
     from fcn_batch.workflows.plan import Options
-    from fcn_batch.workflows.words import bands_of, box_of, bytes_of
+    from fcn_batch.workflows.words import bands_of, box_of
 
     _check_names(given, [*(field.name for field in fields(Options)), *others])
     chosen = {"model": "auto", **given}

@@ -26,7 +26,7 @@ from fcn_batch.pipeline.raster.gdal import driver_names, gdal_version, skipped_d
 from fcn_batch.workflows.learning.models import embedded
 from fcn_batch.workflows.outputs.disk import free_room, size_text
 from fcn_batch.workflows.plan import choose_precision, choose_threads, memory_budget
-from fcn_batch.workflows.processes.topology import machine
+from fcn_batch.workflows.processes.topology import available_cpus
 
 DRIVERS = ("GTiff", "COG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "VRT", "PNG")
 _OF_OUTPUTS = ("GTiff", "COG")
@@ -176,13 +176,13 @@ class Findings:
 
 def examine(folder: Path, environ: Mapping[str, str]) -> Findings:
     """Look at this machine, this installation and `folder`; never fails for what it finds."""
-    here, device, drivers = machine(), choose_device("auto"), driver_names()
+    device, drivers = choose_device("auto"), driver_names()
     facts = Findings(
         fcn_batch=fcn_batch.__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        cpus=len(here.cpus),
-        cores=here.usable,
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cpus(),
         free_memory=free_memory("cpu"),
         torch=torch_version(),
         torch_threads=thread_count(),

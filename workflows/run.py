@@ -92,7 +92,10 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
         if (brief.restart and outputs.staging.exists() and not (sealed and journal.is_of(plan))) or outputs.published():
             for holder in holders.values():
                 raise OutputError(
-                    f"{outputs.staging}: cannot be discarded, {holder.process} is at work there; wait for it or stop it"
+                    "run-under-way",
+                    "{path}: cannot be discarded, {holder} is at work there; wait for it or stop it",
+                    path=outputs.staging,
+                    holder=holder.process,
                 )
             journal.discard()
             sealed = False
@@ -184,7 +187,11 @@ class _Blocks:
                         self._finished(receipt)
                 if any(receipt is None for receipt in elsewhere):
                     if not self.outputs.staging.exists():
-                        raise OutputError(f"{self.outputs.staging}: was taken away; run the same command again")
+                        raise OutputError(
+                            "staging-gone",
+                            "{path}: was deleted; run the same command again",
+                            path=self.outputs.staging,
+                        )
                     time.sleep(_LOOK_EVERY_S)  # another run has them
         finally:
             self.progress.stop()
@@ -287,5 +294,7 @@ def _refuse_changed_input(plan: Plan) -> None:
     """InputError when the raster was written to while it was read: the map would be of two images."""
     if identify(source_of(plan.input).info, hashed=plan.input.hashed).files != plan.input.files:
         raise InputError(
-            f"{plan.input.path}: the raster changed during the run; run again with --restart when it is complete"
+            "input-changed",
+            "{path}: the raster changed during the run; run again with --restart when it is complete",
+            path=plan.input.path,
         )

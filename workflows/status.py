@@ -48,8 +48,8 @@ class Status:
     """Blocks, by the process that did them."""
     unreadable: int = 0
     """Parts of the input that could not be read."""
-    deaths: dict[int, int] | None = None
-    """How many processes died at which block."""
+    lost: tuple[int, ...] = ()
+    """Blocks whose process died, and at which nobody is again."""
 
     def line(self) -> str:
         """The same in one line, for logs."""
@@ -69,7 +69,7 @@ class Status:
             pairs.append(("at work", ", ".join(self.at_work)))
         if self.phase == "interrupted":
             pairs.append(("at work", "nobody: give the same segment command again to go on"))
-        failures = [f"{count} processes died at block {block}" for block, count in sorted((self.deaths or {}).items())]
+        failures = [f"a process died at block {block}" for block in self.lost]
         failures += [f"{self.unreadable} parts of the input could not be read"] * bool(self.unreadable)
         return [*pairs, ("failures", "; ".join(failures) or "none")]
 
@@ -81,7 +81,9 @@ def status(path: Path) -> list[Status]:
     """
     found = [one for outputs in _runs(path) if (one := _status(outputs)) is not None]
     if not found:
-        raise InputError(f"{path}: no run of fcn-batch segment here; give the folder of its outputs")
+        raise InputError(
+            "run-missing", "{path}: no run of fcn-batch segment here; give the folder of its outputs", path=path
+        )
     return found
 
 
@@ -133,11 +135,7 @@ def _under_way(outputs: Outputs) -> Status:
     plan, receipts = journal.plan(), list(journal.receipts())
     holders = journal.claims.holders()
     living = {holder.process for holder, lives in holders.values() if lives}
-    deaths = {
-        block: count
-        for name, (holder, lives) in holders.items()
-        if (block := block_of(name)) is not None and (count := holder.deaths + (not lives))
-    }
+    lost = (block_of(name) for name, (_, lives) in holders.items() if not lives)
     done = sum(_pixels(receipt) for receipt in receipts)
     rate = speed(receipts) if living else None
     phase: Phase = "running" if living else "interrupted"
@@ -155,7 +153,7 @@ def _under_way(outputs: Outputs) -> Status:
         at_work=tuple(sorted(living)),
         done_by=dict(sorted(Counter(receipt.by for receipt in receipts).items())),
         unreadable=len({window for receipt in receipts for window in receipt.unreadable}),
-        deaths=deaths,
+        lost=tuple(sorted(block for block in lost if block is not None)),
     )
 
 

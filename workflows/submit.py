@@ -27,7 +27,6 @@ GRACE_S = 90
 _SIGNAL_S = 120
 _MOST_REQUEUES = 100
 _MINE = "# Written by `fcn-batch submit "
-_UNITS = {"": 2**20, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Segment:
     def __post_init__(self) -> None:
         for name, why in _REFUSED.items():
             if self.has(name):
-                raise OptionError(f"{name}: not for a job of many, {why}")
+                raise OptionError("option-not-for-jobs", "{name}: not for a job of many, {why}", name=name, why=why)
 
     @property
     def home(self) -> Path:
@@ -89,8 +88,8 @@ class Resources:
 
     time: str | None = None
     """Hours, minutes and seconds."""
-    memory: str | None = None
-    """As SLURM counts it: 8G, or a number of MiB."""
+    memory: int | None = None
+    """Bytes."""
     cpus: int = 1
     gpus: int = 0
     partition: str | None = None
@@ -99,26 +98,18 @@ class Resources:
     extra: tuple[str, ...] = ()
     """More options of the batch system, as it writes them."""
 
-    def __post_init__(self) -> None:
-        self.bytes()
-
-    def bytes(self) -> int | None:
-        """The memory; None when it is not limited here. OptionError when it is not an amount."""
-        if self.memory is None:
-            return None
-        found = re.fullmatch(r"(\d{1,12})([KMGT]?)B?", self.memory.upper(), re.ASCII)
-        if found is None:
-            raise OptionError(f"--mem {self.memory}: not an amount of memory; give it as 8G or 500M")
-        return int(found[1]) * _UNITS[found[2]] or None
-
     def fitted(self, segment: Segment) -> Segment:
         """The command with threads and memory as each job has them: nodes have more than they give to one job."""
         if segment.value("--workers") == "auto":
-            raise OptionError("--workers auto: counts what a node has, not what it gives to a job; give a number")
+            raise OptionError(
+                "workers-invalid",
+                "--workers {value}: counts what a node has, not what it gives to a job; give a number",
+                value="auto",
+            )
         processes = max(1, count_of(segment.value("--workers") or "0"))
         options = [f"--threads={max(1, self.cpus // processes)}"]
-        if memory := self.bytes():
-            options.append(f"--memory={max(1, memory // 2 // processes)}")
+        if self.memory is not None:
+            options.append(f"--memory={self.memory // 2 // processes}B")
         return segment.given(*options)
 
 
@@ -146,7 +137,7 @@ def slurm_script(segment: Segment, parts: int | None, resources: Resources) -> s
         f"--output={log}",
         "--ntasks=1",
         f"--cpus-per-task={resources.cpus}",
-        *_given("--mem=", resources.memory),
+        *([f"--mem={-(-resources.memory // 2**20)}M"] if resources.memory else []),  # SLURM's M is a MiB
         *_given("--time=", resources.time),
         *_given("--gres=gpu:", resources.gpus or None),
         *_given("--partition=", resources.partition),
@@ -165,9 +156,8 @@ def slurm_script(segment: Segment, parts: int | None, resources: Resources) -> s
 
 def pbs_script(segment: Segment, parts: int, resources: Resources) -> str:
     """The same for qsub of PBS Pro and OpenPBS."""
-    memory = resources.bytes()
     chunk = f"-l select=1:ncpus={resources.cpus}"
-    chunk += f":mem={memory}b" if memory else ""
+    chunk += f":mem={resources.memory}b" if resources.memory else ""
     chunk += f":ngpus={resources.gpus}" if resources.gpus else ""
     wanted = [
         "-N fcn-batch",
@@ -190,12 +180,18 @@ def cron_line(segment: Segment, when: str) -> str:
     """A line of a crontab: at these times the command goes on, or looks whether there is something new to do."""
     if len(when.split()) != 5 or not re.fullmatch(r"[\w*/, -]+", when, re.ASCII):
         raise OptionError(
-            f"--when {when!r}: not a time of cron; give minute, hour, day, month and weekday: '30 2 * * *'"
+            "when-invalid",
+            "--when {value}: not a time of cron; give minute, hour, day, month and weekday: '30 2 * * *'",
+            value=repr(when),
         )
     command = shlex.join(segment.given("--quiet").words())
     line = f"{command} >>{shlex.quote(f'{segment.home / segment.name}.cron.log')} 2>&1"
     if "\n" in line:
-        raise OptionError(f"{segment.inputs[0]}: a crontab has no way to write the line break in this name; rename it")
+        raise OptionError(
+            "line-break",
+            "{value}: a crontab has no way to write the line break in this name; rename it",
+            value=segment.inputs[0],
+        )
     return f"{when} {line.replace('%', chr(92) + '%')}"  # cron's own mark for the end of a line
 
 
@@ -205,11 +201,18 @@ def write_script(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and _MINE not in path.read_text("utf-8", "replace"):
             raise OutputError(
-                f"{path}: exists and was not written by fcn-batch submit; give another name with --script"
+                "output-exists",
+                "{path}: exists and was not written by fcn-batch submit; give another name with --script",
+                path=path,
             )
         path.write_text(text, "utf-8")
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); give another place with --script") from error
+        raise OutputError(
+            "output-unwritable",
+            "{path}: cannot be written ({reason}); give another place with --script",
+            path=path,
+            reason=error.strerror,
+        ) from error
 
 
 def hand_over(words: Sequence[str], script: Path) -> str:
@@ -218,10 +221,20 @@ def hand_over(words: Sequence[str], script: Path) -> str:
         ran = subprocess.run([*words, str(script)], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise OptionError(
-            f"{words[0]}: cannot be run here ({error.strerror}); {script} is written: submit it where {words[0]} is"
+            "program-missing",
+            "{program}: cannot be run here ({reason}); {path} is written: submit it where {program} is",
+            program=words[0],
+            reason=error.strerror,
+            path=script,
         ) from error
     if ran.returncode:
-        raise OptionError(f"{script} is written, but {words[0]} refused it: {ran.stderr.strip() or ran.returncode}")
+        raise OptionError(
+            "job-refused",
+            "{path} is written, but {program} refused it: {reason}",
+            path=script,
+            program=words[0],
+            reason=ran.stderr.strip() or ran.returncode,
+        )
     return ran.stdout.strip().partition(";")[0]  # of a federation: the cluster's name behind it
 
 
@@ -233,7 +246,11 @@ def _directives(mark: str, wanted: Sequence[str]) -> str:
     """One line each, quoted as both batch systems read it."""
     for option in wanted:
         if re.search(r"[\n\r\0]", option):
-            raise OptionError(f"{option!r}: a batch script has no way to write a line break; choose another name")
+            raise OptionError(
+                "line-break",
+                "{value}: a batch script has no way to write a line break; choose another name",
+                value=repr(option),
+            )
     if mark == "#PBS":
         return "\n".join(f"{mark} {option}" for option in wanted)
     return "\n".join(f"{mark} {shlex.quote(option)}" for option in wanted)

@@ -8,21 +8,27 @@ it has its receipt, and done twice it gives the same bytes twice. Two signs tell
 * A heartbeat: the holder sets the file's time of change again and again. It is compared with the time that the file
   system gives to a file written now, so the clocks of machines need not agree. A process that is stopped has none.
 
-A holder that died leaves its claim, and so a trace: who takes it over knows how often it was the end of someone.
+A holder that died leaves its claim, and so a trace of where it died.
 """
 
-import fcntl
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.holder import Holder, this_kernel
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: all but runs works there
+    fcntl = None
 
 BEAT_S = 15.0
 """Seconds between two heartbeats."""
@@ -44,22 +50,17 @@ class Claims:
 
     def take(self, name: str) -> "Claim | None":
         """The claim `name`, also that of a holder who died; None while another one has it."""
-        path, deaths = self.folder / name, 0
+        path = self.folder / name
         self.folder.mkdir(exist_ok=True)  # not what it lies in: a job that is over must not come back
-        while (descriptor := _put(path, Holder.here(deaths))) is None:
-            if inherited := _inherit(path):
-                descriptor, deaths = inherited
-                break
-            found = self._bury(path)
-            if isinstance(found, Holder):
+        while (descriptor := _put(path)) is None:
+            if not self._bury(path):
                 return None
-            deaths = found
         with self._guard:
             self._held.add(descriptor)
             if self._heart is None:
                 self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
                 self._heart.start()
-        return Claim(path, deaths, descriptor, self)
+        return Claim(path, descriptor, self)
 
     def living(self) -> dict[str, Holder]:
         """Holders that live, by the names of their claims."""
@@ -73,26 +74,21 @@ class Claims:
                 found[path.name] = Holder.read(descriptor), self._lives(path, descriptor)
         return found
 
-    def _bury(self, path: Path) -> "Holder | int":
-        """Take away the claim of a holder that died on another machine, and count its death; or, if it lives, say who.
-
-        Another run may put a claim there meanwhile, that knows nothing of that death: the count may be too low.
-        """
+    def _bury(self, path: Path) -> bool:
+        """Take away the claim of a holder that died; False when it lives."""
         grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        with suppress(FileNotFoundError), _opened(path) as descriptor:
-            holder = Holder.read(descriptor)
+        with suppress(FileNotFoundError), _opened(path) as descriptor:  # not found: given up just now
             if self._lives(path, descriptor):
-                return holder
+                return False
             path.rename(grave)
             try:
-                if _is_file(descriptor, grave):
-                    return holder.deaths + 1
-                with suppress(OSError):  # it was another's, who was quicker: back with it
-                    os.link(grave, path)
-                return holder
+                if not _is_file(descriptor, grave):
+                    with suppress(OSError):  # it was another's, who was quicker: back with it
+                        os.link(grave, path)
+                    return False
             finally:
                 grave.unlink(missing_ok=True)
-        return 0  # given up just now
+        return True
 
     def _lives(self, path: Path, descriptor: int) -> bool:
         """Whether the holder of an open claim lives; when it does not, this process has the lock from here on."""
@@ -125,8 +121,6 @@ class Claim:
     """A claim that this process holds."""
 
     path: Path
-    deaths: int
-    """How many holders before us died with it."""
     _descriptor: int
     _claims: Claims
 
@@ -136,31 +130,19 @@ class Claim:
         return _is_file(self._descriptor, self.path)
 
     def release(self) -> None:
-        """Give it up: the next holder is the first."""
+        """Give it up."""
         try:
             if self.ours:
                 self.path.unlink(missing_ok=True)
         finally:  # also with a disk that fails: this process must not come to wait for itself
             self._claims._let_go(self._descriptor)  # noqa: SLF001 - one noun in two parts
 
-    def pass_on(self) -> None:
-        """Give it up as it was found: the next holder knows of as many deaths."""
-        if not self.deaths:
-            self.release()
-            return
-        last = Holder.here(self.deaths - 1).written()  # whoever finds it adds one
-        try:
-            os.pwrite(self._descriptor, last, 0)
-            os.ftruncate(self._descriptor, len(last))
-        finally:
-            self._claims._let_go(self._descriptor)  # noqa: SLF001 - as above
-
 
 @contextmanager
 def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterator[None]:
     """Hold the file `lock` for this process alone.
 
-    While another one has it: with `wait`, that is told of the holder once and this process waits; else OutputError.
+    While another one has it: with `wait`, that is called with the holder once and this process waits; else OutputError.
     """
     claims = Claims(lock.parent, forever=True)
     told = False
@@ -168,7 +150,12 @@ def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterat
         with suppress(FileNotFoundError), _opened(lock) as descriptor:
             holder = Holder.read(descriptor)
             if wait is None:
-                raise OutputError(f"{lock}: another run of this is under way ({holder.process}); wait for it")
+                raise OutputError(
+                    "run-under-way",
+                    "{path}: another run of this is under way ({holder}); wait for it",
+                    path=lock,
+                    holder=holder.process,
+                )
             if not told:
                 wait(holder)
             told = True
@@ -180,13 +167,13 @@ def only_one(lock: Path, wait: Callable[[Holder], None] | None = None) -> Iterat
         claim.release()
 
 
-def _put(path: Path, holder: Holder) -> int | None:
+def _put(path: Path) -> int | None:
     """Make the claim `path`, whole and locked from its first moment; its descriptor, or None when there is one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         _lock(descriptor)
-        os.write(descriptor, holder.written())
+        os.write(descriptor, Holder.here().written())
         try:
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):  # not found: swept away, by a run that saw it before it was locked
@@ -207,24 +194,6 @@ def _put(path: Path, holder: Holder) -> int | None:
     return descriptor
 
 
-def _inherit(path: Path) -> tuple[int, int] | None:
-    """The descriptor of a claim whose holder died on this machine, ours from here on, and how many died with it.
-
-    It is never away meanwhile, so that whoever else comes by cannot put one there that knows of no death.
-    """
-    with suppress(FileNotFoundError), ExitStack() as undo:
-        descriptor = os.open(path, os.O_RDWR)
-        undo.callback(os.close, descriptor)
-        if _lock(descriptor) and _is_file(descriptor, path):
-            dead = Holder.read(descriptor)
-            if dead.kernel == this_kernel():
-                heir = Holder.here(dead.deaths + 1)
-                os.pwrite(descriptor, heir.written().ljust(os.fstat(descriptor).st_size), 0)
-                undo.pop_all()
-                return descriptor, heir.deaths
-    return None
-
-
 def _sweep(lock: Path) -> None:
     """Delete what processes left that were killed while they took or gave up `lock`: its folder stays for good."""
     for path in lock.parent.iterdir():
@@ -235,7 +204,11 @@ def _sweep(lock: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """True: locked by us. False: another has it. None: no locks here."""
+    """True: locked by us. False: another has it. None: the file system knows no locks."""
+    if fcntl is None:
+        raise OutputError(
+            "locking-missing", "this Python has no module {module}, by which runs lock their files", module="fcntl"
+        )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,26 +16,25 @@ class Holder:
     """Such as ``process 4711 on node3``."""
     kernel: str
     """Differs between machines, and between two starts of one."""
-    deaths: int = 0
-    """How many holders before it died with this claim."""
 
     @classmethod
-    def here(cls, deaths: int = 0) -> "Holder":
+    def here(cls) -> "Holder":
         """This process."""
-        return cls(f"process {os.getpid()} on {socket.gethostname()}", this_kernel(), deaths)
+        return cls(f"process {os.getpid()} on {socket.gethostname()}", this_kernel())
 
     @classmethod
     def read(cls, descriptor: int) -> "Holder":
         """What stands in an open claim; anything else than a claim counts as that of a machine nobody knows."""
         try:
-            found = json.loads(os.pread(descriptor, 1000, 0))
-            return cls(str(found["process"]), str(found["kernel"]), int(found["deaths"]))
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            found = json.loads(os.read(descriptor, 1000))
+            return cls(str(found["process"]), str(found["kernel"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             return cls("unknown", "")
 
     def written(self) -> bytes:
         """As it stands in the file."""
-        return json.dumps({"process": self.process, "kernel": self.kernel, "deaths": self.deaths}).encode()
+        return json.dumps({"process": self.process, "kernel": self.kernel}).encode()
 
 
 @cache

@@ -94,15 +94,22 @@ class Journal:
         if resumed:
             differences = self.plan().differences(plan)
             if differences:
-                mix = "--allow-mixed to go on with it here, " if self.plan().differs_by_machine(plan) else ""
+                mixed = "--allow-mixed to go on with it here, " if self.plan().differs_by_machine(plan) else ""
                 raise MismatchError(
-                    f"{self.folder}: an interrupted run lies here that was made with other settings "
-                    f"({'; '.join(differences)}); give {mix}--restart to discard it, or the old settings to finish it"
+                    "run-differs",
+                    "{path}: an interrupted run lies here that was made with other settings ({differences}); give "
+                    "{mixed}--restart to discard it, or the old settings to finish it",
+                    path=self.folder,
+                    differences="; ".join(differences),
+                    mixed=mixed,
                 )
         elif strays := self._strays():
             raise MismatchError(
-                f"{self.folder}: holds {strays[0]} but no plan.json, so whose it is cannot be known; "
-                "give --restart to delete the folder, or choose another one with -o DIR"
+                "staging-unknown",
+                "{path}: holds {stray} but no plan.json, so it is not known to be a run's; give --restart to delete "
+                "the folder, or choose another one with -o DIR",
+                path=self.folder,
+                stray=strays[0],
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._plan_file, plan.model_dump_json(indent=2))  # paths may have moved since
@@ -127,8 +134,10 @@ class Journal:
             return Plan.model_validate_json(self._plan_file.read_bytes())
         except (OSError, ValidationError) as error:
             raise MismatchError(
-                f"{self._plan_file}: cannot read the plan of the interrupted run ({type(error).__name__}); "
-                "give --restart to discard the run"
+                "plan-unreadable",
+                "{path}: cannot read the plan of the interrupted run ({error}); give --restart to discard the run",
+                path=self._plan_file,
+                error=type(error).__name__,
             ) from error
 
     def commit(self, receipt: Receipt) -> None:

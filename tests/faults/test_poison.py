@@ -1,4 +1,4 @@
-"""Blocks at which the process dies are found out, tried alone and told of; all others are done as if they were not."""
+"""Blocks at which processes die are found and named, or left out; all others are done as if they were not there."""
 
 import json
 from pathlib import Path
@@ -58,53 +58,30 @@ def expected(bait: Path, tmp_path_factory: pytest.TempPathFactory) -> Map:
     return values
 
 
-@pytest.mark.faults
-def test_in_this_process_it_dies_twice_and_is_then_tried_alone(bait: Path, tmp_path: Path, expected: Map) -> None:
-    for deaths in (1, 2):
-        assert run_program(command(bait, tmp_path)).returncode == -DEADLY
-        assert (tmp_path / "a.partial" / "claims" / f"block-{MIDDLE:09d}").exists(), deaths
-    told = run_program(command(bait, tmp_path))
-    assert told.returncode == 6
-    assert told.stderr.splitlines()[-1] == (
-        f"fcn-batch: {bait / 'a.tif'}: 2 processes died at block 4 (rows 128..255, cols 128..255), and one that did "
-        "nothing else too (SIGKILL); all other blocks can be done: give --on-error mask to leave it out, or less "
-        "--memory"
-    )
-    assert "Traceback" not in told.stderr
-    done = {receipt.block for receipt in Journal(tmp_path / "a.partial").receipts()}
-    assert MIDDLE not in done
-
-    result = run_program(command(bait, tmp_path, "--on-error", "mask"))
-    assert result.returncode == 3, result.stderr
-    assert np.array_equal(class_map(tmp_path, "a"), expected)
-    report = json.loads((tmp_path / "a.run.json").read_bytes())
-    assert report["unreadable"] == [{"row": BLOCK, "col": BLOCK, "height": BLOCK, "width": BLOCK}]
-    assert report["timing"]["blocks_done_by_earlier_runs"] == len(done)
-
-    again = run_program(command(bait, tmp_path, "--on-error", "mask"))
-    assert again.returncode == 3, "also when it is complete already"
-    refused = run_program(command(bait, tmp_path))
-    assert refused.returncode == 6
-    assert "has holes" in refused.stderr
-
-
-def test_workers_die_and_the_run_goes_on(bait: Path, tmp_path: Path, expected: Map) -> None:
+def test_a_deadly_block_is_left_out_and_all_others_are_right(bait: Path, tmp_path: Path, expected: Map) -> None:
     result = run_program(command(bait, tmp_path, "--on-error", "mask", "--workers", "2"))
     assert result.returncode == 3, result.stderr
     assert np.array_equal(class_map(tmp_path, "a"), expected)
     assert "Traceback" not in result.stderr
+    report = json.loads((tmp_path / "a.run.json").read_bytes())
+    assert report["unreadable"] == [{"row": BLOCK, "col": BLOCK, "height": BLOCK, "width": BLOCK}]
 
 
 @pytest.mark.faults
-def test_a_block_that_kills_only_in_company_is_done_alone(
-    bait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes died at it, by chance: killed from outside, say."""
+def test_a_deadly_block_is_named(bait: Path, tmp_path: Path, expected: Map) -> None:
     assert run_program(command(bait, tmp_path)).returncode == -DEADLY
-    claim = tmp_path / "a.partial" / "claims" / f"block-{MIDDLE:09d}"
-    claim.write_text(json.dumps(json.loads(claim.read_bytes()) | {"deaths": 1}))
-    monkeypatch.setenv("DISARMED", "yes")
-    result = run_program(command(bait, tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert (class_map(tmp_path, "a") != 255).all()
-    assert not (tmp_path / "a.partial").exists()
+    assert (tmp_path / "a.partial" / "claims" / f"block-{MIDDLE:09d}").exists()
+    result = run_program(command(bait, tmp_path, "--workers", "1"))
+    assert result.returncode == 6
+    assert f"died at block {MIDDLE} (rows 128..255, columns 128..255)" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    done = {receipt.block for receipt in Journal(tmp_path / "a.partial").receipts()}
+    assert MIDDLE not in done
+
+    result = run_program(command(bait, tmp_path, "--workers", "1", "--on-error", "mask"))
+    assert result.returncode == 3, result.stderr
+    assert np.array_equal(class_map(tmp_path, "a"), expected)
+    report = json.loads((tmp_path / "a.run.json").read_bytes())
+    assert report["timing"]["blocks_done_by_earlier_runs"] == len(done)
+    assert run_program(command(bait, tmp_path, "--on-error", "mask")).returncode == 3, "also when it is complete"
+    assert run_program(command(bait, tmp_path)).returncode == 6, "it has holes"

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from fcn_batch.pipeline.core.errors import OptionError, OutputError
+from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.workflows.blocks.job import JobTicket
 from fcn_batch.workflows.console.progress import Quiet
 from fcn_batch.workflows.console.signals import Stop
 from fcn_batch.workflows.plan import Options
-from fcn_batch.workflows.processes import waiting
 from fcn_batch.workflows.processes.clusters import read_cluster
-from fcn_batch.workflows.processes.crew import connected
+from fcn_batch.workflows.processes.execute import execute
 from fcn_batch.workflows.processes.workers import Workers
 from fcn_batch.workflows.segment import Request, segment
+from tests.errors import refuses
 from tests.models import save_tiny_model
 from tests.runs import class_map, scene, small_blocks, small_segments
 from tests.slurm.machine import Slurm, until
+from tests.test_jobqueue import client_of
 
 pytestmark = pytest.mark.slurm
 
@@ -83,7 +85,8 @@ def test_a_run_that_loses_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_job_that_is_lost_is_replaced(tmp_path: Path, slurm: Slurm) -> None:
-    with connected(workers(tmp_path), folder=tmp_path) as client:
+    with client_of(workers(tmp_path), tmp_path) as client:
+        client.wait_for_workers(1, timeout=60)
         (first,) = jobs(slurm, "RUNNING")
         slurm.run("scancel", first)
         until(lambda: [job for job in jobs(slurm, "RUNNING") if job != first] or None, 90, lambda: slurm.run("squeue"))
@@ -103,54 +106,33 @@ def _full(slurm: Slurm, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_full")
-def test_jobs_that_wait_for_ever(tmp_path: Path, slurm: Slurm) -> None:
-    with (
-        pytest.raises(
-            OutputError, match=r"none of the 1 jobs became a worker in 8 s; slurm says: PENDING .*logs are in"
-        ),
-        connected(workers(tmp_path, wait="00:00:08"), folder=tmp_path),
-    ):
-        pass
-    none_left(slurm)
-
-
-@pytest.mark.usefixtures("_full")
-def test_a_run_that_is_stopped_while_its_jobs_wait(tmp_path: Path, slurm: Slurm) -> None:
-    stop = Stop()
+@pytest.mark.parametrize("ends", ["time", "signal"])
+def test_jobs_that_wait_for_ever(tmp_path: Path, slurm: Slurm, ends: str) -> None:
+    stop, ticket = Stop(), JobTicket(str(tmp_path / "a.partial"), "", "", "cpu")
 
     def once_submitted() -> None:
         until(lambda: jobs(slurm, "PENDING") or None, 60, lambda: slurm.run("squeue"))
         stop.request()
 
-    thread = threading.Thread(target=once_submitted)
-    thread.start()
-    with connected(workers(tmp_path, 2), stop, tmp_path) as client:
-        assert not client.nthreads()
-    thread.join()
+    if ends == "time":
+        with refuses("workers-lost", seconds=8):
+            execute(ticket, [(0,)], workers(tmp_path, wait="00:00:08"), print, stop)
+    else:
+        thread = threading.Thread(target=once_submitted)
+        thread.start()
+        execute(ticket, [(0,)], workers(tmp_path, 2), print, stop)
+        thread.join()
     none_left(slurm)
 
 
 def test_a_partition_that_is_not_there(tmp_path: Path, slurm: Slurm) -> None:
     with (
-        pytest.raises(OptionError, match=r"^--cluster slurm: the job was refused: sbatch: error: invalid partition"),
-        connected(workers(tmp_path, more='queue = "nothing"'), folder=tmp_path),
+        pytest.raises(OptionError) as caught,
+        client_of(workers(tmp_path, more='queue = "nothing"'), tmp_path),
     ):
         pass
-    none_left(slurm)
-
-
-def test_jobs_that_end_at_once(tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of their log says why."""
-    monkeypatch.setattr(waiting, "_ASK_EVERY_S", 0.2)
-    monkeypatch.setattr(waiting, "_LOOK_EVERY_S", 0.1)
-    more = "prologue = ['sleep 3', 'echo no such module: x >&2', 'exit 1']"
-    with (
-        pytest.raises(
-            OutputError, match=r"all 1 jobs ended before they became .*the last log says: no such module: x;"
-        ),
-        connected(workers(tmp_path, more=more), folder=tmp_path),
-    ):
-        pass
+    assert caught.value.code == "job-refused"
+    assert "invalid partition" in caught.value.fields["reason"]
     none_left(slurm)
 
 
@@ -161,9 +143,10 @@ def test_a_driver_that_is_killed_leaves_no_jobs_for_long(tmp_path: Path, slurm: 
         "from pathlib import Path\n"
         "import os, signal\n"
         "from fcn_batch.workflows.processes.clusters import read_cluster\n"
-        "from fcn_batch.workflows.processes.crew import connected\n"
+        "from fcn_batch.workflows.processes.crew import kept\n"
         "from fcn_batch.workflows.processes.workers import Workers\n"
-        "with connected(Workers(cluster=read_cluster('my.toml')), folder=Path()):\n"
+        "with kept(Workers(cluster=read_cluster('my.toml'))) as own:\n"
+        "    own.crew.client(own, Path()).wait_for_workers(1)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=False, env=os.environ, timeout=100)

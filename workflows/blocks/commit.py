@@ -72,7 +72,9 @@ class Committer:
         """
         if not self.journal.is_of(self.plan):
             raise MismatchError(
-                f"{self.journal.folder}: another run took this folder over; this one's block is dropped"
+                "staging-taken",
+                "{path}: another run took this folder over; this one's block is dropped",
+                path=self.journal.folder,
             )
         window, classes, planes = self.plan.grid[block.index], block.layers[0], block.layers[1:]
         self.classes.write(window, classes)

@@ -60,8 +60,6 @@ class Job:
     plan: Plan
     card: ModelCard
     source: TolerantSource
-    mask: bool
-    """True: what cannot be read, or computed, is no data."""
     network: Strips | Tiles
     """Strips may become lower during a run, when memory is short."""
     journal: Journal
@@ -113,7 +111,9 @@ def _opened(ticket: JobTicket) -> Job:
     plan = journal.plan()
     if plan.fingerprint != ticket.fingerprint:
         raise MismatchError(
-            f"{ticket.staging}: another run took this folder over; this worker's part of the old one is dropped"
+            "staging-taken",
+            "{path}: another run took this folder over; this worker's part of the old one is dropped",
+            path=ticket.staging,
         )
     mixed = _mixed(plan, ticket)
     keep_pages()
@@ -125,7 +125,6 @@ def _opened(ticket: JobTicket) -> Job:
         plan=plan,
         card=card,
         source=source,
-        mask=policy.mask,
         network=network,
         journal=journal,
         claims=journal.claims,
@@ -148,8 +147,11 @@ def _mixed(plan: Plan, ticket: JobTicket) -> tuple[str, ...]:
     differences = kernel.differences(kernel_here(ticket.device, kernel.precision, kernel.threads))
     if differences and not ticket.allow_mixed:
         raise MismatchError(
-            f"{ticket.staging}: this machine would round otherwise than the run does ({'; '.join(differences)}); "
-            "run on the same kind of machine, or give --allow-mixed: the same classes but at ties"
+            "machine-differs",
+            "{path}: this machine would round otherwise than the run does ({differences}); run on the same kind of "
+            "machine, or give --allow-mixed: the classes are the same, except where two are equally likely",
+            path=ticket.staging,
+            differences="; ".join(differences),
         )
     return tuple(differences)
 
@@ -164,7 +166,12 @@ def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
         grid = (cut.stride, cut.tile + (2 * cut.overlap if cut.way == "tiles" else 0), cut.way == "blend")
         return model.card, make_tiles(network, graph, scaling, precision, grid)
     if graph is None:  # the same code made the plan, so another version of a library
-        raise MismatchError(f"{model.path}: cannot be streamed here ({obstacles[0]}), but the plan says so; --restart")
+        raise MismatchError(
+            "model-not-streamable",
+            "{path}: cannot be streamed here ({obstacle}), but the plan says so; give --restart",
+            path=model.path,
+            obstacle=obstacles[0],
+        )
     columns = round_up(min(cut.lane + 2 * cut.overlap, plan.input.width), cut.stride)
     return model.card, Strips(graph, scaling, precision, (cut.tile, columns))
 

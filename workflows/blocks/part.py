@@ -16,7 +16,9 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
-            raise OptionError(f"--part {self}: give 1/{self.count} to {self.count}/{self.count}")
+            raise OptionError(
+                "part-invalid", "--part {part}: give 1/{count} to {count}/{count}", part=self, count=self.count
+            )
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -26,7 +28,11 @@ class Part:
         """``2/8``; OptionError for anything else."""
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
         if found is None or not int(found[2]):
-            raise OptionError(f"--part {text}: not a part of a run; give the number of the part and of all, as 2/8")
+            raise OptionError(
+                "part-invalid",
+                "--part {part}: not a part of a run; give the number of the part and of all, as 2/8",
+                part=text,
+            )
         return cls(int(found[1]), int(found[2]))
 
 

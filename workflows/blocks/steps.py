@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.claims import Claim
 from fcn_batch.pipeline.core.classes import NODATA
-from fcn_batch.pipeline.core.errors import OptionError, OutputError
+from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.journal import Receipt, claim_of
 from fcn_batch.pipeline.core.tiling import Work
 from fcn_batch.pipeline.network.device import free_memory, is_out_of_memory, set_threads
 from fcn_batch.pipeline.network.predictor import Strips
-from fcn_batch.workflows.blocks.alone import Died, run_alone
 from fcn_batch.workflows.blocks.blended import blended
 from fcn_batch.workflows.blocks.commit import Block
 from fcn_batch.workflows.blocks.job import Job, JobTicket, open_job
@@ -39,17 +38,16 @@ from fcn_batch.workflows.blocks.passes import Band, Effort, Pass, stream, tiles
 from fcn_batch.workflows.console.signals import Stop
 
 OnReceipt = Callable[[Receipt], None]
-_DEATHS = 2
-"""So many processes may die with a block before it is tried alone."""
 _SHARE_TO_TAKE = 0.8
 """Of the memory that is free once a job has run out of it."""
 
 
-def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -> None:
-    """Do the blocks of `work` that nobody else is at, from reading to receipts; `on_receipt` hears of each one.
+def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop, *, leave_out: bool = False) -> None:
+    """Do the blocks of `work` that nobody else is at, from reading to receipts; `on_receipt` is called for each one.
 
-    When memory runs out, the rest is done in strips of half the height: the same classes, but at ties.
-    Ends after the block under way when `stop` is requested.
+    When memory runs out, the rest is done in strips of half the height: the same classes, except where two
+    are equally likely. Ends after the block under way when `stop` is requested. With `leave_out` the blocks become no
+    data, as ones that cannot be read.
     """
     job = open_job(ticket)
     left = deque(work)
@@ -63,26 +61,13 @@ def run_work(ticket: JobTicket, work: Work, on_receipt: OnReceipt, stop: Stop) -
                 left.popleft()
                 claim.release()
                 on_receipt(receipt)
-            elif not _matters(job, left[0]):
-                on_receipt(_commit(job, _empty(job, left.popleft()), claim))
-            elif claim.deaths >= _DEATHS:
-                on_receipt(_alone(job, ticket, left.popleft(), claim, stop))
+            elif leave_out or not _matters(job, left[0]):
+                on_receipt(_commit(job, _empty(job, left.popleft(), unreadable=leave_out), claim))
             else:
                 try:
                     _descend(job, left, claim, on_receipt, stop)
                 except (RuntimeError, MemoryError) as error:
                     _need_less_memory(job, error)
-
-
-def run_block(ticket: JobTicket, index: int) -> Receipt:
-    """Do one block without a claim: who called this process has it."""
-    job = open_job(ticket)
-    while True:
-        try:
-            with closing(_blocks(job, (index,), Stop())) as blocks:
-                return job.committer.commit(next(blocks))
-        except (RuntimeError, MemoryError) as error:
-            _need_less_memory(job, error)
 
 
 def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, stop: Stop) -> None:
@@ -116,8 +101,8 @@ def _descend(job: Job, left: deque[int], claim: Claim, on_receipt: OnReceipt, st
 def _claim_below(job: Job, left: deque[int]) -> Claim | None:
     """The claim to go on with; None when the pass must end here."""
     claim = job.claims.take(claim_of(left[0])) if left else None
-    if claim is not None and (claim.deaths >= _DEATHS or job.journal.receipt(left[0], job.plan.fingerprint)):
-        claim.pass_on()
+    if claim is not None and job.journal.receipt(left[0], job.plan.fingerprint):
+        claim.release()
         return None
     return claim
 
@@ -135,32 +120,11 @@ def _matters(job: Job, index: int) -> bool:
     return wanted is None or bool(wanted.any())
 
 
-def _empty(job: Job, index: int, unreadable: tuple[Window, ...] = ()) -> Block:
-    """A block without data, which nothing was read for."""
+def _empty(job: Job, index: int, *, unreadable: bool) -> Block:
+    """Return a block without data, which nothing was read for."""
     window = job.plan.grid[index]
     layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
-    return Block(index, layers, job.plan.cut.tile, unreadable=unreadable)
-
-
-def _alone(job: Job, ticket: JobTicket, index: int, claim: Claim, stop: Stop) -> Receipt:
-    """A block at which processes died, in a process of its own; no data if it dies again and that is allowed."""
-    try:
-        receipt = run_alone(ticket, index, stop)
-    except Died as death:
-        window = job.plan.grid[index]
-        if not job.mask:
-            claim.pass_on()  # the next run tries it alone at once
-            raise OutputError(
-                f"{job.plan.input.path}: {claim.deaths} processes died at block {index} (rows {window.row}.."
-                f"{window.stop_row - 1}, cols {window.col}..{window.stop_col - 1}), and one that did nothing else too "
-                f"({death}); all other blocks can be done: give --on-error mask to leave it out, or less --memory"
-            ) from death
-        receipt = job.committer.commit(_empty(job, index, unreadable=(window,)))
-    except BaseException:
-        claim.pass_on()
-        raise
-    claim.release()
-    return receipt
+    return Block(index, layers, job.plan.cut.tile, unreadable=(window,) if unreadable else ())
 
 
 def _need_less_memory(job: Job, error: RuntimeError | MemoryError) -> None:
@@ -171,12 +135,18 @@ def _need_less_memory(job: Job, error: RuntimeError | MemoryError) -> None:
     if isinstance(strips, Strips) and (half := strips.rows // 2 // cut.stride * cut.stride):
         job.network = strips.lower(half)
         return
-    remedy = f"give --memory {int(free_memory(job.device) * _SHARE_TO_TAKE) // 10**6}MB, so that lanes become narrower,"
+    remedy = f"--memory {int(free_memory(job.device) * _SHARE_TO_TAKE) // 10**6}MB, so that lanes become narrower,"
     if cut.way != "stream":
-        remedy = f"give --tile {max(cut.tile // 2 // cut.stride, 1) * cut.stride}"
+        remedy = f"--tile {max(cut.tile // 2 // cut.stride, 1) * cut.stride}"
     raise OptionError(
-        f"out of memory on {job.device} with {cut.way} of {cut.tile} px in lanes of {cut.lane} px, the least that this "
-        f"plan allows; {remedy} and --restart"
+        "memory-short",
+        "out of memory on {device} with {way} of {tile} px in lanes of {lane} px, the least that this plan allows; "
+        "give {remedy} and --restart",
+        device=job.device,
+        way=cut.way,
+        tile=cut.tile,
+        lane=cut.lane,
+        remedy=remedy,
     ) from error
 
 

@@ -1,10 +1,10 @@
-"""What a person sees of a run, on standard error: a bar on a terminal, plain lines in a log, or nothing."""
+"""Progress of a run, on standard error: a bar on a terminal, plain lines in a log, or nothing."""
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,100 +28,105 @@ PIXELS = Unit("MPx", 1e6, 1)
 STEPS = Unit("steps")
 
 
-class RunProgress(Protocol):
-    """Told of a run's blocks as they finish."""
+class RunProgress:
+    """Counts what is done, and shows it by the methods `_begin` to `_write` of a subclass.
+
+    When one of these fails, nothing is shown any more: a closed terminal, or a log on a full disk, must not end a run.
+    Names of files come along, so characters that a terminal would obey are made visible.
+    """
+
+    _what = _note = ""
+    _unit = PIXELS
+    _total = _done = _first = 0
+    _started = 0.0
+    _broken = False
 
     def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
-        """How much there is to do, and how much of it was done by an earlier run."""
-
-    def advance(self, amount: int) -> None:
-        """More is done."""
-
-    def say(self, text: str) -> None:
-        """How it goes: shown beside the progress until something else is said."""
-
-    def note(self, text: str) -> None:
-        """Something the user should read."""
-
-    def stop(self) -> None:
-        """The blocks are done, or the run has failed."""
-
-
-class Quiet:
-    """Says nothing."""
-
-    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def stop(self) -> None:
-        """Nothing."""
-
-
-class Lines:
-    """A line every few seconds, for logs."""
-
-    def __init__(self) -> None:
-        self._what = self._said = ""
-        self._unit = PIXELS
-        self._total = self._done = self._first = 0
-        self._started = self._last = 0.0
-
-    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
-        """Begin; the speed counts only what this run does."""
-        self._what, self._unit, self._said = what, unit, ""
+        """Begin: how much there is to do, and how much of it was done by an earlier run, which is not in the speed."""
+        self._what, self._note, self._unit = printable(what), "", unit
         self._total, self._done, self._first = total, done, done
-        self._started = self._last = time.monotonic()
+        self._started = time.monotonic()
+        self._try(self._begin)
 
     def advance(self, amount: int) -> None:
-        """Write a line when the last one is old enough, and for the last part."""
+        """Count what is done."""
         self._done += amount
+        self._try(self._move)
+
+    def say(self, text: str) -> None:
+        """Show `text` beside the progress, until there is another one."""
+        self._note = printable(text)
+
+    def note(self, text: str) -> None:
+        """Show a line that the user should read."""
+        self._try(lambda: self._write(printable(text)))
+
+    def stop(self) -> None:
+        """End: the blocks are done, or the run has failed."""
+        self._try(self._end)
+
+    @property
+    def _rate(self) -> float:
+        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _try(self, show: Callable[[], None]) -> None:
+        if not self._broken:
+            try:
+                show()
+            except (OSError, ValueError):  # ValueError: the file is closed
+                self._broken = True
+                with suppress(OSError, ValueError):
+                    self._end()  # a bar holds on to standard output
+
+    def _begin(self) -> None:
+        pass
+
+    def _move(self) -> None:
+        pass
+
+    def _end(self) -> None:
+        pass
+
+    def _write(self, text: str) -> None:
+        pass
+
+
+class Quiet(RunProgress):
+    """Shows nothing."""
+
+
+class Lines(RunProgress):
+    """A line every few seconds, and one for the last part; for logs."""
+
+    _last = 0.0
+
+    def _begin(self) -> None:
+        self._last = self._started
+
+    def _move(self) -> None:
         now = time.monotonic()
         if now - self._last < _LINE_EVERY_S and self._done < self._total:
             return
-        self._last = now
-        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        self._last, unit, rate = now, self._unit, self._rate
         left = (self._total - self._done) / max(rate, 1e-9)
-        unit = self._unit
-        self.note(
+        self._write(
             f"{self._what}: {100 * self._done / self._total:.0f} % of {self._total / unit.size:.{unit.digits}f} "
-            f"{unit.name}, {rate / unit.size:.2f} {unit.name}/s, {left:.0f} s left{self._said}"
+            f"{unit.name}, {rate / unit.size:.2f} {unit.name}/s, {left:.0f} s left{', ' * bool(self._note)}{self._note}"
         )
 
-    def say(self, text: str) -> None:
-        """Kept for the next line."""
-        self._said = f", {text}"
-
-    def note(self, text: str) -> None:
-        """One line."""
+    def _write(self, text: str) -> None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    def stop(self) -> None:
-        """Nothing to clear."""
 
-
-class Bar:
+class Bar(RunProgress):
     """A live bar with speed and time left, for terminals."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, emoji=False)  # file names may look like :one:
         self._bar: Progress | None = None
-        self._unit, self._said = PIXELS, ""
-        self._done = self._first = 0
-        self._started = 0.0
 
-    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
-        """Draw the bar."""
-        self._unit, self._said = unit, ""
+    def _begin(self) -> None:
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),  # a file name, not rich's markup
             BarColumn(),
@@ -132,74 +137,25 @@ class Bar:
             console=self._console,
             transient=True,
         )
-        self._bar.add_task(what, total=total, completed=done, rate="")
-        self._done, self._first, self._started = done, done, time.monotonic()
+        self._bar.add_task(self._what, total=self._total, completed=self._done, rate="")
         self._bar.start()
 
-    def advance(self, amount: int) -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        self._done += amount
-        rate = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9) / self._unit.size
-        shown = f"{rate:.2f} {self._unit.name}/s{self._said}"
-        self._bar.update(self._bar.task_ids[0], completed=self._done, rate=shown)
+    def _move(self) -> None:
+        if self._bar is not None:
+            rate = f"{self._rate / self._unit.size:.2f} {self._unit.name}/s{'  ' * bool(self._note)}{self._note}"
+            self._bar.update(self._bar.task_ids[0], completed=self._done, rate=rate)
 
-    def say(self, text: str) -> None:
-        """Shown with the next move."""
-        self._said = f"  {text}"
-
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Clear the bar."""
+    def _end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-
-class Sturdy:
-    """Tells another one, until that fails: a terminal that was closed, or a log on a full disk, must not end a run.
-
-    Names of files come along, so what a terminal would obey is told in a visible form.
-    """
-
-    def __init__(self, told: RunProgress) -> None:
-        self._told = told
-
-    def start(self, what: str, total: int, done: int, unit: Unit = PIXELS) -> None:
-        """Tell it."""
-        self._tell("start", what, total, done, unit)
-
-    def advance(self, amount: int) -> None:
-        """Tell it."""
-        self._tell("advance", amount)
-
-    def say(self, text: str) -> None:
-        """Tell it."""
-        self._tell("say", text)
-
-    def note(self, text: str) -> None:
-        """Tell it."""
-        self._tell("note", text)
-
-    def stop(self) -> None:
-        """Tell it."""
-        self._tell("stop")
-
-    def _tell(self, what: str, *arguments: object) -> None:
-        try:
-            getattr(self._told, what)(*(printable(one) if isinstance(one, str) else one for one in arguments))
-        except (OSError, ValueError):  # ValueError: the file is closed
-            failed, self._told = self._told, Quiet()
-            with suppress(OSError, ValueError):
-                failed.stop()  # a bar holds on to standard output
+    def _write(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_for(*, quiet: bool) -> RunProgress:
-    """The one that suits where standard error goes; it is None when it was closed before the program began."""
+    """Return the one that suits where standard error goes; it is None when it was closed before the program began."""
     if quiet or sys.stderr is None:
         return Quiet()
-    return Sturdy(Bar() if sys.stderr.isatty() else Lines())
+    return Bar() if sys.stderr.isatty() else Lines()

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from fcn_batch.pipeline.core.errors import StoppedError
 
-_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP"))
+_ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 _PATIENCE_S = 10.0
 """Seconds that a run gets beyond its grace to drop what is under way."""
 _AGAIN = "run the same command again to go on"
@@ -60,7 +60,11 @@ class Stop:
         """End the run: KeyboardInterrupt for one from the keyboard, StoppedError for others."""
         if self._by == signal.SIGINT:
             raise KeyboardInterrupt
-        raise StoppedError(f"stopped by {self._by.name}; finished blocks are kept: {_AGAIN}")
+        raise StoppedError(
+            "stopped-by-signal",
+            "stopped by {signal}; finished blocks are kept: run the same command again to go on",
+            signal=self._by.name,
+        )
 
 
 @contextmanager
@@ -103,8 +107,8 @@ def stopping(grace: float, note: Callable[[str], None]) -> Iterator[Stop]:
 def unheard() -> Iterator[None]:
     """What is begun meanwhile, threads and processes, hears none of these signals, from its first moment on.
 
-    Ctrl-C and batch systems send them to every process of a run. What helps a run is told by the run to end; if a
-    signal killed it, blocks would be lost, and look as if they were deadly.
+    Ctrl-C and batch systems send them to every process of a run. The run asks its workers to end; if a signal killed
+    them, blocks would be lost, and look as if they were at fault.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -1,21 +1,25 @@
 """Which workers do a run's blocks: local processes, those of a Dask scheduler, or jobs of a cluster. How: `crew.py`."""
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.limits import MAX_TEXT, read_bounded
-from fcn_batch.workflows.processes.clusters import ClusterFile, seconds_of
-from fcn_batch.workflows.processes.jobqueue import check_installed
+from fcn_batch.pipeline.network.device import cuda_devices
+from fcn_batch.workflows.processes.clusters import ClusterFile, Kind
 from fcn_batch.workflows.processes.topology import Each
 
 if TYPE_CHECKING:
     from fcn_batch.workflows.processes.crew import Crew
 
+_PROGRAMS = {"slurm": ("sbatch", "scancel"), "pbs": ("qsub", "qdel")}
 _LAST_PORT = 65535
 _FILE = "file:"
 _WITHOUT_WORKERS_S = 60.0
@@ -36,15 +40,20 @@ class Tls:
     def __post_init__(self) -> None:
         for name in ("ca", "cert", "key"):
             if not getattr(self, name).is_file():
-                raise OptionError(f"--tls-{name} {getattr(self, name)}: no such file; give a PEM file")
+                raise OptionError(
+                    "tls-file-missing",
+                    "--tls-{name} {path}: no such file; give a PEM file",
+                    name=name,
+                    path=getattr(self, name),
+                )
 
     @classmethod
     def given(cls, ca: Path | None, cert: Path | None, key: Path | None) -> "Tls | None":
-        """All three, or None of them; OptionError for some."""
+        """Return all three, or None for none of them; OptionError for some."""
         if ca is None and cert is None and key is None:
             return None
         if ca is None or cert is None or key is None:
-            raise OptionError("--tls-ca, --tls-cert and --tls-key belong together; give all three")
+            raise OptionError("tls-incomplete", "--tls-ca, --tls-cert and --tls-key belong together; give all three")
         return cls(ca, cert, key)
 
 
@@ -65,28 +74,35 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.count < 0:
-            raise OptionError(f"--workers {self.count}: give 0 (this process) or a number of processes")
+            raise OptionError(
+                "workers-invalid", "--workers {value}: give 0 (this process) or a number", value=self.count
+            )
+        others = {"--scheduler": self.address is not None, "--cluster": self.cluster is not None}
+        if all(others.values()) or (others["--scheduler"] and self.count):
+            raise OptionError(
+                "option-conflict",
+                "{one} and --scheduler exclude each other: the scheduler has its own workers",
+                one="--cluster" if self.cluster else "--workers",
+            )
         if self.cluster is not None:
-            if self.address is not None:
-                raise OptionError("--cluster and --scheduler exclude each other: a cluster has a scheduler of its own")
             check_installed(self.cluster.kind)
-        if self.address is None:
-            return
-        if self.count:
-            raise OptionError("--workers and --scheduler exclude each other: the scheduler has its own workers")
-        _ = self.contact
+        if self.address is not None:
+            _ = self.contact
 
     @property
     def contact(self) -> str:
         """The address of the scheduler, tcp:// or tls://; OptionError when it cannot be one, or is not safe."""
         given = self.address or ""
         contact = _of_file(given) if given.startswith(_FILE) else given
-        said = f"{given} ({contact})" if contact != given else given
-        host = _check_address(contact, said)
+        named = f"{given} ({contact})" if contact != given else given
+        host = _check_address(contact, named)
         if not contact.startswith("tls:") and not (self.insecure or _is_this_machine(host)):
             raise OptionError(
-                f"--scheduler {said}: whoever reaches {host} can run programs on its workers; use tls:// with "
-                "certificates or an SSH tunnel to localhost, or give --insecure where the network is your own"
+                "scheduler-insecure",
+                "--scheduler {address}: anyone who reaches {host} can run programs on its workers; use tls:// with "
+                "certificates or an SSH tunnel to localhost, or give --insecure where the network is your own",
+                address=named,
+                host=host,
             )
         return contact
 
@@ -114,59 +130,87 @@ class Workers:
         """What each process has, if it is not a share of this machine."""
         if self.cluster is None:
             return Each()
-        memory = self.cluster.bytes
+        memory = self.cluster.memory
         return Each(self.cluster.cores, None if memory is None else memory // 2, apart=True)
 
     @property
     def patience(self) -> float:
-        """Seconds that lost ones may be waited for."""
+        """Seconds without any worker after which a run gives up."""
         if not self.own:
             return _WITHOUT_WORKERS_S
         if self.cluster is None or self.cluster.kind == "cuda":
             return _RESTART_S
-        return seconds_of(self.cluster.wait)
+        return self.cluster.wait
 
-    @property
-    def told(self) -> str:
-        """Which, in messages."""
-        return self.address or "of this run's workers"
+
+@cache
+def check_installed(kind: Kind) -> int:
+    """Refuse when what `kind` needs is not here; return how many GPUs there are, for cuda."""
+    package, extra = ("dask_cuda", "cuda") if kind == "cuda" else ("dask_jobqueue", "jobqueue")
+    devices = cuda_devices() if kind == "cuda" else 0
+    if kind == "cuda" and not devices:
+        raise OptionError(
+            "cuda-missing", "--cluster cuda: this machine shows 0 CUDA devices (is there a driver? try nvidia-smi)"
+        )
+    if find_spec(package) is None:
+        raise OptionError(
+            "extra-missing",
+            "--cluster {kind}: {package} is not installed: pip install 'fcn-batch[{extra}]'",
+            kind=kind,
+            package=package,
+            extra=extra,
+        )
+    for program in _PROGRAMS.get(kind, ()):
+        if shutil.which(program) is None:
+            raise OptionError(
+                "program-missing",
+                "--cluster {kind}: no program {program} here; run this where jobs are submitted",
+                kind=kind,
+                program=program,
+            )
+    return devices
 
 
 def _of_file(given: str) -> str:
-    """The address in a scheduler's file (`dask scheduler --scheduler-file`)."""
+    """Return the address in a scheduler's file (`dask scheduler --scheduler-file`)."""
     path = Path(given.removeprefix(_FILE))
     try:
-        found = json.loads(read_bounded(path, MAX_TEXT))
-        address = found["address"]
-        if not isinstance(address, str):
-            raise TypeError(f"its address is {address!r}")
+        address = json.loads(read_bounded(path, MAX_TEXT))["address"]
+        if isinstance(address, str):
+            return address
+        problem = f"its address is {address!r}"
     except OSError as error:
         problem = error.strerror or str(error)
     except (KeyError, TypeError):
         problem = "it names no address"
     except (ValueError, RecursionError) as error:
         problem = f"it is not JSON: {error}"
-    else:
-        return address
     raise OptionError(
-        f"--scheduler {given}: {problem}; give the file that `dask scheduler --scheduler-file {path}` writes, once it "
-        "runs"
+        "scheduler-file-invalid",
+        "--scheduler file:{path}: {problem}; give the file that `dask scheduler --scheduler-file {path}` writes, once "
+        "it runs",
+        path=path,
+        problem=problem,
     )
 
 
-def _check_address(address: str, said: str) -> str:
-    """The host of an address; refuses what a client cannot dial: distributed notices only once it has begun to."""
+def _check_address(address: str, named: str) -> str:
+    """Return the host of an address; refuse what a client cannot dial: distributed notices only after it began."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
         host, port = get_address_host_port(address, strict=True)
-    except (ValueError, ImportError) as error:
-        problem = str(error)
-    else:
         if host and 0 < port <= _LAST_PORT:
             return str(host)
         problem = f"host {host!r}, port {port}"
-    raise OptionError(f"--scheduler {said}: not the address of a scheduler ({problem}); give tcp://HOST:PORT")
+    except (ValueError, ImportError) as error:
+        problem = str(error)
+    raise OptionError(
+        "scheduler-address",
+        "--scheduler {address}: not the address of a scheduler ({problem}); give tcp://HOST:PORT",
+        address=named,
+        problem=problem,
+    )
 
 
 def _is_this_machine(host: str) -> bool:
