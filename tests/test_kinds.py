@@ -34,7 +34,9 @@ TOLD = {
 
 
 def _saved(folder: Path, kind: str) -> tuple[Path, FcnNetwork]:
-    network: FcnNetwork = tiny_dilated() if kind == "dilated" else tiny_network(tiny_architecture(**KINDS[kind]))
+    network: FcnNetwork = (
+        tiny_dilated() if kind == "dilated" else tiny_network(tiny_architecture(**KINDS[kind]), seed=3)
+    )
     path = folder / "model.safetensors"
     save_model(path, network, tiny_card(network))
     return path, network
