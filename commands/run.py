@@ -253,8 +253,11 @@ def validate(output: Path, as_json: bool, quiet: bool) -> None:
     found = run(output, progress_for(quiet=quiet))
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
     if not found.ok:
-        text = "{path}: not as it was made; make it again with --overwrite, or get a good copy"
-        raise IntegrityError("output-damaged", text, path=output)
+        raise IntegrityError(
+            "map-changed",
+            "{path}: not as it was made; make it again with --overwrite, or get a good copy",
+            path=output,
+        )
 
 
 @click.command(
@@ -279,5 +282,8 @@ def verify(output: Path, samples: int, seed: int, local_only: bool, as_json: boo
     found = run(output, samples, seed, progress_for(quiet=quiet), local_only=local_only)
     click.echo(found.to_json()) if as_json else echo_pairs(found.describe())
     if not found.ok:
-        text = "{path}: labels differ from what the network gives; see above, and make the map again"
-        raise IntegrityError("classes-wrong", text, path=output)
+        raise IntegrityError(
+            "classes-wrong",
+            "{path}: labels differ from what the network gives; see above, and make the map again",
+            path=output,
+        )

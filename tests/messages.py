@@ -59,7 +59,7 @@ def _literal(node: ast.expr) -> str | None:
 
 def approved() -> str:
     """The content of the file."""
-    texts = {f"{one.code}  {one.kind}\n    {one.template}\n" for one in messages() if one.template is not None}
+    texts = {f"{one.code}  {one.kind}\n    {one.template}\n" for one in messages()}
     return "".join(sorted(texts))
 
 

@@ -46,19 +46,16 @@ def test_the_texts_are_the_approved_ones() -> None:
 
 
 def test_every_error_has_a_code_and_a_template_with_its_fields() -> None:
-    found = list(messages())
-    wrong = [one for one in found if one.template is not None and one.names != one.fields]
-    wrong += [
-        one for one in found if one.code is not None and one.template and not re.fullmatch(r"[a-z0-9-]+", one.code)
-    ]
-    assert wrong == []
+    found = messages()
+    assert [one.where for one in found if one.code is None or one.template is None] == []
+    assert [one for one in found if one.names != one.fields] == []
+    assert [one for one in found if not re.fullmatch(r"[a-z0-9-]+", str(one.code))] == []
 
 
 def test_a_code_belongs_to_one_kind_of_error() -> None:
     kinds: dict[str | None, set[str]] = {}
     for one in messages():
-        if one.template is not None:
-            kinds.setdefault(one.code, set()).add(one.kind)
+        kinds.setdefault(one.code, set()).add(one.kind)
     assert {code: names for code, names in kinds.items() if len(names) > 1} == {}
 
 

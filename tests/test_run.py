@@ -139,7 +139,7 @@ def job(tmp_path: Path) -> Job:
 def fails_at(block: int) -> Callable[[int], None]:
     def fail(index: int) -> None:
         if index == block:
-            raise OutputError("planted")
+            raise OutputError("planted", "planted")
 
     return fail
 
@@ -218,7 +218,7 @@ def test_a_run_that_was_killed_while_it_published_is_not_discarded(job: Job, mon
 
 def test_a_stop_at_once_is_no_end(job: Job) -> None:
     def drop(_: int) -> None:
-        raise StoppedError("planted")
+        raise StoppedError("planted", "planted")
 
     with pytest.raises(StoppedError):
         job.run(drop)
@@ -270,7 +270,7 @@ def test_a_hole_of_an_earlier_run_is_filled_unless_holes_are_wanted(job: Job) ->
     def compute(_: Sequence[Work], on_receipt: OnReceipt) -> None:
         committer = Committer.of(job.outputs.journal, job.outputs.store, None)
         on_receipt(committer.commit(Block(1, job.layers(0), 32, unreadable=holes)))
-        raise OutputError("planted")
+        raise OutputError("planted", "planted")
 
     def begun(**brief: Any) -> None:
         with pytest.raises(OutputError, match="planted"):
@@ -357,7 +357,7 @@ def test_who_wakes_up_while_another_one_publishes_ends_well(
             claim.unlink()  # as one who takes it for dead does
             asleep.set()
             assert awake.wait(PATIENCE_S)
-            raise OutputError("planted: what it works on is gone")
+            raise OutputError("planted", "what it works on is gone")
 
     monkeypatch.setattr(Outputs, "_move", move)
     sleeper = job.begin(sleep)

@@ -225,8 +225,11 @@ def models() -> "list[ModelCard]":
 def _place(source: PathLike) -> str:
     """The path of what is meant; InputError for a list of maps."""
     if isinstance(source, list | tuple):
-        text = "{count} maps in a list; give one, as of `(maps,) = fcn_batch.segment(…)`"
-        raise InputError("several-maps", text, count=len(source))
+        raise InputError(
+            "several-maps",
+            "{count} maps in a list; give one, as of `(maps,) = fcn_batch.segment(…)`",
+            count=len(source),
+        )
     return os.fspath(source)
 
 

@@ -28,9 +28,7 @@ class FcnBatchError(Exception):
     code: str
     fields: dict[str, Any]
 
-    def __init__(self, code: str, template: str | None = None, /, **fields: Any) -> None:
-        if template is None:  # not converted yet
-            code, template = "", code.replace("{", "{{").replace("}", "}}")
+    def __init__(self, code: str, template: str, /, **fields: Any) -> None:
         super().__init__(template.format(**fields))
         self.code, self.fields = code, fields
 

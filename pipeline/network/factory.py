@@ -301,7 +301,7 @@ def _check_sizes(model: FactoryModel, network: nn.Module) -> None:
 
 
 def _named(model: FactoryModel, error: ModelError) -> ModelError:
-    return ModelError(error.code, "{path}: {problem}", path=model.path, problem=error)
+    return ModelError("network-unusable", "{path}: {problem}", path=model.path, problem=error)
 
 
 def _stored_grid(model: FactoryModel) -> Grid | None:

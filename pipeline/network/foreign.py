@@ -63,10 +63,6 @@ FIRST = {
     "backbone.conv1.weight": "backbone.bn1.running_mean",
 }
 """The first convolution of each trunk, and what can take up a constant added to its output."""
-_CAFFENET = (
-    "{path}: a CaffeNet: its grouped convolutions and local response normalisation have no counterpart here; "
-    "start from torchvision's AlexNet instead"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +101,12 @@ def recognise(checkpoint: Checkpoint, *, at_once: bool = False, pixels: Pixels |
     read = next((read for start, read in readers if any(key.startswith(start) for key in checkpoint.tensors)), None)
     if read is None:
         if any(key.startswith("conv1.") for key in checkpoint.tensors) and checkpoint.kind == "caffe":
-            raise ModelError("weights-unknown", _CAFFENET, path=checkpoint.path)
+            raise ModelError(
+                "weights-unknown",
+                "{path}: a CaffeNet: its grouped convolutions and local response normalisation have no counterpart "
+                "here; start from torchvision's AlexNet instead",
+                path=checkpoint.path,
+            )
         names = ", ".join(sorted(checkpoint.tensors)[:3])
         raise ModelError(
             "weights-unknown",
