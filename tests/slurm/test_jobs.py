@@ -212,6 +212,14 @@ directives = ["--job-name=worker-of-test"]
 CLUSTER_JOB = "worker-of-test"
 
 
+def _workers(slurm: Slurm) -> list[dict[str, str]] | None:
+    """Return the jobs that are workers, ended ones too; None while one is still ending."""
+    listed = slurm.run("scontrol", "show", "job", "-o").splitlines()
+    jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in listed]
+    found = [job for job in jobs if job["JobName"] == CLUSTER_JOB]
+    return None if any(job["JobState"] == "COMPLETING" for job in found) else found
+
+
 def test_one_job_whose_workers_are_jobs_too(slurm: Slurm, base: Path, tmp_path: Path, record_property: Record) -> None:
     """It takes a CPU, and there may be no more than one other: the second worker waits meanwhile."""
     record_property("scenario", "one job, which submits 2 more as its Dask workers")
@@ -222,8 +230,8 @@ def test_one_job_whose_workers_are_jobs_too(slurm: Slurm, base: Path, tmp_path: 
     assert done["JobState"] == "COMPLETED", logs(out)
     made, wanted = (output_bytes(folder, "a") for folder in (out, base / "reference"))
     assert {name: made[name] for name in made if "/c/" in name} == {n: wanted[n] for n in wanted if "/c/" in n}
-    jobs = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in slurm.run("scontrol", "show", "job", "-o").splitlines()]
-    workers = [job for job in jobs if job["JobName"] == CLUSTER_JOB]
+    # the node clears up after a cancelled job
+    workers = until(lambda: _workers(slurm), 60, lambda: "jobs are still completing")
     assert len(workers) >= 2
     assert {job["JobState"] for job in workers} <= {"CANCELLED", "COMPLETED"}, "jobs are left"
     busy = sum(job["RunTime"] != "00:00:00" for job in workers)
