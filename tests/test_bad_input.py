@@ -265,7 +265,7 @@ CONTENT = {"file": b"I am a file", "empty.safetensors": b"", "text.safetensors":
         (["--precision", "fp16"], 2, "fp16"),
         (["--precision", "fp8"], 2, "fp8"),
         (["--threads", "0"], 2, "--threads 0"),
-        (["--overlap", "600"], 2, "1024"),
+        (["--overlap", "600"], 2, "608"),
         (["--overlap", "-1"], 2, "-1"),
         (["--blend", "magic"], 2, "magic"),
         (["--full-scale", "0"], 2, "0.0"),

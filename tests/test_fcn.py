@@ -104,7 +104,7 @@ def test_tiles_equal_the_whole_image(name: str, *, tall: bool) -> None:
     whole = _whole(network, pixels)[part]
     assert _difference(_tiled(network, pixels, 2 * stride, halo, block)[part], whole) <= _exact(name)
     less = _tiled(network, pixels, 2 * stride, halo - stride, block)[part]
-    assert _difference(less, whole) > 1e-8, "the halo is not larger than it must be"
+    assert _difference(less, whole) > (1e-8 if name in WIDE else 1e-6), "the halo is not larger than it must be"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -165,14 +165,14 @@ def test_a_larger_halo_off_the_grid_is_wrong() -> None:
 @pytest.mark.parametrize("name", ["fcn-8s", "enlarged 4"])
 def test_single_precision_gives_the_same_class_but_at_ties(name: str) -> None:
     network = _network(name, torch.float32)
-    pixels = image(network.stride + 5, 2 * network.halo + 300, torch.float32)
+    pixels = image(network.stride + 5, 2 * network.halo + 300, torch.float32, seed=1)
     whole, tiled = _whole(network, pixels), _tiled(network, pixels, 4 * network.stride, network.halo)
     low, high = whole.sort(dim=1).values[0, -2:]
     clear = high - low >= 1e-4
     assert clear.double().mean() > 0.99
     for found in (tiled, _streamed(name, pixels, 2 * network.stride)):
         assert (whole.argmax(dim=1) == found.argmax(dim=1))[0][clear].all()
-    assert len(whole.argmax(dim=1).unique()) >= 5, "the image must not be too easy"
+    assert len(whole.argmax(dim=1).unique()) == 6, "the image must not be too easy"
 
 
 @pytest.mark.parametrize("name", ["fcn-8s", "learned 8s", "enlarged 2"])

@@ -208,9 +208,10 @@ def _blended(
     if 2 * overlap > side:
         raise OptionError(
             "option-value",
-            "{option} {value}: on the model's grid at most half of the tile of {tile}; give a larger --tile",
+            "{option} {value} ({overlap} on the model's grid): at most half of the tile of {tile}; give a larger --tile",
             option="--overlap",
             value=wish.overlap,
+            overlap=overlap,
             tile=side,
         )
     why = "--overlap auto is exact"
