@@ -402,7 +402,7 @@ def test_anything_in_the_metadata_may_be_anything(tmp_path: Path, name: str) -> 
     for file in [one for one in path.rglob("*") if one.name in {"zarr.json", ".zattrs", ".zarray", ".zgroup"}]:
         before = file.read_text()
         for place in places(json.loads(before)):
-            for value in islice(odd, 3):
+            for value in islice(odd, len(ODD)):
                 told = json.loads(before)
                 reduce(lambda inner, key: inner[key], place[:-1], told)[place[-1]] = value
                 file.write_text(json.dumps(told))
@@ -414,7 +414,7 @@ def test_anything_in_the_metadata_may_be_anything(tmp_path: Path, name: str) -> 
                     assert "\n" not in str(error)  # noqa: PT017 - that there is no other error is the point
                     unreadable += 1
         file.write_text(before)
-    assert min(read, unreadable) > 5
+    assert min(read, unreadable) > 10
 
 
 def test_a_damaged_chunk_can_be_left_out(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def _blended(
     if 2 * overlap > side:
         raise OptionError(
             "option-value",
-            "{option} {value} ({overlap} on the model's grid): at most half of the tile of {tile}; give a larger --tile",
+            "{option} {value} ({overlap} on the model's grid): at most half of the tile of {tile}; give a larger tile",
             option="--overlap",
             value=wish.overlap,
             overlap=overlap,
