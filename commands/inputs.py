@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fcn_batch.commands.base import parameter
-from fcn_batch.workflows.words import bands_of, box_of
+from fcn_batch.workflows.words import bands_of, box_of, nodata_of
 
 INPUT_OPTIONS = (
     click.option("--local-only", is_flag=True, help="Refuse inputs that are not on this machine, whoever names them."),
@@ -28,6 +28,19 @@ INPUT_OPTIONS = (
         help="Raster values that mean black and white, in place of 0 and --full-scale: two numbers, or two for each "
         "band; percentiles of the whole raster (2%,98%); sentinel-2 (L2A since 2022); landsat (Collection 2 level 2); "
         "tags: the file's scales and offsets.",
+    ),
+    click.option(
+        "--nodata",
+        type=parameter(nodata_of),
+        metavar="VALUE[,…]|none",
+        help="Raster value that means no data, one for all bands or one for each; none: what the file says of it does "
+        "not count; default: as the file says.",
+    ),
+    click.option(
+        "--nodata-rule",
+        type=click.Choice(["any", "all"]),
+        help="Several bands with nodata values: no data where any of them has its value, or only where all have; "
+        "default: all for unsigned integers, else any.",
     ),
     click.option(
         "--aoi",

@@ -35,7 +35,6 @@ def info_of(size: Size, storage: tuple[int, int] | None = None, bands: int = 3, 
         descriptions=(None,) * bands,
         colour_roles=("undefined",) * bands,
         storage_block=storage or (1, size.width),
-        has_mask=True,
         ground=None,
     )
 

@@ -92,7 +92,6 @@ def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None,
         descriptions=tuple(descriptions or [None] * len(roles)),
         colour_roles=tuple(roles),
         storage_block=(1, 100),
-        has_mask=False,
         ground=None,
     )
 

@@ -50,7 +50,6 @@ def test_info_of_a_georeferenced_file(tmp_path: Path) -> None:
     assert info.descriptions == (None, "near infrared", None)
     assert info.colour_roles == ("red", "green", "blue")
     assert info.storage_block[1] == 50
-    assert info.has_mask
     assert info.ground is None
 
 
@@ -64,7 +63,6 @@ def test_a_file_without_georeference(tmp_path: Path) -> None:
     info = inspect(write_raster(tmp_path / "a.png", noise(3, 5, 6), driver="PNG"))
     assert info.georeference.crs_wkt is None
     assert info.georeference.transform == IDENTITY
-    assert not info.has_mask
 
 
 def test_control_points_alone(tmp_path: Path) -> None:
@@ -145,7 +143,6 @@ def test_alpha_of_types_that_gdal_makes_no_mask_of(tmp_path: Path, dtype: str, l
     values[3] = 100
     values[3, 4, :2] = (0, least)
     source = RasterioSource(write_raster(tmp_path / "a.tif", values, photometric="RGB", alpha="YES"))
-    assert source.info.has_mask
     assert np.argwhere(~whole(source, 1, 2, 3).valid).tolist() == [[4, 0]]
 
 

@@ -10,11 +10,13 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rasterio.windows import Window as RasterioWindow
 
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import RasterSource, SourceFile
+from fcn_batch.pipeline.core.validity import is_valid
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.blocks.reading import RowReader, slab_rows, slabs_ahead
@@ -46,6 +48,12 @@ def _reading_threads() -> int:
     return sum(thread.name.startswith("reading") for thread in threading.enumerate())
 
 
+def _valid(dataset: rasterio.DatasetReader, bands: tuple[int, ...], window: RasterioWindow) -> NDArray[np.bool_]:
+    """Where one of the used bands is not nodata."""
+    values = dataset.read(bands, window=window)
+    return np.ones(values.shape[1:], np.bool_) if dataset.nodata is None else (values != dataset.nodata).any(axis=0)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=15)
 @given(data=st.data())
@@ -63,9 +71,9 @@ def test_rows_equal_windows(files: dict[str, Path], layout: str, data: st.DataOb
             window = RasterioWindow(area.col, start, area.width, stop - start)
             pixels = reader.rows(start, stop)
             assert np.array_equal(pixels.values, dataset.read(bands, window=window))
-            assert np.array_equal(pixels.valid, dataset.dataset_mask(window=window) > 0)
+            assert np.array_equal(pixels.valid, _valid(dataset, bands, window))
             window = RasterioWindow(area.col, kept, area.width, stop - kept)
-            assert np.array_equal(reader.valid(kept, stop), dataset.dataset_mask(window=window) > 0)
+            assert np.array_equal(is_valid(reader.reasons(kept, stop)), _valid(dataset, bands, window))
             kept = data.draw(st.integers(kept, stop))
             reader.release(kept)
             start = data.draw(st.integers(kept, stop))

@@ -108,7 +108,6 @@ def test_leica_whose_first_picture_is_of_the_whole_glass(tmp_path: Path) -> None
     assert source.info.sources[0].by == "openslide"
     assert source.info.size == Size(HEIGHT + 600, WIDTH + 400)
     assert source.info.microns == 0.5
-    assert source.info.has_mask
     pixels = whole(source)
     scanned = np.zeros(pixels.valid.shape, np.bool_)
     scanned[300 : 300 + HEIGHT, 200 : 200 + WIDTH] = True

@@ -15,6 +15,7 @@ from fcn_batch.pipeline.core.plan import ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
 from fcn_batch.pipeline.core.tiling import Blend
 from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
+from fcn_batch.pipeline.core.validity import NodataOption, Rule
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.device import (
     check_precision,
@@ -89,6 +90,10 @@ class Options:
     """auto: leave out what of a slide is glass."""
     resample: Literal["auto", "off"] = "off"
     """auto: bring the input to the resolution that the model was trained at."""
+    nodata: str | None = None
+    """Values that mean no data, as `nodata_values` reads them, in place of the file's; None: as the file says."""
+    nodata_rule: Rule | None = None
+    """Where several bands have one: whether any of them, or all, must have it; None: by the pixel type."""
     bbox: Box | None = None
     """Or a box: west, south, east, north, in the raster's coordinates."""
     memory: int | None = None
@@ -216,7 +221,7 @@ def _matched(
             other=f"--mpp {options.mpp:g}",
         )
     named = None if options.model == "auto" else find_model(options.model)
-    source = find_source(given, options.level)
+    source = find_source(given, options.level, NodataOption(options.nodata, options.nodata_rule))
     if source.info.palette and (named is None or len(named.card.input.bands) > 1):
         source = in_colours(source)
     if options.mpp is not None:

@@ -273,7 +273,9 @@ def _ended(blocks: _Blocks) -> bool:
                 return False
             _refuse_changed_input(brief.plan)
             finish(brief, outputs, receipts, blocks.course, blocks.progress)
-        for line in summary(outputs.staged_report()):
+        report = outputs.staged_report()
+        found_out = (f"{brief.name}: {note}" for note in report["notes"] if note not in brief.notes)
+        for line in (*found_out, *summary(report)):
             blocks.progress.note(line)
         outputs.publish()
     return True

@@ -4,6 +4,7 @@ import math
 import re
 
 from fcn_batch.pipeline.core.errors import OptionError
+from fcn_batch.pipeline.core.validity import nodata_values
 
 
 def bands_of(text: str) -> tuple[int | str, ...]:
@@ -33,3 +34,18 @@ def box_of(text: str) -> tuple[float, ...]:
             "box-invalid", "{value} is not a box like 5.1,45,5.3,45.2 (west, south, east, north)", value=repr(text)
         )
     return numbers
+
+
+def nodata_of(text: str) -> str:
+    """Return nodata values as they are written, or none.
+
+    >>> nodata_of("0,0,255")
+    '0,0,255'
+    """
+    try:
+        nodata_values(text)
+    except ValueError:
+        raise OptionError(
+            "nodata-invalid", "{value} is not a value like 0 or -9999, a list like 0,0,255, or none", value=repr(text)
+        ) from None
+    return text

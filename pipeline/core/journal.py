@@ -45,6 +45,10 @@ class Receipt(BaseModel):
     """Rows and columns."""
     pixels: dict[int, int]
     """Pixels of each class id that occurs; nodata too."""
+    missing: dict[str, int] = {}
+    """Pixels without data by the reason: nodata, alpha, ..."""
+    rules_differ: int = 0
+    """Pixels of which the two rules for several bands with a nodata value say different things."""
     area_m2: dict[int, float] | None
     """Square metres of each class id; None when the raster's place on the Earth is not known."""
     tile: int

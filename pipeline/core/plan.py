@@ -18,6 +18,7 @@ from fcn_batch.pipeline.core.model_card import InputSpec
 from fcn_batch.pipeline.core.source import Resampling, SourceFile
 from fcn_batch.pipeline.core.stretch import Stretch
 from fcn_batch.pipeline.core.tiling import Blend, BlockGrid
+from fcn_batch.pipeline.core.validity import Rule
 
 Way = Literal["stream", "tiles", "blend"]
 """Stream: row by row, each layer keeping what it needs. Tiles: with the halo around. Blend: overlapping tiles."""
@@ -64,6 +65,10 @@ class InputIdentity(Frozen):
     """What opens it."""
     resampling: Resampling | None = None
     """How pixels on this grid are made of those of the files; None: they are those of the files."""
+    nodata: tuple[float | None, ...] = ()
+    """Nodata value of each band, as declared or given; of a mosaic those of the first file."""
+    nodata_rule: Rule = "any"
+    """Where several bands have one: whether any of them, or all, must have it."""
 
     @property
     def places(self) -> tuple[str, ...]:

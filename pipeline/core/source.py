@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcn_batch.pipeline.core.errors import DecodingError, InputError
+from fcn_batch.pipeline.core.errors import DecodingError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference, GroundControl
+from fcn_batch.pipeline.core.validity import BY_ALPHA, BY_NODATA, OUTSIDE, UNSAID, NodataOption, Validity, is_valid
 
 T = TypeVar("T", bound="_Closes")
 DTYPES = ("uint8", "uint16", "int16", "float32")
 """Pixel types that the networks' preprocessing is defined for."""
 ID_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 """Pixel types that label ids may have."""
-NO_MEASUREMENT = 1e30
-"""From here on a float is no measurement: infinity, or the usual nodata of 3.4e38 that nobody declared."""
 Resampling = Literal["average", "bilinear"]
 
 
@@ -40,6 +39,8 @@ class SourceFile(BaseModel):
     """Of the file's own pyramid; 0 is the finest."""
     colours: bool = False
     """True: numbers of a palette are taken as the colours they stand for."""
+    nodata: NodataOption = NodataOption()
+    """What the user says of its nodata values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,6 @@ class RasterInfo:
     """What each band shows, in rasterio's words: "red", "alpha", "gray", "undefined", ..."""
     storage_block: tuple[int, int]
     """Rows and columns of the first band's storage block: (1, width) and the like mean strips."""
-    has_mask: bool
-    """True when alpha, a mask band or nodata can make pixels invalid."""
     ground: GroundControl | None
     """Ground control points, where they stand in the place of a transform."""
     microns: float | None = None
@@ -80,17 +79,26 @@ class RasterInfo:
     """Red, green, blue and alpha of each value of the first band, where its values are numbers of colours."""
     resampling: Resampling | None = None
     """How its pixels are made of those of the files; None: they are those of the files."""
+    validity: Validity = UNSAID
+    """What decides which pixels hold data; by default nothing but NaN."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", self.sources or (SourceFile(path=self.path),))
         object.__setattr__(self, "levels", self.levels or (self.size,))
         if self.bands < 1 or self.dtype not in {*DTYPES, *ID_DTYPES}:
             raise ValueError(f"a raster needs bands of {', '.join(DTYPES)}; got {self.bands} of {self.dtype}")
+        if not self.validity.nodata:
+            object.__setattr__(self, "validity", Validity.of(self.dtype, (None,) * self.bands, self.colour_roles))
         if not self.scales:
             object.__setattr__(self, "scales", ((1.0, 0.0),) * self.bands)
-        for name in ("descriptions", "colour_roles", "scales"):
-            if len(getattr(self, name)) != self.bands:
-                raise ValueError(f"{name} needs {self.bands} entries, one a band: {getattr(self, name)}")
+        for name, found in (
+            ("descriptions", self.descriptions),
+            ("colour_roles", self.colour_roles),
+            ("scales", self.scales),
+            ("nodata", self.validity.nodata),
+        ):
+            if len(found) != self.bands:
+                raise ValueError(f"{name} needs {self.bands} entries, one a band: {found}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +109,49 @@ class Pixels:
     """(bands, rows, cols), in the raster's own dtype."""
     valid: NDArray[np.bool_]
     """(rows, cols): False where there is no data."""
+    why: NDArray[np.uint8] | None = None
+    """(rows, cols): why there is none, as flags of validity.py; None where nothing says it."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 3 or self.valid.shape != self.values.shape[1:] or self.valid.dtype != np.bool_:
             raise ValueError(f"values {self.values.shape} and {self.valid.dtype} mask {self.valid.shape} differ")
 
     @classmethod
-    def blank(cls, bands: int, window: Window, dtype: str) -> "Pixels":
+    def blank(cls, bands: int, window: Window, dtype: str, why: int = OUTSIDE) -> "Pixels":
         """Return zeros for a window, none of them valid."""
         shape = (window.height, window.width)
-        return cls(np.zeros((bands, *shape), np.dtype(dtype)), np.zeros(shape, np.bool_))
+        return cls.judged(np.zeros((bands, *shape), np.dtype(dtype)), np.full(shape, why, np.uint8))
+
+    @classmethod
+    def judged(cls, values: NDArray[Any], why: NDArray[np.uint8]) -> "Pixels":
+        """Return pixels with the reasons why some are not valid."""
+        return cls(values, is_valid(why), why)
+
+    @property
+    def reasons(self) -> NDArray[np.uint8]:
+        """Why pixels are not valid, as flags; nodata where nothing says it."""
+        return np.where(self.valid, np.uint8(0), np.uint8(BY_NODATA)) if self.why is None else self.why
+
+    def part(self, rows: slice, cols: slice = slice(None)) -> "Pixels":
+        """Return some rows and columns of it."""
+        why = None if self.why is None else self.why[rows, cols]
+        return Pixels(self.values[:, rows, cols], self.valid[rows, cols], why)
+
+    @classmethod
+    def stacked(cls, parts: Sequence["Pixels"]) -> "Pixels":
+        """Return one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        values = np.concatenate([part.values for part in parts], axis=1)
+        return cls.judged(values, np.concatenate([part.reasons for part in parts]))
 
     def paste(self, other: "Pixels", at: Window, window: Window) -> None:
         """Copy `other`, the pixels of `at`, into these, which are those of `window`, where the two overlap."""
         both = at.intersection(window)
         here, there = both.slices(window), both.slices(at)
         self.values[:, *here], self.valid[here] = other.values[:, *there], other.valid[there]
+        if self.why is not None:
+            self.why[here] = other.reasons[there]
 
 
 class RasterSource(Protocol):
@@ -153,6 +188,13 @@ def undecodable(path: str, window: Window, reason: object) -> DecodingError:
         first_col=window.col,
         last_col=window.stop_col - 1,
         reason=reason,
+    )
+
+
+def nodata_refused(path: str, nodata: NodataOption, problem: object) -> OptionError:
+    """Return the error of nodata values that pixels of a raster cannot have."""
+    return OptionError(
+        "nodata-invalid", "--nodata {value}: {path}: {problem}", value=nodata.values, path=path, problem=problem
     )
 
 
@@ -235,7 +277,7 @@ class PaletteSource:
                 dtype="uint8",
                 descriptions=(None, None, None),
                 colour_roles=("red", "green", "blue"),
-                has_mask=True,
+                validity=UNSAID,
                 scales=(),
                 sources=tuple(file.model_copy(update={"colours": True}) for file in numbers.sources),
             )
@@ -249,7 +291,10 @@ class PaletteSource:
         known = (numbers.values[0] >= 0) & (numbers.values[0] < len(table))
         colours = table[np.where(known, numbers.values[0], 0)]
         values = np.moveaxis(colours[..., [band - 1 for band in bands]], -1, 0)
-        return Pixels(np.ascontiguousarray(values), numbers.valid & known & (colours[..., 3] > 0))
+        seen = known & (colours[..., 3] > 0)
+        return Pixels.judged(
+            np.ascontiguousarray(values), numbers.reasons | np.where(seen, 0, BY_ALPHA).astype(np.uint8)
+        )
 
     def close(self) -> None:
         """Close the source."""
@@ -293,7 +338,6 @@ class MosaicSource:
             size=self._size,
             georeference=self._georeference,
             storage_block=max(info.storage_block for info in infos),
-            has_mask=True,
             ground=None,
             sources=tuple(file for info in infos for file in info.sources),
             levels=(self._size,),
@@ -314,9 +358,13 @@ class MosaicSource:
                 continue
             inside = Window(part.row - piece.row, part.col - piece.col, part.height, part.width)
             pixels = piece.source.read(inside, bands)
+            # what nothing has given yet takes the first reason, and what is valid comes on top of it
             new = pixels.valid & ~found.valid[here]
+            first = new | (found.reasons[here] == OUTSIDE)
             found.values[:, *here][:, new] = pixels.values[:, new]
             found.valid[here] |= new
+            assert found.why is not None, "blank pixels have reasons"
+            found.why[here] = np.where(first, pixels.reasons, found.why[here])
         return found
 
     def close(self) -> None:

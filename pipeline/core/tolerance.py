@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fcn_batch.pipeline.core.errors import DecodingError, InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource
+from fcn_batch.pipeline.core.validity import UNREADABLE
 
 MAX_RETRIES = 20
 """Most tries after the first: with the longest waits between them, eight minutes."""
@@ -213,7 +214,7 @@ class TolerantSource:
 
     def _by_pieces(self, window: Window, bands: tuple[int, ...], pieces: tuple[Window, ...]) -> Pixels:
         """All that can be read of `pieces` of the blocks that `window` touches; the rest is remembered and masked."""
-        pixels = Pixels.blank(len(bands), window, self.info.dtype)
+        pixels = Pixels.blank(len(bands), window, self.info.dtype, UNREADABLE)
         for wait in (0.0, *self._policy.waits()):
             if not pieces:
                 break

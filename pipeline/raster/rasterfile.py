@@ -13,14 +13,13 @@ Only the modules of the raster side import rasterio. Three facts shape this one:
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -35,15 +34,16 @@ from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference, GroundC
 from fcn_batch.pipeline.core.location import Url, input_of, is_remote, size_in_archive
 from fcn_batch.pipeline.core.source import (
     DTYPES,
-    NO_MEASUREMENT,
     PerThread,
     Pixels,
     RasterInfo,
     SourceFile,
     check_read,
     no_level,
+    nodata_refused,
     undecodable,
 )
+from fcn_batch.pipeline.core.validity import AS_DECLARED, NodataOption, Validity
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, leaving_nothing, local_only, reaching
 from fcn_batch.pipeline.raster.guard import check_bands, check_planes, check_raster, check_remote
 from fcn_batch.pipeline.raster.remote import look_at
@@ -62,32 +62,37 @@ _COARSEST = 5.0
 class RasterioSource:
     """A raster file, opened when first needed, once in each thread that reads it.
 
-    `level` is of the file's own pyramid, 0 the finest. Pickles as its path and info, without open files. Call `close`
-    only when no other thread is reading.
+    `level` is of the file's own pyramid, 0 the finest; `nodata` is what the user says of its nodata values.
+    Pickles as its path and info, without open files. Call `close` only when no other thread is reading.
     """
 
-    def __init__(self, path: str | Path | Url, info: RasterInfo | None = None, level: int = 0) -> None:
-        self._path, self._level = place_of(path), level
+    def __init__(
+        self,
+        path: str | Path | Url,
+        info: RasterInfo | None = None,
+        level: int = 0,
+        nodata: NodataOption = AS_DECLARED,
+    ) -> None:
+        self._path, self._level, self._nodata = place_of(path), level, nodata
         self._info = info
         self._open = PerThread(partial(open_dataset, self._path, level))
 
-    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[Path | Url, RasterInfo | None, int]]:
-        return RasterioSource, (self._path, self._info, self._level)
+    def __reduce__(self) -> tuple[type["RasterioSource"], tuple[Any, ...]]:
+        return RasterioSource, (self._path, self._info, self._level, self._nodata)
 
     @property
     def info(self) -> RasterInfo:
         """As `inspect` gives it, and with the same errors."""
         if self._info is None:
-            self._info = inspect(self._path, level=self._level)
+            self._info = inspect(self._path, level=self._level, nodata=self._nodata)
         return self._info
 
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
         """Values and mask of `window`; `bands` counts from 1, in the order wanted.
 
-        A pixel is valid when the dataset's mask says so (a mask band or alpha; else nodata, where one band with
-        data is enough, as in rasterio's `dataset_mask`) and all `bands` are below NO_MEASUREMENT. ValueError when
-        the window leaves the raster or a band does not exist; InputError when the file cannot be opened, and
-        DecodingError when it can, but some of these pixels cannot be read.
+        Which pixels are valid, validity.py says: rasterio's `dataset_mask` is meant for display. ValueError when the
+        window leaves the raster or a band does not exist; InputError when the file cannot be opened, and DecodingError
+        when it can, but some of these pixels cannot be read.
         """
         info = self.info
         check_read(info, window, bands)
@@ -96,19 +101,17 @@ class RasterioSource:
             with allowed(self._path):
                 dataset = self._open.get()
                 values: NDArray[Any] = dataset.read(list(bands), window=area)
-                valid = np.ones(values.shape[1:], np.bool_)
-                if info.has_mask:
-                    valid = dataset.dataset_mask(window=area) > 0
-                if (alpha := _own_alpha(info.colour_roles, info.dtype)) is not None:
-                    valid &= dataset.read(alpha, window=area) > 0
+                judge, masks, alpha = info.validity, None, None
+                if judge.masked and (masked := _masked(dataset, bands)):
+                    masks = dataset.read_masks(masked, window=area)
+                if judge.alpha is not None:
+                    alpha = dataset.read(judge.alpha, window=area)
         except BROKEN as error:
             reason = _without_visit(self._path, error.__cause__ or error)
             self._open.forget()  # after an error, GDAL's JPEG driver gives grey if it is not opened anew
             _forget_fetched(self._path)
             raise undecodable(info.path, window, reason) from error
-        if values.dtype.kind == "f":
-            valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
-        return Pixels(values, valid)
+        return Pixels.judged(values, judge.judge(values, bands, alpha, masks))
 
     def close(self) -> None:
         """Close the file in all threads; a later read opens it again."""
@@ -120,8 +123,15 @@ def allowed(place: Path | Url) -> Any:
     return reaching(place.gdal) if is_remote(place) else local_only()
 
 
-def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int = 0) -> RasterInfo:
+def inspect(
+    path: str | Path | Url,
+    dtypes: tuple[str, ...] = DTYPES,
+    level: int = 0,
+    nodata: NodataOption = AS_DECLARED,
+) -> RasterInfo:
     """Open a raster, check that it can be used, and say what it holds, at a level of its own pyramid.
+
+    `nodata` is what the user says of its nodata values.
 
     InputError when it has no such level, is not a local file of an allowed format, is damaged or cut off, has no bands
     or pixels of a type not in `dtypes`, or is not safe to read (see guard.py).
@@ -138,7 +148,8 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
                 check_remote(local, dataset, size_in_archive(local) if length is None else length)
             else:
                 check_raster(local, dataset)
-            info = replace(_info(local, dataset), levels=tuple(size for _, size in _levels(local, dataset)))
+            info = _info(local, dataset, nodata)
+            info = replace(info, levels=tuple(size for _, size in _levels(local, dataset)))
             return info if level == 0 else _at_level(info, level)
     except BROKEN as error:
         raise InputError(
@@ -149,7 +160,7 @@ def inspect(path: str | Path | Url, dtypes: tuple[str, ...] = DTYPES, level: int
         ) from error
 
 
-def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
+def _info(local: Path | Url, dataset: DatasetReader, nodata: NodataOption) -> RasterInfo:
     transform = tuple(dataset.transform)[:6]
     ground = _ground_control(dataset) if transform == IDENTITY else None
     wkt = _wkt(dataset.crs) if ground is None else None
@@ -170,13 +181,38 @@ def _info(local: Path | Url, dataset: DatasetReader) -> RasterInfo:
         descriptions=tuple(dataset.descriptions),
         colour_roles=roles,
         storage_block=tuple(dataset.block_shapes[0]),
-        has_mask=_own_alpha(roles, dataset.dtypes[0]) is not None
-        or any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums),
+        validity=_validity(local, dataset, roles, nodata),
         ground=ground,
         microns=microns_of(dataset.tags(), slide=dataset.crs is None),
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
         palette=_palette(dataset),
+        sources=(SourceFile(path=str(local), nodata=nodata),),
     )
+
+
+def _validity(local: Path | Url, dataset: DatasetReader, roles: tuple[str, ...], nodata: NodataOption) -> Validity:
+    masked = _masked(dataset, range(1, dataset.count + 1))
+    together = any(MaskFlags.nodata in flags for flags in (dataset.mask_flag_enums[band - 1] for band in masked))
+    declared = (None,) * dataset.count if together else dataset.nodatavals
+    try:
+        return Validity.of(dataset.dtypes[0], declared, roles, masked=bool(masked), option=nodata)
+    except ValueError as error:
+        raise nodata_refused(str(local), nodata, error) from error
+
+
+def _masked(dataset: DatasetReader, bands: Iterable[int]) -> list[int]:
+    """Return those of the bands whose mask is stored, in the file or beside it.
+
+    Not what GDAL makes of nodata of this one band, or of an alpha band. Of a list of values for all bands (a PNG's
+    transparent colour) it does make a mask that counts.
+    """
+    flags = dataset.mask_flag_enums
+    return [
+        band
+        for band in bands
+        if not {MaskFlags.all_valid, MaskFlags.alpha} & set(flags[band - 1])
+        and (MaskFlags.nodata not in flags[band - 1] or MaskFlags.per_dataset in flags[band - 1])
+    ]
 
 
 def _files(local: Path | Url, dataset: DatasetReader) -> tuple[str, ...]:
@@ -198,7 +234,7 @@ def _at_level(info: RasterInfo, level: int) -> RasterInfo:
         georeference=info.georeference.coarser(rows, cols),
         ground=info.ground and info.ground.coarser(rows, cols),
         microns=info.microns and info.microns * cols,
-        sources=(SourceFile(path=info.path, level=level),),
+        sources=tuple(file.model_copy(update={"level": level}) for file in info.sources),
     )
 
 
@@ -224,11 +260,6 @@ def _wkt(crs: CRS | None) -> str | None:
 def _ground_control(dataset: DatasetReader) -> GroundControl | None:
     points, crs = dataset.gcps
     return GroundControl(_wkt(crs), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)) if points else None
-
-
-def _own_alpha(roles: tuple[str, ...], dtype: str) -> int | None:
-    """Number of the alpha band where GDAL makes no mask of it; it does of bytes and uint16."""
-    return roles.index("alpha") + 1 if "alpha" in roles and dtype not in ("uint8", "uint16") else None
 
 
 def _palette(dataset: DatasetReader) -> tuple[tuple[int, int, int, int], ...]:

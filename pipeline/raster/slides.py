@@ -23,7 +23,17 @@ from fcn_batch.pipeline.core.errors import FcnBatchError, InputError, OptionErro
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
-from fcn_batch.pipeline.core.source import PerThread, Pixels, RasterInfo, SourceFile, check_read, no_level, undecodable
+from fcn_batch.pipeline.core.source import (
+    PerThread,
+    Pixels,
+    RasterInfo,
+    SourceFile,
+    check_read,
+    no_level,
+    nodata_refused,
+    undecodable,
+)
+from fcn_batch.pipeline.core.validity import AS_DECLARED, OUTSIDE, NodataOption, Validity
 
 Reader = Literal["openslide", "tiffslide"]
 READERS: tuple[Reader, ...] = ("openslide", "tiffslide")
@@ -44,13 +54,13 @@ INSTALL = "pip install 'fcn-batch[slides]'"
 class SlideSource:
     """A slide at a level of its pyramid, opened in each thread that reads it. Pickles without open files."""
 
-    def __init__(self, path: str, by: Reader, level: int = 0) -> None:
-        self._path, self._by, self._level = str(Path(path).absolute()), by, level
+    def __init__(self, path: str, by: Reader, level: int = 0, nodata: NodataOption = AS_DECLARED) -> None:
+        self._path, self._by, self._level, self._nodata = str(Path(path).absolute()), by, level, nodata
         self._info: RasterInfo | None = None
         self._open = PerThread(partial(_open, self._path, self._by))
 
-    def __reduce__(self) -> tuple[type["SlideSource"], tuple[str, Reader, int]]:
-        return SlideSource, (self._path, self._by, self._level)
+    def __reduce__(self) -> tuple[type["SlideSource"], tuple[Any, ...]]:
+        return SlideSource, (self._path, self._by, self._level, self._nodata)
 
     @property
     def info(self) -> RasterInfo:
@@ -58,7 +68,7 @@ class SlideSource:
         if self._info is None:
             slide = self._open.get()
             try:
-                self._info = _info(slide, self._path, self._by, self._level)
+                self._info = _info(slide, self._path, self._by, self._level, self._nodata)
             except FcnBatchError:
                 raise
             except Exception as error:  # metadata that a reader does not expect
@@ -75,8 +85,11 @@ class SlideSource:
         found = Pixels.blank(len(bands), window, "uint8")
         for piece in _pieces(window, self.info.size) if self._level else [window]:
             values = np.moveaxis(self._region(piece), -1, 0)
-            valid = values[3] > 0 if len(values) > 3 else np.ones(values.shape[1:], np.bool_)
-            found.paste(Pixels(values[[band - 1 for band in bands]], valid), piece, window)
+            chosen = values[[band - 1 for band in bands]]
+            why = self.info.validity.judge(chosen, bands)
+            if len(values) > 3:
+                why[values[3] == 0] |= OUTSIDE
+            found.paste(Pixels.judged(chosen, why), piece, window)
         return found
 
     def close(self) -> None:
@@ -161,7 +174,7 @@ def _unreadable(path: str, by: Reader, reason: Exception) -> InputError:
     )
 
 
-def _info(slide: Any, path: str, by: Reader, level: int) -> RasterInfo:
+def _info(slide: Any, path: str, by: Reader, level: int, nodata: NodataOption) -> RasterInfo:
     levels = [Size(height, width) for width, height in slide.level_dimensions]
     if level >= len(levels):
         raise no_level(path, level, len(levels))
@@ -173,6 +186,10 @@ def _info(slide: Any, path: str, by: Reader, level: int) -> RasterInfo:
         _check_bands(slide, path)
     rows, cols = finest.height / size.height, finest.width / size.width
     microns = _number(slide.properties.get(f"{by}.mpp-x"))
+    try:
+        validity = Validity.of("uint8", (None,) * 3, _BANDS, option=nodata)
+    except ValueError as error:
+        raise nodata_refused(path, nodata, error) from error
     return RasterInfo(
         path=path,
         files=tuple(map(str, _files(Path(path)))),
@@ -183,10 +200,10 @@ def _info(slide: Any, path: str, by: Reader, level: int) -> RasterInfo:
         descriptions=(None, None, None),
         colour_roles=_BANDS,
         storage_block=_storage_block(slide, by, level),
-        has_mask=by == "openslide",
         ground=None,
         microns=microns and microns * cols,
-        sources=(SourceFile(path=path, by=by, level=level),),
+        sources=(SourceFile(path=path, by=by, level=level, nodata=nodata),),
+        validity=validity,
         levels=tuple(levels),
     )
 

@@ -29,6 +29,7 @@ from rasterio.windows import Window as RasterioWindow
 from fcn_batch.pipeline.core.errors import InputError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.source import Pixels, RasterInfo, RasterSource, Resampling, check_read
+from fcn_batch.pipeline.core.validity import BY_RESAMPLING, OUTSIDE, RULES_DIFFER
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.crs import change_of_system
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space, local_only
@@ -75,7 +76,6 @@ class WarpedSource:
             size=self._grid.size,
             georeference=self._grid.georeference,
             storage_block=(min(self._side, self._grid.size.height), min(self._side, self._grid.size.width)),
-            has_mask=True,
             ground=before.ground and before.ground.coarser(*scale),
             microns=None if before.microns is None else float(f"{before.microns * scale[1]:.{_DIGITS}g}"),
             levels=(self._grid.size,),
@@ -129,10 +129,12 @@ class WarpedSource:
             )
         pixels = self._source.read(there, bands)
         if not pixels.valid.any():
-            return None
-        if self._resampling == "bilinear":
-            return interpolated(pixels, Warp(self._place, there, block, self._resampling))
-        return averaged(pixels, there, Warp(self._place, seen, block, self._resampling))
+            made = Pixels.blank(len(bands), block, pixels.values.dtype.name)
+        elif self._resampling == "bilinear":
+            made = interpolated(pixels, Warp(self._place, there, block, self._resampling))
+        else:
+            made = averaged(pixels, there, Warp(self._place, seen, block, self._resampling))
+        return Pixels(made.values, made.valid, reasons_of(made.valid, pixels, there, self._place, block))
 
 
 def kernel_for(source: Grid, wanted: Grid) -> Resampling:
@@ -322,6 +324,29 @@ def averaged(pixels: Pixels, there: Window, warp: Warp) -> Pixels:
     made, _ = _made(seen, warp)
     valid, inside = warp(np.stack([seen.valid, source]).astype(np.float32))
     return Pixels(made[:-1], (valid > inside / 2) & (inside > _SLIVER) & (made[-1] > 0))
+
+
+def reasons_of(valid: NDArray[np.bool_], pixels: Pixels, there: Window, lies: Lies, block: Window) -> NDArray[np.uint8]:
+    """Return why pixels of a block have no data: the reasons of the nearest of `pixels`, which are those of `there`.
+
+    Where that one has data, but most of what the pixel is made of has none, it is the resampling.
+    """
+    why, reasons = np.zeros(valid.shape, np.uint8), pixels.reasons
+    differ = bool((reasons & RULES_DIFFER).any())
+    if valid.all() and not differ:
+        return why
+    rows, cols = np.nonzero(np.ones_like(valid) if differ else ~valid)
+    middles = (at.astype(np.float64) + first + 0.5 for at, first in ((rows, block.row), (cols, block.col)))
+    found = lies.to_source(*middles)
+    with np.errstate(invalid="ignore"):
+        row, col = (np.floor(at) - first for at, first in zip(found, (there.row, there.col), strict=True))
+        inside = (row >= 0) & (row < there.height) & (col >= 0) & (col < there.width)
+    nearest = np.full(rows.shape, OUTSIDE, np.uint8)
+    nearest[inside] = reasons[row[inside].astype(np.intp), col[inside].astype(np.intp)]
+    said, differs = nearest & ~np.uint8(RULES_DIFFER), nearest & np.uint8(RULES_DIFFER)
+    said = np.where(valid[rows, cols], 0, np.where(said == 0, np.uint8(BY_RESAMPLING), said))
+    why[rows, cols] = said | differs
+    return why
 
 
 def _shrunk(values: NDArray[Any], warp: Warp) -> NDArray[Any]:

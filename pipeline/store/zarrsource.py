@@ -3,7 +3,6 @@
 Where the image is in a store, `zarrimage.py` says, and what its values mean `zarrmeaning.py`.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import size_problem
 from fcn_batch.pipeline.core.location import Url
-from fcn_batch.pipeline.core.source import DTYPES, NO_MEASUREMENT, Pixels, RasterInfo, SourceFile, check_read
+from fcn_batch.pipeline.core.source import DTYPES, Pixels, RasterInfo, SourceFile, check_read, nodata_refused
+from fcn_batch.pipeline.core.validity import AS_DECLARED, NodataOption, Validity
 from fcn_batch.pipeline.store.opening import Node, ServerOf, judged, why
 from fcn_batch.pipeline.store.zarrimage import Image, image_at, store_of
 from fcn_batch.pipeline.store.zarrmeaning import descriptions_of, nodata_of, place_of, roles_of, scales_of
@@ -37,13 +37,18 @@ class ZarrSource:
     """An image in a zarr store, at a level of its pyramid. Pickles without open arrays.
 
     `wkt_of` gives WKT2 of a reference system that the store names in another form, `server_of` what URLs are read
-    from; both are functions of modules.
+    from; both are functions of modules. `nodata` is what the user says of its nodata values.
     """
 
     def __init__(
-        self, place: Path | Url, level: int, wkt_of: Callable[[str], str], server_of: ServerOf | None = None
+        self,
+        place: Path | Url,
+        level: int,
+        wkt_of: Callable[[str], str],
+        server_of: ServerOf | None = None,
+        nodata: NodataOption = AS_DECLARED,
     ) -> None:
-        self._given = (place, level, wkt_of, server_of)
+        self._given = (place, level, wkt_of, server_of, nodata)
         self._lock = threading.RLock()
         self._values: _Values | None = None
         self._info: RasterInfo | None = None
@@ -66,8 +71,7 @@ class ZarrSource:
     def read(self, window: Window, bands: tuple[int, ...]) -> Pixels:
         """Values and mask of `window`; `bands` counts from 1, in the order wanted.
 
-        A pixel is valid where any band of the store has data (is not nodata), alpha is not 0, and all `bands` are below
-        NO_MEASUREMENT: as RasterioSource has it. ValueError when the window leaves the image or a band does not exist;
+        Which pixels are valid, validity.py says. ValueError when the window leaves the image or a band does not exist;
         InputError when the store cannot be opened, and DecodingError when it can, but some of these pixels cannot be
         read.
         """
@@ -75,8 +79,9 @@ class ZarrSource:
         check_read(info, window, bands)
         image = self._open()
         try:
-            values = image.read(window, bands)
-            valid = image.valid(window, bands, values)
+            values, alpha = image.read(window, bands), None
+            if (number := info.validity.alpha) is not None:
+                alpha = values[bands.index(number)] if number in bands else image.read(window, (number,))[0]
         except Exception as error:
             raise DecodingError(
                 "pixels-unreadable",
@@ -86,9 +91,7 @@ class ZarrSource:
                 cols=f"{window.col}..{window.stop_col - 1}",
                 why=why(error),
             ) from error
-        if values.dtype.kind == "f":
-            valid &= (np.abs(values) < NO_MEASUREMENT).all(axis=0)
-        return Pixels(values, valid)
+        return Pixels.judged(values, info.validity.judge(values, bands, alpha))
 
     def close(self) -> None:
         """Let go of the arrays; a later read opens them again."""
@@ -96,13 +99,13 @@ class ZarrSource:
             self._values = None
 
     def _open(self) -> "_Values":
-        place, level, wkt_of, server_of = self._given
+        place, level, wkt_of, server_of, nodata = self._given
         with self._lock:
             if self._values is None:
                 try:
                     image = image_at(place, level, server_of)
                     if self._info is None:
-                        self._info = _info(place, level, image, wkt_of)
+                        self._info = _info(place, level, image, wkt_of, nodata)
                     self._values = _Values(image, self._info)
                 except FcnBatchError:
                     raise
@@ -124,7 +127,7 @@ class ZarrSource:
 
 
 class _Values:
-    """The values of an image, and which of them are measurements."""
+    """The values of an image."""
 
     def __init__(self, image: Image, info: RasterInfo) -> None:
         self._axes, self._arrays, self._dtype = image.axes, image.arrays, np.dtype(info.dtype)
@@ -132,8 +135,6 @@ class _Values:
         self._lock = threading.Lock()
         self._kept: dict[tuple[Window, tuple[int, ...]], NDArray[Any]] = {}
         self._together = image.axes.bands is not None and image.arrays[0].chunks[image.axes.bands] > 1
-        self._nodata = nodata_of(image)
-        self._alpha = info.colour_roles.index("alpha") + 1 if "alpha" in info.colour_roles else None
 
     def read(self, window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
         """(bands, rows, cols), in the byte order of this machine."""
@@ -171,28 +172,6 @@ class _Values:
             return block if wanted == list(range(len(block))) else block[wanted]
         return np.concatenate([self._selected(self._arrays[0], window, slice(band - 1, band)) for band in bands])
 
-    def valid(self, window: Window, bands: tuple[int, ...], values: NDArray[Any]) -> NDArray[np.bool_]:
-        """(rows, cols), from the `values` of `bands` and, where these do not decide it, of the others."""
-        if self._alpha is not None:
-            known = values[bands.index(self._alpha)] if self._alpha in bands else self.read(window, (self._alpha,))[0]
-            return np.asarray(known > 0)
-        valid = self._measured(bands, values)
-        others = tuple(band for band in range(1, len(self._nodata) + 1) if band not in bands)
-        if others and not valid.all():
-            valid |= self._measured(others, self.read(window, others))
-        return valid
-
-    def _measured(self, bands: tuple[int, ...], values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where any of these bands is not nodata."""
-        measured = np.zeros(values.shape[1:], np.bool_)
-        for band, plane in zip(bands, values, strict=True):
-            nodata = self._nodata[band - 1]
-            if nodata is None:
-                return np.ones_like(measured)
-            with np.errstate(over="ignore"):
-                measured |= ~np.isnan(plane) if math.isnan(nodata) else plane != self._dtype.type(nodata)
-        return measured
-
     def _selected(self, array: zarr.Array[Any], window: Window, bands: slice) -> NDArray[Any]:
         """(bands, rows, cols), or (rows, cols) of an array that is one band: one selection by zarr."""
         axes = self._axes
@@ -205,7 +184,13 @@ class _Values:
         return np.ascontiguousarray(found, self._dtype)
 
 
-def _info(place: Path | Url, level: int, image: Image, wkt_of: Callable[[str], str]) -> RasterInfo:
+def _info(
+    place: Path | Url,
+    level: int,
+    image: Image,
+    wkt_of: Callable[[str], str],
+    nodata: NodataOption,
+) -> RasterInfo:
     size = image.size
     _check(place, image)
     georeference = place_of(image, wkt_of)
@@ -214,22 +199,26 @@ def _info(place: Path | Url, level: int, image: Image, wkt_of: Callable[[str], s
         georeference = georeference.coarser(finest.height / size.height, finest.width / size.width)
     descriptions = descriptions_of(image)
     roles = roles_of(image, descriptions)
-    has_nodata = any(value is not None for value in nodata_of(image))
+    dtype = image.arrays[0].dtype.name
+    try:
+        validity = Validity.of(dtype, nodata_of(image), roles, option=nodata)
+    except ValueError as error:
+        raise nodata_refused(str(place), nodata, error) from error
     return RasterInfo(
         path=str(place),
         files=tuple(_files(image)),
         size=size,
         bands=image.bands,
-        dtype=image.arrays[0].dtype.name,
+        dtype=dtype,
         georeference=georeference,
         descriptions=descriptions,
         colour_roles=roles,
         storage_block=image.block,
-        has_mask=has_nodata or "alpha" in roles,
+        validity=validity,
         ground=None,
         microns=image.microns,
         scales=scales_of(image),
-        sources=(SourceFile(path=str(place), by="zarr", level=level),),
+        sources=(SourceFile(path=str(place), by="zarr", level=level, nodata=nodata),),
         levels=image.levels,
     )
 

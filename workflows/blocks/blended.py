@@ -86,8 +86,8 @@ def blended(work: Pass, part: Window, network: Tiles, blend: Blend) -> Iterator[
                 start, stop = max(out, part.row), min(out + choice.shape[1], part.stop_row)
                 if stop > start:
                     rows = choice[:, start - out : stop - out, col : col + part.width]
-                    valid = reader.valid(start, stop)[:, part.col - area.col : part.stop_col - area.col]
-                    yield work.band(start, rows, valid)
+                    why = reader.reasons(start, stop)[:, part.col - area.col : part.stop_col - area.col]
+                    yield work.band(start, rows, why)
                 out += choice.shape[1]
             reader.release(min(out, (0 if last else cells.rows.span(index + 1)[0] - 1) * cells.side))
 

@@ -5,7 +5,7 @@ Knows neither the network nor how the block was made, so that every point of the
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -36,6 +36,10 @@ class Block:
     seconds: float = 0.0
     unreadable: tuple[Window, ...] = ()
     """Parts of the input that it looks at and that could not be read."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Pixels without data by the reason."""
+    rules_differ: int = 0
+    """Pixels of which the two rules for nodata say different things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Committer:
             confidence_sha256=None if self.confidence is None else sha256(planes),
             shape=(window.height, window.width),
             pixels={i: int(counts[i]) for i in present},
+            missing=block.missing,
+            rules_differ=block.rules_differ,
             area_m2=areas,
             tile=block.tile,
             passes=block.passes,

@@ -262,9 +262,9 @@ def memory(network: Network, info: RasterInfo, cut: Cut) -> int:
         seen, held, scaled = network.bytes_of(side, side), side + cut.tile, 2 * 4 * network.bands * side**2
     rows = (held + 3 * slab_rows(info)) * row_bytes(network, info, cut)
     sums = 0 if cut.exact else 4 * 4 * network.classes * (cut.tile + cut.overlap) * cols
-    blocks = 3 * min(cut.chunk, size.height) * min(cut.lane, size.width)
+    layers = 1 + PLANES if network.confidence else 1
+    blocks = (3 * layers + 1) * min(cut.chunk, size.height) * min(cut.lane, size.width)  # and why there is no data
     if network.confidence:
-        blocks *= 1 + PLANES
         seen += confidence_bytes(network.classes, cut.tile * (cut.tile if cut.way == "tiles" else cols))
     return _COPIES_OF_WEIGHTS * network.weights + _KEPT_PAGES * (seen + scaled) + rows + sums + blocks + _LOADING
 

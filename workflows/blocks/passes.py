@@ -16,6 +16,7 @@ from fcn_batch.pipeline.core.geometry import Size, Window, round_up
 from fcn_batch.pipeline.core.plan import Cut, Plan
 from fcn_batch.pipeline.core.source import Pixels, RasterSource
 from fcn_batch.pipeline.core.tiling import Descent, exact_tiles, lane_columns
+from fcn_batch.pipeline.core.validity import is_valid
 from fcn_batch.pipeline.network.confidence import PLANES
 from fcn_batch.pipeline.network.predictor import Choice, Decided, StripPass, Strips, Tiles
 from fcn_batch.workflows.blocks.reading import RowReader
@@ -47,6 +48,8 @@ class Band:
     row: int
     classes: NDArray[np.uint8]
     """Class ids, (rows, columns of the part); NODATA where there is no data."""
+    why: NDArray[np.uint8]
+    """Why there is none, as flags of validity.py."""
     planes: NDArray[np.uint8] | None = None
     """How sure the network is, (2, rows, columns), in the same way; None when it is not wanted."""
 
@@ -69,16 +72,16 @@ class Pass:
         """What comes back for each pixel: the best channel, and how sure it is if that is wanted."""
         return 1 + PLANES if self.plan.confidence else 1
 
-    def band(self, row: int, choice: Choice, valid: NDArray[np.bool_]) -> Band:
+    def band(self, row: int, choice: Choice, why: NDArray[np.uint8]) -> Band:
         """Class ids, and how sure they are, where there is data."""
-        classes = self.ids[choice[0]]
+        classes, valid = self.ids[choice[0]], is_valid(why)
         classes[~valid] = NODATA
-        return Band(row, classes, np.where(valid, choice[1:], np.uint8(NODATA)) if len(choice) > 1 else None)
+        return Band(row, classes, why, np.where(valid, choice[1:], np.uint8(NODATA)) if len(choice) > 1 else None)
 
-    def empty(self, row: int, rows: int, cols: int) -> Band:
+    def empty(self, row: int, why: NDArray[np.uint8]) -> Band:
         """Rows without data."""
-        planes = np.full((PLANES, rows, cols), NODATA, dtype=np.uint8) if self.plan.confidence else None
-        return Band(row, np.full((rows, cols), NODATA, dtype=np.uint8), planes)
+        planes = np.full((PLANES, *why.shape), NODATA, dtype=np.uint8) if self.plan.confidence else None
+        return Band(row, np.full(why.shape, NODATA, dtype=np.uint8), why, planes)
 
     def reader(self, area: Window) -> RowReader:
         """Reads the rows of `area`."""
@@ -144,7 +147,7 @@ class _Flow:
             self._pass = self._strips.begin(confidence=self._work.plan.confidence)
             self._next_in = self._next_out = max(self._next_in, start)
         while self._next_in < row:
-            yield from self._feed(Pixels(pixels.values[:, :0], pixels.valid[:0]))
+            yield from self._feed(pixels.part(slice(0)))
         yield from self._feed(pixels)
 
     def _feed(self, pixels: Pixels) -> Iterator[Band]:
@@ -173,14 +176,14 @@ class _Flow:
         if end <= first:
             return
         self.decided = end
+        columns = slice(self._part.col - self._left, self._part.stop_col - self._left)
+        why = self._reader.reasons(first, end)[:, columns]
         if choice is None:
-            yield self._work.empty(first, end - first, self._part.width)
+            yield self._work.empty(first, why)
             return
         begin = first - (stop - choice.shape[1])
         assert begin >= 0, "rows came out late"
-        columns = slice(self._part.col - self._left, self._part.stop_col - self._left)
-        rows = choice[:, begin : begin + end - first, columns]
-        yield self._work.band(first, rows, self._reader.valid(first, end)[:, columns])
+        yield self._work.band(first, choice[:, begin : begin + end - first, columns], why)
 
 
 def tiles(work: Pass, part: Window, network: Tiles) -> Iterator[Band]:
@@ -205,7 +208,7 @@ def tiles(work: Pass, part: Window, network: Tiles) -> Iterator[Band]:
                 best = network.choice(values, pixels.valid[seen], here, confidence=sure)
                 choice[(slice(None), *core.slices(band))] = best
                 work.effort.count(round_up(tile.read.height, cut.stride), round_up(tile.read.width, cut.stride))
-            yield work.band(band.row, choice, pixels.valid[band.slices(rows)])
+            yield work.band(band.row, choice, pixels.reasons[band.slices(rows)])
             reader.release(band.stop_row - cut.overlap)
 
 

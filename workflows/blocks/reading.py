@@ -51,15 +51,11 @@ class RowReader:
     def rows(self, start: int, stop: int) -> Pixels:
         """Pixels of the rows `start` to `stop` (not included), at least one; InputError when they cannot be read."""
         self._read_until(start, stop)
-        parts = list(self._parts(start, stop))
-        if len(parts) == 1:
-            return parts[0]
-        values = np.concatenate([part.values for part in parts], axis=1)
-        return Pixels(values, np.concatenate([part.valid for part in parts]))
+        return Pixels.stacked(list(self._parts(start, stop)))
 
-    def valid(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Which pixels of rows that were read already, and not released since, have data."""
-        return np.concatenate([part.valid for part in self._parts(start, stop)])
+    def reasons(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return why pixels of rows that were read already, and not released since, have no data; 0: they have."""
+        return np.concatenate([part.reasons for part in self._parts(start, stop)])
 
     def release(self, row: int) -> None:
         """No row before `row` will be asked for again."""
@@ -88,8 +84,7 @@ class RowReader:
         for slab in self._slabs:
             first, end = max(start, slab.window.row), min(stop, slab.window.stop_row)
             if first < end:
-                rows = slice(first - slab.window.row, end - slab.window.row)
-                yield Pixels(slab.pixels.values[:, rows], slab.pixels.valid[rows])
+                yield slab.pixels.part(slice(first - slab.window.row, end - slab.window.row))
 
     def _read(self, window: Window) -> _Slab:
         return _Slab(window, self._source.read(window, self._bands))

@@ -29,6 +29,7 @@ from fcn_batch.pipeline.core.errors import OptionError
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.journal import Receipt, claim_of
 from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.core.validity import OUTSIDE, REASONS, RULES_DIFFER, UNREADABLE, counts, is_valid
 from fcn_batch.pipeline.network.device import free_memory, is_out_of_memory, set_threads
 from fcn_batch.pipeline.network.predictor import Strips
 from fcn_batch.workflows.blocks.blended import blended
@@ -124,7 +125,8 @@ def _empty(job: Job, index: int, *, unreadable: bool) -> Block:
     """Return a block without data, which nothing was read for."""
     window = job.plan.grid[index]
     layers = np.full((job.layers, window.height, window.width), NODATA, dtype=np.uint8)
-    return Block(index, layers, job.plan.cut.tile, unreadable=(window,) if unreadable else ())
+    missing = {REASONS[UNREADABLE if unreadable else OUTSIDE]: window.pixels}
+    return Block(index, layers, job.plan.cut.tile, unreadable=(window,) if unreadable else (), missing=missing)
 
 
 def _need_less_memory(job: Job, error: RuntimeError | MemoryError) -> None:
@@ -170,28 +172,43 @@ def _blocks(job: Job, work: Work, stop: Stop) -> Generator[Block, None, None]:
     # one is filled while the other is written
     buffers = cycle([np.empty((job.layers, window.height, window.width), dtype=np.uint8) for _ in work[:2]])
     layers = next(buffers)
+    why = np.empty(layers.shape[1:], np.uint8)
     for band in _bands(job, part, effort):
         stop.check()
         row, end = band.row, band.row + len(band.classes)
         while row < end:
             until = min(end, window.stop_row)
             here, there = slice(row - window.row, until - window.row), slice(row - band.row, until - band.row)
-            layers[0, here] = band.classes[there]
+            layers[0, here], why[here] = band.classes[there], band.why[there]
             if band.planes is not None:
                 layers[1:, here] = band.planes[:, there]
             row = until
             if row == window.stop_row:
                 now = time.perf_counter()
-                yield _decided(job, index, layers, effort.since(before), now - started)
+                missing = why[: window.height]
+                yield _decided(job, index, layers, missing, effort.since(before), now - started)
                 before, started = replace(effort), now
                 index, window = next(waiting, (index, window))
                 layers = next(buffers)[:, : window.height]
 
 
-def _decided(job: Job, index: int, layers: NDArray[np.uint8], effort: Effort, seconds: float) -> Block:
+def _decided(
+    job: Job, index: int, layers: NDArray[np.uint8], why: NDArray[np.uint8], effort: Effort, seconds: float
+) -> Block:
     cut, window = job.plan.cut, job.plan.grid[index]
     seen = window.padded(cut.tile if cut.way == "blend" else cut.overlap).clipped(job.plan.input.size)
     tile = job.network.rows if isinstance(job.network, Strips) else cut.tile
     if (wanted := job.wanted(window)) is not None:
         layers[:, ~wanted] = NODATA
-    return Block(index, layers, tile, effort.passes, effort.forwarded, seconds, job.source.unreadable(seen))
+        why[~wanted & is_valid(why)] |= OUTSIDE
+    return Block(
+        index,
+        layers,
+        tile,
+        effort.passes,
+        effort.forwarded,
+        seconds,
+        job.source.unreadable(seen),
+        counts(why),
+        int(np.count_nonzero(why & RULES_DIFFER)),
+    )

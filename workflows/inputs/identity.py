@@ -37,6 +37,8 @@ def identify(info: RasterInfo, *, hashed: bool = False) -> InputIdentity:
         microns=info.microns,
         sources=info.sources,
         resampling=info.resampling,
+        nodata=info.validity.nodata,
+        nodata_rule=info.validity.rule,
     )
 
 

@@ -35,6 +35,7 @@ from fcn_batch.pipeline.core.source import (
     no_level,
 )
 from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
+from fcn_batch.pipeline.core.validity import AS_DECLARED, NodataOption
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.crs import wkt_of
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource, local_path
@@ -50,14 +51,15 @@ _SLIDES = (*SUFFIXES, ".dcm")
 """Endings of slides: of use only for what is said when none of the readers is there."""
 
 
-def find_source(given: Input, level: int | None = None) -> RasterSource:
-    """The source of pixels that `given` is, by what can open it, at a level of its pyramid.
+def find_source(given: Input, level: int | None = None, nodata: NodataOption = AS_DECLARED) -> RasterSource:
+    """Return the source of pixels that `given` is, by what can open it, at a level of its pyramid.
 
-    InputError when nothing can, or it has no such level.
+    `nodata` is what the user says of its nodata values. InputError when nothing can open it, or it has no such level;
+    OptionError when it cannot have such nodata.
     """
     if isinstance(given, Mosaic):
-        return _mosaic(given.name, [find_source(part, level) for part in given.parts])
-    source = _finest(given)
+        return _mosaic(given.name, [find_source(part, level, nodata) for part in given.parts])
+    source = _finest(given, nodata)
     if not level:
         return source
     info = source.info
@@ -161,17 +163,17 @@ def finest_grid(identity: InputIdentity) -> Grid:
     return reduce(_around, (Grid(info.size, info.georeference) for info in infos))
 
 
-def _finest(given: Path | Url) -> RasterSource:
+def _finest(given: Path | Url, nodata: NodataOption = AS_DECLARED) -> RasterSource:
     if (place := _zarr_at(given)) is not None:
-        return _looked_at(ZarrSource(place, 0, wkt_of, folder_of))
+        return _looked_at(ZarrSource(place, 0, wkt_of, folder_of, nodata))
     if isinstance(given, Path) and wants_slide_reader(local_path(given)):
-        return _looked_at(SlideSource(str(given), installed()[0]))
+        return _looked_at(SlideSource(str(given), installed()[0], nodata=nodata))
     try:
-        return _looked_at(RasterioSource(str(given)))
+        return _looked_at(RasterioSource(str(given), nodata=nodata))
     except FormatError as error:  # what is refused for another reason stays refused
         if not isinstance(given, Path):
             raise
-        return _slide(given, error)
+        return _slide(given, nodata, error)
 
 
 def _zarr_at(given: Path | Url) -> Path | Url | None:
@@ -196,11 +198,11 @@ def _looked_at(source: RasterSource) -> RasterSource:
     return source
 
 
-def _slide(path: Path, error: InputError) -> RasterSource:
+def _slide(path: Path, nodata: NodataOption, error: InputError) -> RasterSource:
     """A slide that rasterio does not read; `error` is why."""
     for by in installed():
         try:
-            return _looked_at(SlideSource(str(path), by))
+            return _looked_at(SlideSource(str(path), by, nodata=nodata))
         except InputError as refused:
             reason = refused
     if path.suffix.lower() not in _SLIDES:
@@ -218,11 +220,11 @@ def _slide(path: Path, error: InputError) -> RasterSource:
 def _opened(file: SourceFile) -> RasterSource:
     source: RasterSource
     if file.by == "rasterio":
-        source = RasterioSource(file.path, level=file.level)
+        source = RasterioSource(file.path, level=file.level, nodata=file.nodata)
     elif file.by == "zarr":
-        source = ZarrSource(input_of(file.path), file.level, wkt_of, folder_of)
+        source = ZarrSource(input_of(file.path), file.level, wkt_of, folder_of, file.nodata)
     else:
-        source = SlideSource(file.path, file.by, file.level)
+        source = SlideSource(file.path, file.by, file.level, file.nodata)
     return PaletteSource(source) if file.colours else source
 
 

@@ -10,6 +10,8 @@ from fcn_batch.pipeline.core.classes import NODATA, Legend
 from fcn_batch.pipeline.core.journal import Receipt
 from fcn_batch.pipeline.core.plan import Plan
 
+_MOST_DIFFERENCE = 0.001
+"""Share of pixels that both rules for nodata may judge differently before it is worth a warning."""
 _VERSIONS_OF = ("numpy", "torch", "rasterio", "pyproj", "zarr", "dask")
 
 
@@ -29,9 +31,15 @@ def make_report(
         "outputs": made,
         "classes": _classes(legend, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
+        "nodata": _nodata(plan, done),
         "skipped_pixels": sum(sum(r.pixels.values()) for r in done if not r.forwarded and set(r.pixels) <= {NODATA}),
         "unreadable": _unreadable(done),
-        "notes": [*notes, *_notes_on_memory(plan.cut.tile, done), *_notes_on_mixing(done)],
+        "notes": [
+            *notes,
+            *_notes_on_nodata(plan, done),
+            *_notes_on_memory(plan.cut.tile, done),
+            *_notes_on_mixing(done),
+        ],
         "blocks": len(done),
         "forward_passes_per_pixel": round(sum(r.forwarded for r in done) / plan.input.size.pixels, 4),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF}},
@@ -41,6 +49,29 @@ def make_report(
             "confidence_sha256": [r.confidence_sha256 for r in done] if plan.confidence else None,
         },
     }
+
+
+def _nodata(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Return what decided which pixels have data, and why the others have none."""
+    why: Counter[str] = Counter()
+    for receipt in receipts:
+        why.update(receipt.missing)
+    return {
+        "values": plan.input.nodata,
+        "rule": plan.input.nodata_rule,
+        "why": dict(sorted(why.items())),
+        "rules_differ_pixels": sum(receipt.rules_differ for receipt in receipts),
+    }
+
+
+def _notes_on_nodata(plan: Plan, receipts: Sequence[Receipt]) -> list[str]:
+    """Return a warning where it matters which rule for several bands is taken."""
+    share = sum(receipt.rules_differ for receipt in receipts) / plan.input.size.pixels
+    if share <= _MOST_DIFFERENCE:
+        return []
+    taken, other = ("are data", "any") if plan.input.nodata_rule == "all" else ("have no class", "all")
+    note = f"{100 * share:.1f} % of the pixels have the nodata value in some bands only: they {taken}"
+    return [f"{note}; --nodata-rule {other} takes them the other way"]
 
 
 def _notes_on_memory(tile: int, receipts: list[Receipt]) -> list[str]:
@@ -72,7 +103,8 @@ def summary(report: dict[str, Any]) -> list[str]:
     for entry in report["classes"]:
         area = f"{entry['area_km2']:16,.2f} km²" if entry["area_km2"] is not None else ""
         lines.append(f"  {entry['name']:<24} {100 * entry['share']:6.2f} % {entry['pixels']:14,} px {area}")
-    lines.append(f"  {'no data':<24} {'':8} {report['nodata_pixels']:14,} px")
+    why = ", ".join(f"{reason} {count:,}" for reason, count in report["nodata"]["why"].items())
+    lines.append(f"  {'no data':<24} {'':8} {report['nodata_pixels']:14,} px{f' ({why})' if why else ''}")
     if skipped := report["skipped_pixels"]:
         share = skipped / (report["nodata_pixels"] + sum(entry["pixels"] for entry in report["classes"]))
         lines.append(f"  {'skipped as empty':<24} {100 * share:6.2f} % {skipped:14,} px in whole blocks")
