@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.geometry import Window
 from fcn_batch.pipeline.core.plan import Plan
-from fcn_batch.pipeline.core.validity import NodataOption, counts
+from fcn_batch.pipeline.core.validity import NodataOption, Rule, counts
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.raster.rasterfile import RasterioSource
 from fcn_batch.workflows.inputs.sources import find_source, resampled, source_of
@@ -68,7 +68,7 @@ def test_the_rule(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject)
         values[rng.random(values.shape) < 0.1] = data.draw(st.sampled_from([np.inf, -np.inf, 3.4e38]))
     nodata = data.draw(st.sampled_from([None, *some, -5.5e7, 0.5]))
     given_values = data.draw(st.sampled_from([None, "none", "7", ",".join(["0", "1", "7", "7", "0"][:bands])]))
-    rule = data.draw(st.sampled_from([None, "any", "all"]))
+    rule: Rule | None = data.draw(st.sampled_from([None, "any", "all"]))
     alpha = data.draw(st.sampled_from([None, *range(1, bands + 1)]))
     used = tuple(data.draw(st.permutations(range(1, bands + 1)))[: data.draw(st.integers(1, bands))])
     path = tmp_path_factory.mktemp("rule") / "a.tif"

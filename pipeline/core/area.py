@@ -1,6 +1,6 @@
 """The part of a raster that somebody wants a map of: polygons in its pixels."""
 
-from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
 
@@ -14,7 +14,8 @@ Ring = Annotated[tuple[Point, ...], Field(min_length=4)]
 """A closed line: the last point is the first."""
 Polygon = Annotated[tuple[Ring, ...], Field(min_length=1)]
 """Its outline, and those of its holes."""
-MAX_POINTS = 100_000
+MAX_POINTS = 1_000_000
+"""Of all polygons: they stand in the plan, which every worker reads."""
 
 
 class Area(BaseModel):
@@ -34,9 +35,13 @@ class Area(BaseModel):
         """The polygons whose boxes overlap a window."""
         return [
             polygon
-            for polygon, (left, top, right, bottom) in ((polygon, _box([polygon])) for polygon in self.polygons)
+            for polygon, (left, top, right, bottom) in zip(self.polygons, self._boxes, strict=True)
             if left < window.stop_col and right > window.col and top < window.stop_row and bottom > window.row
         ]
+
+    @cached_property
+    def _boxes(self) -> list[tuple[float, float, float, float]]:
+        return [_box(polygon) for polygon in self.polygons]
 
     @property
     def pixels(self) -> float:
@@ -55,7 +60,7 @@ def _signed(ring: Ring) -> float:
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
 
 
-def _box(polygons: Sequence[Polygon]) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom: outlines lie around their holes."""
-    cols, rows = zip(*(point for polygon in polygons for point in polygon[0]), strict=True)
+def _box(polygon: Polygon) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom: the outline lies around its holes."""
+    cols, rows = zip(*polygon[0], strict=True)
     return min(cols), min(rows), max(cols), max(rows)

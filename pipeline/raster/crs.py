@@ -90,6 +90,15 @@ def change_of_system(source: GeoReference, target: GeoReference) -> Change | Non
     return change
 
 
+def turn_of(ref: GeoReference) -> float | None:
+    """Return the full turn of longitude in the units of a geographic system; None for any other."""
+    crs = _crs(ref)
+    horizontal = _horizontal(crs) if crs is not None else None
+    if horizontal is None or not horizontal.is_geographic or horizontal.is_derived:
+        return None
+    return 2 * math.pi / float(horizontal.axis_info[0].unit_conversion_factor)
+
+
 def system_name(ref: GeoReference) -> str:
     """A short name for messages: the code, else the name in the WKT.
 

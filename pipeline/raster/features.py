@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.burn import VECTOR_SUFFIXES, Burn
@@ -88,6 +89,7 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
             path=local,
             reason=error,
         ) from error
+    shapes = np.array([_areal(shape) for shape in shapes], object)
     there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     kinds = {shape.geom_type for shape in shapes[there]}
     if others := sorted(kinds - {*_POLYGONS}):
@@ -99,6 +101,20 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
         )
     values = [_text(value) for value in data[0][there]] if columns else []
     return Features(shapes[there], values, _where(local, meta["crs"], given, image))
+
+
+def _areal(shape: Any) -> Any:
+    """Return the polygons of a collection as one; anything else, and a collection without polygons, as it is."""
+    if shape is None or shape.geom_type != "GeometryCollection":
+        return shape
+    shapely, waiting, found = libraries().shapely, [shape], []
+    while waiting:
+        one = waiting.pop()
+        if one.geom_type in ("GeometryCollection", "MultiPolygon"):
+            waiting.extend(one.geoms)
+        elif one.geom_type == "Polygon":
+            found.append(one)
+    return shapely.multipolygons(found[::-1]) if found else shape
 
 
 def _check_kind(path: Path) -> None:

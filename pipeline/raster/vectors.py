@@ -6,6 +6,7 @@ then taking off where a window begins is exact, and a window's pixels are those 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from fcn_batch.pipeline.core.errors import InputError, TrainingError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.raster.alignment import Grid
-from fcn_batch.pipeline.raster.crs import Change, change_of_system
+from fcn_batch.pipeline.raster.crs import Change, change_of_system, turn_of
 from fcn_batch.pipeline.raster.features import Features, libraries, read_features
 
 _STEPS = 2**16  # of a pixel, to which vertices are rounded
 _STRAIGHT = 0.05  # pixels that an edge may be away from the curve that it stands for
 _ROUNDS = 8  # of dividing edges by four; each makes the distance to the curve 16 times smaller
 _FAR = 2.0**24  # pixels; GDAL counts in 32 bits
+_MOST_TURNS = 3  # of longitude by which polygons are moved
 _VERTICES = 4096  # of a polygon; larger ones are cut, or each window would take all of a coastline
 
 
@@ -173,9 +175,14 @@ def _on_grid(path: Path, features: Features, grid: Grid) -> tuple[Polygons, NDAr
     shapes = shapely.transform(features.shapes, lambda points: np.stack(plane.to_plane(*points.T), axis=1))
     numbers = np.arange(len(shapes))
     change = change_of_system(features.georeference, grid.georeference)
+    turn = turn_of(features.georeference)
+    box = _box_of(grid, features.georeference, change, turn)
+    if turn is not None and box is not None:
+        shapes, numbers = _turned(shapes, box, turn)
+        _check_edges(path, shapes, turn)
     if change is not None:
-        shapes, numbers = _near_grid(shapes, features.georeference, grid)
-        shapes = _bent(path, shapes, grid, change)
+        shapes, near = _near_box(shapes, box)
+        shapes, numbers = _bent(path, shapes, grid, change), numbers[near]
     shapes = shapely.transform(shapes, lambda points: _pixels(points, grid, change))
     far = np.flatnonzero(np.abs(shapely.bounds(shapes)).max(axis=1, initial=0) > _FAR)
     for k in far:
@@ -186,21 +193,80 @@ def _on_grid(path: Path, features: Features, grid: Grid) -> tuple[Polygons, NDAr
     return Polygons(flat), np.repeat(numbers[here], [len(of_one) for of_one in pieces])
 
 
-def _near_grid(shapes: NDArray[Any], own: GeoReference, grid: Grid) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """What lies in a box somewhat larger than the grid, in the polygons' own system, and the numbers of it.
+Box = tuple[float, float, float, float]
+"""Left, low, right, high."""
+
+
+def _box_of(grid: Grid, own: GeoReference, change: Change | None, turn: float | None) -> Box | None:
+    """Return a box around a grid in the polygons' own system, somewhat larger where the two systems differ.
+
+    Longitudes go on beyond the dateline: from the smallest gap that they leave. None where no point can be placed.
+    """
+    x, y = np.broadcast_arrays(*grid.to_plane(*grid.outline()))
+    if change is not None:
+        back = change_of_system(grid.georeference, own)
+        assert back is not None
+        x, y = back(x, y)
+    points = np.stack([x.ravel(), y.ravel()])
+    points = points[:, np.isfinite(points).all(axis=0)]
+    if not points.size:
+        return None
+    if turn is not None and change is not None:
+        around = np.sort(np.unique(points[0] % turn))
+        gaps = np.diff(around, append=around[0] + turn)
+        first = around[(int(gaps.argmax()) + 1) % len(around)]
+        points[0] = first + (points[0] - first) % turn
+        points[0] -= turn * round((points[0].min() + points[0].max()) / 2 / turn)
+    low, high = points.min(axis=1), points.max(axis=1)
+    if change is not None:
+        low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def _check_edges(path: Path, shapes: NDArray[Any], turn: float) -> None:
+    """InputError for an edge of more than half a turn, but not a whole one: it may go the other way round."""
+    shapely = libraries().shapely
+    points, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(shapes)), return_index=True)
+    edge = np.flatnonzero(ring[1:] == ring[:-1])
+    start, stop = points[edge, 0], points[edge + 1, 0]
+    wide = np.flatnonzero((np.abs(stop - start) > turn / 2) & (np.abs(stop - start) < turn))
+    if wide.size:
+        raise InputError(
+            "polygons-ambiguous",
+            "{path}: an edge goes from longitude {start:.10g} to {stop:.10g}, round the Earth or across the dateline; "
+            "cut the polygon at the dateline (ogr2ogr -wrapdateline), or give the edge a point in between",
+            path=path,
+            start=float(start[wide[0]]),
+            stop=float(stop[wide[0]]),
+        )
+
+
+def _turned(shapes: NDArray[Any], box: Box, turn: float) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return polygons moved by whole turns of longitude to where they meet a box, and their numbers.
+
+    One that meets it in two places is there twice: longitudes of 0 to 360 and of -180 to 180 are the same.
+    """
+    shapely = libraries().shapely
+    left, _, right, _ = shapely.bounds(shapes).T
+    found, numbers = [shapes[:0]], [np.arange(0)]
+    for turns in range(-_MOST_TURNS, _MOST_TURNS + 1):
+        by = turns * turn
+        here = np.flatnonzero((left + by <= box[2]) & (right + by >= box[0]))
+        found.append(shapely.transform(shapes[here], partial(np.add, (by, 0.0))) if turns else shapes[here])
+        numbers.append(here)
+    order = np.argsort(np.concatenate(numbers), kind="stable")
+    return np.concatenate(found)[order], np.concatenate(numbers)[order]
+
+
+def _near_box(shapes: NDArray[Any], box: Box | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return what lies in a box, and the numbers of it.
 
     Far away, an edge may leave the domain of the grid's system, or need millions of points.
     """
-    shapely = libraries().shapely
-    back = change_of_system(grid.georeference, own)
-    assert back is not None
-    points = np.stack([values.ravel() for values in back(*np.broadcast_arrays(*grid.to_plane(*grid.outline())))])
-    points = points[:, np.isfinite(points).all(axis=0)]
-    if not points.size:
+    if box is None:
         return shapes[:0], np.arange(0)
-    low, high = points.min(axis=1), points.max(axis=1)
-    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
-    bounds = shapely.bounds(shapes)
+    low, high = np.array(box[:2]), np.array(box[2:])
+    bounds = libraries().shapely.bounds(shapes)
     near = np.flatnonzero((bounds[:, :2] <= high).all(axis=1) & (bounds[:, 2:] >= low).all(axis=1))
     shapes, bounds = shapes[near], bounds[near]
     beyond = np.flatnonzero((bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1))

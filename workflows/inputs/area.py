@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from fcn_batch.pipeline.core.area import MAX_POINTS, Area
 from fcn_batch.pipeline.core.errors import InputError, OptionError
@@ -58,16 +57,19 @@ def _of_polygons(info: RasterInfo, path: Path) -> Area:
             path=path,
             raster=info.path,
         )
-    try:
-        return Area(polygons=tuple(shape.__geo_interface__["coordinates"] for shape in found))
-    except ValidationError as error:
+    parts = (part for shape in found for part in getattr(shape, "geoms", [shape]))
+    polygons = tuple(part.__geo_interface__["coordinates"] for part in parts)
+    if (points := sum(len(ring) for polygon in polygons for ring in polygon)) > MAX_POINTS:
         raise InputError(
             "polygons-too-fine",
-            "{path}: more than {most} points lie on {raster}; simplify the polygons (ogr2ogr -simplify)",
+            "{path}: {points} points lie on {raster}, and {most} are the limit; simplify the polygons "
+            "(ogr2ogr -simplify)",
             path=path,
+            points=points,
             most=MAX_POINTS,
             raster=info.path,
-        ) from error
+        )
+    return Area(polygons=polygons)
 
 
 def _of_box(info: RasterInfo, box: Box) -> Area:
