@@ -5,7 +5,7 @@ import dataclasses
 NO_LABEL = -1
 """The id of a pixel that has no label."""
 
-VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".geojsonl", ".shp", ".fgb")
+VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".geojsonl", ".shp", ".fgb", ".parquet")
 """Endings of the names of files that hold polygons."""
 
 

@@ -4,7 +4,9 @@ Files are opened only by what they begin with: GDAL would otherwise pass a text 
 driver that follows them. pyogrio and shapely come with `pip install 'fcn-batch[vectors]'`.
 """
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +29,7 @@ _MAGIC = {
     ".geojson": b"{",
     ".json": b"{",
     ".geojsonl": b"{",
+    ".parquet": b"PAR1",
 }
 _POLYGONS = ("Polygon", "MultiPolygon")
 
@@ -69,18 +72,14 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
     _check_kind(local)
     pyogrio, shapely = libraries().pyogrio, libraries().shapely
     try:
-        layer = _layer(local, [str(name) for name in pyogrio.list_layers(local)[:, 0]], burn.layer)
-        fields = [str(name) for name in pyogrio.read_info(local, layer=layer)["fields"]]
-        if burn.field is not None and burn.field not in fields:
-            raise TrainingError(
-                "field-missing",
-                "{path} has no field {field!r}; its fields are {fields}",
-                path=local,
-                field=burn.field,
-                fields=", ".join(fields) or "none",
-            )
-        columns = [burn.field] if burn.field is not None else []
-        meta, _, shapes, data = pyogrio.raw.read(local, layer=layer, columns=columns, force_2d=True)
+        if local.suffix.lower() == ".parquet":
+            crs, shapes, values = _from_parquet(local, burn.field)
+        else:
+            layer = _layer(local, [str(name) for name in pyogrio.list_layers(local)[:, 0]], burn.layer)
+            _check_field(local, burn.field, pyogrio.read_info(local, layer=layer)["fields"])
+            columns = [] if burn.field is None else [burn.field]
+            meta, _, shapes, values = pyogrio.raw.read(local, layer=layer, columns=columns, force_2d=True)
+            crs = meta["crs"]
         shapes = shapely.from_wkb(shapes if shapes is not None else [])
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.ShapelyError) as error:
         raise InputError(
@@ -99,8 +98,47 @@ def read_features(path: Path, burn: Burn, given: GeoReference | None, image: Geo
             path=local,
             kinds=", ".join(others),
         )
-    values = [_text(value) for value in data[0][there]] if columns else []
-    return Features(shapes[there], values, _where(local, meta["crs"], given, image))
+    said = [] if burn.field is None else [_text(value) for value in values[0][there]]
+    return Features(shapes[there], said, _where(local, crs, given, image))
+
+
+def _check_field(path: Path, field: str | None, fields: Iterable[Any]) -> None:
+    if field is not None and field not in (known := [str(name) for name in fields]):
+        raise TrainingError(
+            "field-missing",
+            "{path} has no field {field!r}; its fields are {fields}",
+            path=path,
+            field=field,
+            fields=", ".join(known) or "none",
+        )
+
+
+def _from_parquet(path: Path, field: str | None) -> tuple[str | None, Any, list[Any]]:
+    """Return reference system, shapes as WKB and the values of a field of a GeoParquet file.
+
+    pyogrio's GDAL has no driver for it. InputError for other Parquet files.
+    """
+    arrow = libraries("pyarrow.parquet", "pyarrow").pyarrow
+    try:
+        file = arrow.parquet.ParquetFile(path)
+        geo = json.loads((file.metadata.metadata or {}).get(b"geo", b"{}"))
+        name = geo["primary_column"]
+        column = geo["columns"][name]
+        if column["encoding"] != "WKB":
+            raise ValueError(f"geometries are encoded as {column['encoding']}, not as WKB")
+        _check_field(path, field, (one for one in file.schema_arrow.names if one != name))
+        table = file.read(columns=[name, *([] if field is None else [field])])
+        crs = column.get("crs", "OGC:CRS84")
+        shapes = libraries().shapely.force_2d(libraries().shapely.from_wkb(table[name].to_numpy(zero_copy_only=False)))
+    except (arrow.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "input-damaged",
+            "{path} cannot be read as GeoParquet: {reason}; get an undamaged copy",
+            path=path,
+            reason=error,
+        ) from error
+    values = [] if field is None else [np.array(table[field].to_pylist(), object)]
+    return (json.dumps(crs) if isinstance(crs, dict) else crs), libraries().shapely.to_wkb(shapes), values
 
 
 def _areal(shape: Any) -> Any:

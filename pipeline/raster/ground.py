@@ -105,8 +105,17 @@ def footprint(ref: GeoReference, size: Size, ground: GroundControl | None = None
         inside = _finite(ref, _lattice(ref, size))
         return None if inside is None or len(inside) < 3 else _of_ring(_box(_gathered(inside)))
     unrolled = _unrolled(edge)
-    around = abs(unrolled[-1, 0] - unrolled[0, 0]) > 180
-    return _around_pole(ref, size, unrolled) if around else _of_ring(unrolled[:-1])
+    return _around_pole(ref, size, unrolled) if _goes_round(unrolled) else _of_ring(unrolled[:-1])
+
+
+def holds_pole(ref: GeoReference, size: Size) -> bool:
+    """Return whether a pole lies inside a map: polygons around it have no outline in longitude and latitude."""
+    edge = _finite(ref, _edge(ref, size))
+    return edge is not None and len(edge) == 4 * _STEPS and _goes_round(_unrolled(edge))
+
+
+def _goes_round(unrolled: Numbers) -> bool:
+    return bool(abs(unrolled[-1, 0] - unrolled[0, 0]) > 180)
 
 
 def _edge(ref: GeoReference, size: Size) -> Numbers:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.durable import sync
 from fcn_batch.pipeline.core.errors import OptionError, OutputError
-from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
-from fcn_batch.pipeline.raster.crs import projjson
+from fcn_batch.pipeline.core.geometry import Size
+from fcn_batch.pipeline.core.georeference import GeoReference
+from fcn_batch.pipeline.raster.crs import projjson, system_name
 from fcn_batch.pipeline.raster.features import libraries
+from fcn_batch.pipeline.raster.ground import degrees, holds_pole
 from fcn_batch.pipeline.raster.polygons import Regions
 
 VectorKind = Literal["gpkg", "geojson", "geoparquet", "flatgeobuf"]
@@ -44,25 +46,42 @@ class VectorHead:
     """Name of the layer, where the format has names."""
     georeference: GeoReference
     """Takes corners of pixels to the plane of its system."""
+    size: Size
+    """Rows and columns of the map."""
     names: Mapping[int, str]
     """Class names by id; "class 7" where there is none."""
 
     def __post_init__(self) -> None:
-        if self.kind == "geojson" and self.georeference.crs_wkt is None:
+        if self.kind != "geojson":
+            return
+        if self.georeference.crs_wkt is None:
             raise OptionError(
                 "map-without-crs",
                 "the map has no reference system and GeoJSON is in longitude and latitude; "
                 "take gpkg, flatgeobuf or geoparquet, or give the map one: gdal_edit.py -a_srs EPSG:32633 MAP",
+            )
+        if degrees(self.georeference, np.zeros(1), np.zeros(1)) is None:
+            raise OptionError(
+                "map-not-on-earth",
+                "GeoJSON is in longitude and latitude of the Earth, and nothing connects the map's system, {crs}, "
+                "with them; take gpkg, flatgeobuf or geoparquet",
+                crs=system_name(self.georeference),
+            )
+        if holds_pole(self.georeference, self.size):
+            raise OptionError(
+                "map-with-pole",
+                "a pole lies in the map, and polygons around it have no outline in longitude and latitude, as GeoJSON "
+                "wants it; take gpkg, flatgeobuf or geoparquet",
             )
 
 
 def write_polygons(path: Path, head: VectorHead, regions: Iterable[Regions]) -> None:
     """Write regions, vertices in pixels, to a new file at `path`, with class_id, class, pixels, area_m2 of each.
 
-    Without a reference system and a transform, x is the column and y the row counted downwards from 0, so that the
-    picture stands upright. Outer rings run counterclockwise on the ground, holes clockwise. Edges are straight in the
-    map's plane; GeoJSON has their ends in longitude and latitude only, so there neighbours whose vertices differ along
-    a straight border may part by what such an edge bends. The file is whole or not there.
+    Without a reference system, x is the column and y the row, downwards, of the finest level: as viewers of slides
+    have it, and as they are read again. Outer rings run counterclockwise in the plane, holes clockwise. Edges are
+    straight there; GeoJSON has their ends in longitude and latitude only, so there neighbours whose vertices differ
+    along a straight border may part by what such an edge bends. The file is whole or not there.
 
     What `regions` raises passes; OutputError for a file that cannot be written, OptionError when pyarrow is not
     installed.
@@ -176,8 +195,6 @@ def placed(shapes: NDArray[Any], reference: GeoReference) -> NDArray[Any]:
     """Polygons in pixels (x: columns, y: rows) taken to the plane; outer rings run counterclockwise there."""
     shapely = libraries().shapely
     a, b, c, d, e, f = reference.transform
-    if reference.crs_wkt is None and reference.transform == IDENTITY:
-        e = -1.0  # rows count downwards
 
     def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
         col, row = points.T

@@ -230,7 +230,7 @@ def write_vectors(
         return some.only(measure >= min_area) if min_area else some
 
     names = {entry.id: entry.name for entry in source.legend.classes} if source.legend else {}
-    head = VectorHead(kind, target.stem, source.georeference, names)
+    head = VectorHead(kind, target.stem, source.georeference, source.size, names)
     areas = row_areas_m2(source.georeference, source.size)
     progress.start("polygons", source.size.pixels, 0)
     try:

@@ -5,7 +5,6 @@ The rest of a slide is glass. Stained tissue has a colour, glass has none: what 
 palest tissue above 0.05 (measured on CMU-1-Small-Region, openslide's test data). Squares next to tissue count too.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fcn_batch.pipeline.core.source import Pixels, RasterInfo
 from fcn_batch.pipeline.core.tolerance import FAIL, OnError
 from fcn_batch.pipeline.raster.alignment import Grid
 from fcn_batch.pipeline.raster.clip import outlined
+from fcn_batch.pipeline.raster.crs import turn_of
 from fcn_batch.pipeline.raster.vectors import Zones
 from fcn_batch.workflows.inputs.sources import thumbnail
 
@@ -80,11 +80,15 @@ def _of_box(info: RasterInfo, box: Box) -> Area:
         )
     a, b, c, d, e, f = info.georeference.transform
     plane = np.array([(west, north), (east, north), (east, south), (west, south), (west, north)])
-    pixels = np.linalg.solve([(a, b), (d, e)], (plane - (c, f)).T).T
-    (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
-    if right <= 0 or bottom <= 0 or left >= info.size.width or top >= info.size.height:
-        corners = np.array([(0, 0), (info.size.width, 0), (0, info.size.height), (info.size.width, info.size.height)])
-        there = corners @ [(a, d), (b, e)] + (c, f)
+    turn = turn_of(info.georeference)
+    moved = [0.0] if turn is None else [-turn, 0.0, turn]  # -10 and 350 degrees are one
+    corners = [plane - (c + by, f) for by in moved]
+    boxes = [np.linalg.solve([(a, b), (d, e)], one.T).T for one in corners]
+    size = (info.size.width, info.size.height)
+    boxes = [one for one in boxes if (one.max(axis=0) > 0).all() and (one.min(axis=0) < size).all()]
+    if not boxes:
+        outline = np.array([(0, 0), (size[0], 0), (0, size[1]), size])
+        there = outline @ [(a, d), (b, e)] + (c, f)
         bounds = (*there.min(axis=0).tolist(), *there.max(axis=0).tolist())
         raise InputError(
             "box-elsewhere",
@@ -93,14 +97,14 @@ def _of_box(info: RasterInfo, box: Box) -> Area:
             path=info.path,
             bounds=_words(bounds),
         )
-    if math.ceil(left - 0.5) > math.floor(right - 0.5) or math.ceil(top - 0.5) > math.floor(bottom - 0.5):
+    if not any((np.ceil(one.min(axis=0) - 0.5) <= np.floor(one.max(axis=0) - 0.5)).all() for one in boxes):
         raise InputError(
             "box-empty",
             "--bbox {bbox}: holds the centre of no pixel of {path}; give a larger one",
             bbox=_words(box),
             path=info.path,
         )
-    return Area(polygons=((tuple((float(col), float(row)) for col, row in pixels),),))
+    return Area(polygons=tuple((tuple((float(col), float(row)) for col, row in one),) for one in boxes))
 
 
 def _words(box: tuple[float, ...]) -> str:
