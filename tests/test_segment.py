@@ -155,6 +155,7 @@ def test_pixels_without_data_are_masked_and_count_as_the_mean(
     path = write_raster(tmp_path / "a.tif", mosaic(300, 330), nodata=0, photometric="RGB")
     made = assert_exact(path, model, tile=tile, overlap=overlap, blend=blend)
     assert made.report["nodata_pixels"] == (~made.valid).sum() > 9900
+    assert sum(entry["share"] for entry in made.report["classes"]) == pytest.approx(1), "of what has a class"
 
 
 @pytest.mark.parametrize("blend", ["hann", "gaussian"])
@@ -755,6 +756,15 @@ def test_other_settings_are_refused_until_restart(
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 0
     segmented(*command, "-o", tmp_path / "fresh")
     assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
+
+
+def test_a_changed_input_is_refused_until_restart(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scene(tmp_path / "a.tif")
+    interrupted(path, model, tmp_path, monkeypatch)
+    os.utime(path, ns=(1, 1))
+    error = refused(fcn_batch("segment", path, "-m", model), "run-differs", path=tmp_path / "a.partial")
+    assert error.fields["differences"].startswith("input.files.0.modified_ns: ")
+    segmented(path, "-m", model, "--restart")
 
 
 def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
