@@ -85,6 +85,8 @@ OTHERS = {
     ("input", "ground"): {"crs_wkt": None, "points": [(0.0, 0.0, 1.0, 2.0, 3.0)]},
     ("input", "microns"): 0.5,
     ("input", "resampling"): "average",
+    ("input", "nodata"): (0.0, 0.0, 0.0),
+    ("input", "nodata_rule"): "all",
     ("input", "sources"): [{"path": "/data/a.tif", "level": 1}],
     ("model", "name"): "n",
     ("model", "version"): "2",
@@ -117,6 +119,9 @@ OTHERS = {
     ("inner",): 32,
     ("confidence",): True,
 }
+
+
+OTHER_PLAN = changed("confidence", value=True)
 
 
 @pytest.mark.parametrize("where", OTHERS, ids=".".join)
@@ -327,15 +332,22 @@ def test_an_unreadable_plan_is_refused(tmp_path: Path, text: str) -> None:
         journal.begin(PLAN)
 
 
-def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
-    """Half a deletion, say, or a user's own folder of this name: whose receipts those are cannot be known."""
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", OTHER_PLAN.model_dump_json().encode()])
+def test_receipts_say_whose_folder_it_is_where_the_plan_is_lost(tmp_path: Path, content: bytes | None) -> None:
     journal = Journal(tmp_path)
     journal.begin(PLAN)
     journal.commit(receipt(0))
     (tmp_path / "plan.json").unlink()
-    with refuses("staging-unknown", path=tmp_path, stray="receipts"):
-        journal.begin(PLAN)
-    assert [p.name for p in (tmp_path / "receipts").iterdir()] == ["000000000.json"]
+    if content is not None:
+        (tmp_path / "plan.json").write_bytes(content)
+    if content != OTHER_PLAN.model_dump_json().encode():
+        with refuses("staging-unknown" if content is None else "plan-unreadable"):
+            journal.begin(OTHER_PLAN)
+    assert journal.has_foreign_plan(PLAN)
+    assert journal.begin(PLAN) is True
+    assert (journal.plan(), [one.block for one in journal.receipts()]) == (PLAN, [0])
+    with refuses("run-differs"):
+        journal.begin(OTHER_PLAN)
 
 
 def test_an_interrupted_begin_is_no_obstacle(tmp_path: Path) -> None:

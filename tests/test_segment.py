@@ -780,14 +780,15 @@ def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monke
     assert report_of(tmp_path / "new")["timing"]["blocks_done_by_earlier_runs"] == 4
 
 
-def test_an_unreadable_plan_is_refused_until_restart(
+def test_an_unreadable_plan_keeps_the_blocks_that_are_its_own(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
     (tmp_path / "a.partial" / "plan.json").write_text("{")
     command = [reference / "a.tif", "-m", model, "-o", tmp_path]
-    assert fcn_batch("segment", *command).exit_code == 7
-    segmented(*command, "--restart")
+    refused(fcn_batch("segment", *command, "--bands", "3,2,1"), "plan-unreadable")
+    assert "plan.json" in segmented(*command).stderr
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 4
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 

@@ -87,9 +87,9 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
             yield None
             return
         holders = journal.claims.living()
-        sealed = (outputs.staging / outputs.report).exists()
+        sealed = outputs.is_sealed(plan)
         # what is being published lies in two places: it is gone on with, not discarded
-        if (brief.restart and outputs.staging.exists() and not (sealed and journal.is_of(plan))) or outputs.published():
+        if (brief.restart and outputs.staging.exists() and not sealed) or outputs.published():
             for holder in holders.values():
                 raise OutputError(
                     "run-under-way",
@@ -99,9 +99,13 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
                 )
             journal.discard()
             sealed = False
+        if not sealed and (outputs.staging / outputs.report).exists():
+            _unseal(brief, outputs, progress, [outputs.report])
         if not brief.overwrite and not sealed:
             outputs.refuse_to_clobber()
         runs = [holder for name, holder in holders.items() if name.startswith("run-")]
+        if journal.has_foreign_plan(plan):
+            progress.note(f"{brief.name}: plan.json in {outputs.staging} is not its run's; it is written again")
         if journal.begin(plan):
             how = f"sharing the work of {runs[0].process}" if runs else "resuming the interrupted run"
             progress.note(f"{brief.name}: {how} in {outputs.staging}")
@@ -113,6 +117,12 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
     finally:
         if presence is not None:
             presence.release()
+
+
+def _unseal(brief: Brief, outputs: Outputs, progress: RunProgress, damaged: Sequence[str]) -> None:
+    more = f" and {len(damaged) - 1} other files are" if len(damaged) > 1 else " is"
+    progress.note(f"{brief.name}: {damaged[0]}{more} not as made in {outputs.staging}; what is lost is made again")
+    outputs.unseal(brief.plan)
 
 
 def _waiting(brief: Brief, progress: RunProgress) -> Callable[[Holder], None]:
@@ -148,6 +158,8 @@ class _Blocks:
     done: set[int] = field(default_factory=set)
     """Those with a receipt; only their numbers: of a million, receipts would fill the memory."""
     earlier: int = 0
+    unsealed: bool = False
+    """True: what was made had been damaged, and is made again."""
     _pixels: int = 0
     _classified: int = 0
     _all_done: bool = False
@@ -199,7 +211,7 @@ class _Blocks:
 
     @property
     def _sealed(self) -> bool:
-        return (self.outputs.staging / self.outputs.report).exists()
+        return self.outputs.is_sealed(self.brief.plan)
 
     @property
     def _title(self) -> str:
@@ -267,13 +279,27 @@ def _ended(blocks: _Blocks) -> bool:
             return True
         while any(block_of(name) is not None for name in outputs.journal.claims.living()):
             time.sleep(_LOOK_EVERY_S)  # somebody does one twice: nothing may change from here on
-        if not (outputs.staging / outputs.report).exists():
+        if not outputs.is_sealed(brief.plan):
             receipts = list(blocks.take_up(range(len(brief.plan.grid))))
             if len(receipts) < len(brief.plan.grid):
                 return False
             _refuse_changed_input(brief.plan)
             finish(brief, outputs, receipts, blocks.course, blocks.progress)
+        if damaged := outputs.damaged():
+            _unseal(brief, outputs, blocks.progress, damaged)
+            if blocks.unsealed:
+                raise OutputError(
+                    "outputs-damaged",
+                    "{path}: {file} was damaged twice while it waited to be published; see what writes there, or "
+                    "whether the disk fails, and run the same command again",
+                    path=outputs.staging,
+                    file=damaged[0],
+                )
+            blocks.unsealed = True
+            _create_stores(brief, outputs, blocks.progress)
+            return False
         report = outputs.staged_report()
+        assert report is not None, "it was compared just now"
         found_out = (f"{brief.name}: {note}" for note in report["notes"] if note not in brief.notes)
         for line in (*found_out, *summary(report)):
             blocks.progress.note(line)

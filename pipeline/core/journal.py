@@ -94,9 +94,10 @@ class Journal:
         MismatchError, naming the differences, when the interrupted run was of another plan.
         """
         self.empty_trash()
-        resumed = self._plan_file.exists()
+        foreign = self.has_foreign_plan(plan)
+        resumed = foreign or self._plan_file.exists()
         if resumed:
-            differences = self.plan().differences(plan)
+            differences = [] if foreign else self.plan().differences(plan)
             if differences:
                 mixed = "--allow-mixed to go on with it here, " if self.plan().differs_by_machine(plan) else ""
                 raise MismatchError(
@@ -119,6 +120,16 @@ class Journal:
         write_whole(self._plan_file, plan.model_dump_json(indent=2))  # paths may have moved since
         self._receipts.mkdir(exist_ok=True)
         return resumed
+
+    def has_foreign_plan(self, plan: Plan) -> bool:
+        """Return whether the receipts here are of this plan, but the stored plan is another one, or not readable."""
+        if self.is_of(plan):
+            return False
+        earlier = self.earlier_plan()
+        fingerprints = {None if earlier is None else earlier.fingerprint, plan.fingerprint}
+        blocks = [int(path.stem) for path in self._receipts.glob("*.json") if path.stem.isdecimal()]
+        found = {mark for mark in fingerprints if mark and any(self.receipt(block, mark) for block in blocks)}
+        return found == {plan.fingerprint}
 
     def earlier_plan(self) -> Plan | None:
         """The plan of an interrupted run that lies here, or None when there is none that can be read."""

@@ -15,6 +15,7 @@ from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.core.location import Input, Mosaic
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.store.levels import group_attributes
+from fcn_batch.workflows.outputs.checksums import files_of, is_signed, output_sha256
 
 _LONGEST_STEM = 255 - len(f"..stac.json.{'0' * 32}.tmp")
 """File names have 255 bytes; the longest we make is that of the STAC item while it is written."""
@@ -108,10 +109,53 @@ class Outputs:
         names = self.names(confidence=made.confidence, pyramid=False)
         return all((self.folder / name).exists() for name in names)
 
-    def staged_report(self) -> dict[str, Any]:
-        """The report of the run that is sealed in the staging folder."""
-        report: dict[str, Any] = json.loads((self.staging / self.report).read_bytes())
-        return report
+    def staged_report(self) -> dict[str, Any] | None:
+        """Return the report of the run that is sealed in the staging folder; None when there is none that is whole."""
+        try:
+            report = json.loads((self.staging / self.report).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return report if isinstance(report, dict) and is_signed(report) else None
+
+    def is_sealed(self, plan: Plan) -> bool:
+        """Return whether a run of this plan has made everything, and may be published or has begun to be."""
+        report = self.staged_report()
+        return report is not None and report.get("fingerprint") == plan.fingerprint
+
+    def damaged(self) -> list[str]:
+        """Return what a sealed run made that is not as its report says, where it is made or already in its place."""
+        report = self.staged_report()
+        if report is None:
+            return [self.report]
+        known: dict[str, str] = report["checksums"]
+        found: list[str] = []
+        for name in report["outputs"]:
+            folder = self.staging if os.path.lexists(self.staging / name) else self.folder
+            there = {str(path.relative_to(folder)): path for path in files_of(folder / name)}
+            expected = {at for at in known if Path(at).parts[0] == name}
+            found += sorted(expected ^ there.keys())
+            found += [at for at in sorted(expected & there.keys()) if not _is_as(there[at], known[at])]
+        return found
+
+    def unseal(self, plan: Plan) -> None:
+        """Take back what was published of a run that must be finished again, and delete what is made of its blocks.
+
+        The stores come back into the staging folder; their blocks have receipts, which say what is whole of them.
+        """
+        half_moved = not (self.folder / self.report).exists()  # publishing begins with deleting the old one
+        (self.staging / self.report).unlink(missing_ok=True)
+        sync([self.staging])
+        for name in self.names():
+            made, place = self.staging / name, self.folder / name
+            if os.path.lexists(made):
+                if name not in (self.store, self.confidence):
+                    _delete(made)
+            elif half_moved and name in (self.store, self.confidence):
+                if self.is_ours(place, plan):
+                    place.rename(made)
+            elif half_moved and os.path.lexists(place):
+                _delete(place)
+        sync([self.staging, self.folder])
 
     @staticmethod
     def is_ours(store: Path, plan: Plan) -> bool:
@@ -174,7 +218,9 @@ class Outputs:
         The old report goes first: between the two, outputs may be of different runs, and no report says
         that they are complete. What an earlier run made and this one does not would be out of date: it goes too.
         """
-        made = self.staged_report()["outputs"]
+        report = self.staged_report()
+        assert report is not None, "only what is sealed is published"
+        made = report["outputs"]
         (self.folder / self.report).unlink(missing_ok=True)
         for name in (f"{self.cog}.ovr", f"{self.cog}.msk"):  # others' additions to the old map: GDAL reads them
             (self.folder / name).unlink(missing_ok=True)
@@ -190,8 +236,8 @@ class Outputs:
 
     def _move(self, name: str) -> None:
         made, place = self.staging / name, self.folder / name
-        if not made.exists():
-            return  # moved before an interruption
+        if not os.path.lexists(made):
+            return  # moved before an interruption: it was compared there
         if made.is_dir() or place.is_dir():  # over which nothing can be renamed
             self._take_away(name)
         made.replace(place)
@@ -205,6 +251,20 @@ class Outputs:
             place.rename(old)
         else:
             place.unlink(missing_ok=True)
+
+
+def _is_as(path: Path, sha256: str) -> bool:
+    try:
+        return not path.is_symlink() and output_sha256(path) == sha256
+    except (OSError, ValueError):
+        return False
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
