@@ -122,6 +122,11 @@ class Outputs:
         report = self.staged_report()
         return report is not None and report.get("fingerprint") == plan.fingerprint
 
+    def is_left_half_published(self, plan: Plan) -> bool:
+        """Return whether a run of this plan was killed while it was published, and its report is lost since."""
+        lost = not (self.folder / self.report).exists() and not self.is_sealed(plan)
+        return lost and not (self.staging / self.store).exists() and self.is_ours(self.folder / self.store, plan)
+
     def damaged(self) -> list[str]:
         """Return what a sealed run made that is not as its report says, where it is made or already in its place."""
         report = self.staged_report()
@@ -143,6 +148,7 @@ class Outputs:
         The stores come back into the staging folder; their blocks have receipts, which say what is whole of them.
         """
         half_moved = not (self.folder / self.report).exists()  # publishing begins with deleting the old one
+        sealed = self.is_sealed(plan)
         (self.staging / self.report).unlink(missing_ok=True)
         sync([self.staging])
         for name in self.names():
@@ -151,7 +157,7 @@ class Outputs:
                 if name not in (self.store, self.confidence):
                     _delete(made)
             elif half_moved and name in (self.store, self.confidence):
-                if self.is_ours(place, plan):
+                if os.path.lexists(place) and (sealed or self.is_ours(place, plan)):
                     place.rename(made)
             elif half_moved and os.path.lexists(place):
                 _delete(place)
