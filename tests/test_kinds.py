@@ -65,7 +65,7 @@ def test_model_info(tmp_path: Path, kind: str) -> None:
 def test_model_check(tmp_path: Path, kind: str) -> None:
     model, network = _saved(tmp_path, kind)
     check = check_model(str(model))
-    assert (check.exact, check.obstacles) == (True, [])
+    assert (check.exactness, check.obstacles) == ("exact", [])
     assert check.found.phase == network.phase == 29
     assert check.streamed is not None
     assert check.streamed.classes == 0

@@ -18,7 +18,7 @@ def describe(
     """
     plan, info, card = prepared.plan, prepared.info, prepared.model.card
     cut, size = plan.cut, info.size
-    kind = "exact" if cut.exact else f"approximate, blended ({cut.blend})"
+    kind = plan.exactness if cut.exact else f"windows, blended ({cut.blend})"
     crs = (info.georeference.crs_wkt or "none").split('"')
     lanes, rows = plan.grid.columns, -(-size.height // cut.segment)
     return [
@@ -52,7 +52,7 @@ def to_json(prepared: Prepared, folder: Path | None = None, *, pyramid: bool = F
     facts = {
         "fingerprint": plan.fingerprint,
         "blocks": len(plan.grid),
-        "exact": plan.cut.exact,
+        "exactness": plan.exactness,
         "device": prepared.device,
         "passes_per_pixel": prepared.forward_share,
         "memory": prepared.memory,

@@ -10,7 +10,7 @@ from fcn_batch.pipeline.core.classes import NODATA
 from fcn_batch.pipeline.core.errors import ModelError, OptionError
 from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.core.location import Input
-from fcn_batch.pipeline.core.model_card import ModelCard
+from fcn_batch.pipeline.core.model_card import Factory, ModelCard
 from fcn_batch.pipeline.core.plan import ModelIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_needed
 from fcn_batch.pipeline.core.tiling import Blend
@@ -194,6 +194,7 @@ def prepare(
         area=area,
         tissue=tissue,
         cut=cut,
+        exactness="windows" if not cut.exact else "exact (tested)" if network.tested else "exact",
         kernel=kernel_here(device, precision, choose_threads(options.threads, device, here, each.threads)),
         inner=None if cut.chunk == chunk else chunk,
         confidence=options.confidence,
@@ -253,10 +254,15 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
     precision = choose_precision(options.precision, device, card)
     bands = len(card.input.bands)
     graph, obstacles = graph_of(module, bands)
-    stride, halo = card.stride, card.halo
-    if graph is not None:  # the layers themselves know best
+    stride, halo, exactness = card.stride, card.halo, card.exactness
+    if exactness == "exact (tested)" and (device, precision) != ("cpu", "fp32"):
+        exactness, obstacles = "windows", [f"{card.inexact}, and it was tried with fp32 on the CPU only"]
+    if exactness == "exact" and graph is not None:  # the layers themselves know best
         stride = math.lcm(stride, graph.stride)
         halo = round_up(max(halo or 0, graph.reach.halo), stride)
+    elif isinstance(card.architecture, Factory):
+        graph, obstacles = None, [card.inexact or obstacles[0]]
+        halo = halo if exactness == "exact (tested)" else None
     network = Network(
         bands=bands,
         classes=len(card.legend),
@@ -267,6 +273,7 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
         weights=sum(p.numel() * p.element_size() for p in module.parameters()),
         itemsize=4 if precision == "fp32" else 2,
         confidence=options.confidence,
+        tested=exactness == "exact (tested)",
     )
     return network, precision
 

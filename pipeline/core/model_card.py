@@ -118,6 +118,11 @@ class Scores(Frozen):
     """A simpler method on the same pixels, and what it reached."""
 
 
+Exactness = Literal["exact", "exact (tested)", "windows"]
+"""exact: the network's answer for the whole image, by the arithmetic of all of its layers. exact (tested): the same,
+but how far some layers look was found by trying. windows: by definition the blend of a fixed grid of windows."""
+
+
 class TrainingData(Frozen):
     """Where the labels and images came from."""
 
@@ -139,6 +144,10 @@ class ModelCard(Frozen):
     """The raster's grid the network repeats on, in pixels; derived from the layers or probed, checked on load."""
     halo: int | None = Field(ge=0)
     """Pixels to read beyond a core; None: the scores depend on the whole image, so tiles are approximate."""
+    exactness: Exactness = "exact"
+    """What a map of it can be at best."""
+    inexact: str = ""
+    """What stands in the way of a better word."""
     phase: int = Field(default=0, ge=0)
     """First pixel of a coarsest cell; 0 in nets that are padded alike on both sides. Windows start at multiples of
     the stride whatever it is."""

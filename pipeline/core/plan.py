@@ -14,7 +14,7 @@ from fcn_batch.pipeline.core.area import Area
 from fcn_batch.pipeline.core.frozen import Frozen
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import GeoReference, GroundControl
-from fcn_batch.pipeline.core.model_card import InputSpec
+from fcn_batch.pipeline.core.model_card import Exactness, InputSpec
 from fcn_batch.pipeline.core.source import Resampling, SourceFile
 from fcn_batch.pipeline.core.stretch import Stretch
 from fcn_batch.pipeline.core.tiling import Blend, BlockGrid
@@ -193,6 +193,8 @@ class Plan(Frozen):
     tissue: Area | None = None
     """Where a slide has tissue; there is no data elsewhere. None: all of it."""
     cut: Cut
+    exactness: Exactness = "exact"
+    """What the map is; `windows` also where the network could do better, but an overlap was asked for."""
     kernel: Kernel
     inner: int | None = Field(default=None, ge=1)
     """Side of the chunks that a shard holds; None: what is written at once is a chunk of its own."""
@@ -203,6 +205,8 @@ class Plan(Frozen):
     def _whole_chunks(self) -> "Plan":
         if self.inner is not None and self.cut.chunk % self.inner:
             raise ValueError(f"a shard of {self.cut.chunk} is not a whole number of chunks of {self.inner}")
+        if (self.exactness == "windows") == self.cut.exact:
+            raise ValueError(f"a map that is {self.exactness}, by {self.cut.way}")
         return self
 
     @property

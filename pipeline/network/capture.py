@@ -17,7 +17,15 @@ from torch.export.graph_signature import InputKind
 
 from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.network.graph import Graph, Node
-from fcn_batch.pipeline.network.readers import READERS, WHOLE, Obstacle, Recorder, place
+from fcn_batch.pipeline.network.readers import (
+    READERS,
+    Obstacle,
+    Recorder,
+    is_local,
+    looks_everywhere,
+    name_of,
+    place,
+)
 
 _SIDE = 1920  # 2^7 * 3 * 5: on the grid of any usual network; nothing is computed on it
 
@@ -25,9 +33,11 @@ _SIDE = 1920  # 2^7 * 3 * 5: on the grid of any usual network; nothing is comput
 class NotStreamableError(Exception):
     """The network holds layers that need the whole image, or that are not known; `obstacles` names each."""
 
-    def __init__(self, obstacles: list[str]) -> None:
+    def __init__(self, obstacles: list[str], *, local: bool = False) -> None:
         super().__init__("; ".join(obstacles))
         self.obstacles = obstacles
+        self.local = local
+        """True when it was recorded whole, and all that is not known is sure to look near by."""
 
 
 def capture(network: nn.Module, bands: int) -> Graph:
@@ -64,9 +74,15 @@ def _graph(exported: ExportedProgram, bands: int) -> Graph:
     calls, recorder = exported.graph, Recorder(bands)
     calls.eliminate_dead_code()
     _read_placeholders(exported, recorder)
-    found = [_read(recorder, call) for call in calls.nodes if call.op == "call_function"]
-    if obstacles := [obstacle for obstacle in found if obstacle]:
-        raise NotStreamableError(list(dict.fromkeys(obstacles)))
+    if kept := exported.graph_signature.buffers_to_mutate:
+        raise NotStreamableError([f"it keeps numbers from one image to the next ({', '.join(kept.values())})"])
+    made = [call for call in calls.nodes if call.op == "call_function"]
+    found = [(call, _read(recorder, call)) for call in made]
+    if any(obstacle for _, obstacle in found):
+        everywhere = [f"{place(call)}: {name_of(call)} ({why})" for call in made if (why := looks_everywhere(call))]
+        local = all(is_local(recorder, call) for call in made if call not in recorder.values)
+        others = [obstacle for _, obstacle in found if obstacle]
+        raise NotStreamableError(list(dict.fromkeys([*everywhere, *others])), local=local and not everywhere)
     output = next(iter(calls.output_node().args[0]))
     if not recorder.values.get(output):
         raise NotStreamableError(["its output is not computed from the image"])
@@ -96,11 +112,11 @@ def _read(recorder: Recorder, call: fx.Node) -> str | None:
     """Read one call; what stands in the way of streaming it, if something does."""
     if any(given not in recorder.values and given not in recorder.constants for given in call.all_input_nodes):
         return None  # it follows an obstacle
-    name = str(call.target).removeprefix("aten.").split(".")[0].rstrip("_")
+    name = name_of(call)
     reader = READERS.get(name)
     try:
         if reader is None:
-            raise Obstacle(WHOLE.get(name, "not known"))
+            raise Obstacle(looks_everywhere(call) or "not known")
         if str(call.target).split(".")[1].endswith("_") and _is_alias(call.args[0]):
             raise Obstacle("changes in place what has another name too")
         reader(recorder, call)

@@ -21,7 +21,8 @@
     name = "other"
     colour = "#808080"
 
-How far the network looks is found once by `probe` and kept beside the TOML in NAME.grid.json.
+How far the network looks, and how exact that makes its maps, is found once by `prove` and kept beside the TOML in
+NAME.grid.json.
 """
 
 import hashlib
@@ -52,10 +53,11 @@ from fcn_batch.pipeline.core.model_card import (
     TrainingData,
     first_problem,
 )
-from fcn_batch.pipeline.network.probe import Grid, probe
+from fcn_batch.pipeline.network.probe import Grid
+from fcn_batch.pipeline.network.proof import Proof, prove
 from fcn_batch.pipeline.network.trial import try_out
 
-_PROBE = 1
+_PROBE = 2
 """Version of the probe: raised when it finds other grids, so that stored ones are not believed."""
 
 
@@ -206,13 +208,13 @@ def build(model: FactoryModel) -> ScoresOf:
 
 def card_of(model: FactoryModel, network: nn.Module | None = None) -> ModelCard:
     """The card of `model`; `network`, if it is at hand, spares building it where no grid is stored."""
-    grid = _stored_grid(model)
-    if grid is None:
+    proof = _stored_proof(model)
+    if proof is None:
         try:
-            grid = probe(network or build(model), len(model.description.input.bands))
+            proof = prove(network or build(model), len(model.description.input.bands))
         except ModelError as error:
             raise _named(model, error) from error
-        found = {"sha256": model.sha256, "probe": _PROBE, **asdict(grid)}
+        found = {"sha256": model.sha256, "probe": _PROBE, "torch": torch.__version__, **asdict(proof)}
         with suppress(OSError):  # a folder that cannot be written to: found again the next time
             write_whole(model.grid_path, json.dumps(found, indent=1) + "\n")
     about = model.description
@@ -221,9 +223,11 @@ def card_of(model: FactoryModel, network: nn.Module | None = None) -> ModelCard:
         version=about.version,
         summary=about.summary,
         architecture=model.factory,
-        stride=grid.stride,
-        halo=grid.halo,
-        phase=grid.phase,
+        stride=proof.grid.stride,
+        halo=proof.grid.halo,
+        phase=proof.grid.phase,
+        exactness=proof.exactness,
+        inexact=proof.why,
         input=about.input,
         legend=model.legend,
         training=about.training,
@@ -304,12 +308,12 @@ def _named(model: FactoryModel, error: ModelError) -> ModelError:
     return ModelError("network-unusable", "{path}: {problem}", path=model.path, problem=error)
 
 
-def _stored_grid(model: FactoryModel) -> Grid | None:
-    """What an earlier probe found for the very same model; None when there is nothing to believe."""
+def _stored_proof(model: FactoryModel) -> Proof | None:
+    """Return what was found for the very same model by the same torch; None when there is nothing to believe."""
     try:
         found = json.loads(read_bounded(model.grid_path, MAX_TEXT))
-        if (found.pop("sha256"), found.pop("probe")) == (model.sha256, _PROBE):
-            return Grid(**found)
+        if (found.pop("sha256"), found.pop("probe"), found.pop("torch")) == (model.sha256, _PROBE, torch.__version__):
+            return Proof(**{**found, "grid": Grid(**found["grid"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     return None

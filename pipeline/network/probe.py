@@ -17,7 +17,8 @@ stride larger than it must be; never one that is smaller.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -32,6 +33,7 @@ _LENGTH = 1920  # 128 * 3 * 5: a multiple of the strides that networks have
 _STRETCH = 4  # a network without a clean score on a strip this many times as long looks at the whole image
 _SLACK = 128  # how far a border that is not on the (yet unknown) grid may seem to reach beyond one that is
 _SAME = 1e-2  # of a channel's deviation: far above rounding, far below what a shift off the grid changes
+_EQUAL = 1e-5  # of the largest score: what rounding may change
 _ROUNDING = 1e-4  # of a channel's largest score
 
 
@@ -54,15 +56,18 @@ class Grid:
             raise ValueError(f"the halo is a multiple of the stride and not negative, got {self}")
 
 
-def probe(network: nn.Module, bands: int) -> Grid:
+def probe(network: nn.Module, bands: int, *, finite: bool = False) -> Grid:
     """Stride, phase and halo of `network`, which is put in evaluation mode.
+
+    With `finite`, what it looks at is also followed with numbers, large and small, of both signs: NaN may be hidden by
+    a comparison, a replacement, or an index. The farther of the two counts.
 
     `network` maps (n, bands, rows, cols) to scores (n, classes, rows, cols) of the same rows and cols, for sides that
     are multiples of its stride; ModelError when it does not. The halo is None when the scores depend on the whole
     image (global pooling, attention, norms over space), on more than some 1900 pixels, or on where the image begins.
     """
     side = try_out(network, bands).side
-    strips = [_fitting_strip(_Strip(network, bands, side, axis)) for axis in (0, 1)]
+    strips = [_fitting_strip(_Strip(network, bands, side, axis, finite=finite)) for axis in (0, 1)]
     found = [strip for strip in strips if strip is not None]
     strides = [stride for strip in found if (stride := strip.stride()) is not None] if len(found) == 2 else []
     if len(strides) < 2:
@@ -83,6 +88,8 @@ class _Strip:
     side: int
     axis: int
     stretch: int = 1
+    finite: bool = False
+    """True: numbers are followed too."""
     image: torch.Tensor = field(init=False, repr=False)
     """Noise (1, bands, length, side), the long axis first whatever `axis` is."""
 
@@ -101,7 +108,7 @@ class _Strip:
 
     def stretched(self, stretch: int) -> "_Strip":
         """The same, `stretch` units long."""
-        return _Strip(self.network, self.bands, self.side, self.axis, stretch)
+        return replace(self, stretch=stretch)
 
     def scores(self, image: torch.Tensor) -> torch.Tensor:
         """(length, side, classes) of an image like `self.image`."""
@@ -124,6 +131,9 @@ class _Strip:
         image = torch.full_like(self.image, torch.nan)
         image[:, :, start:stop] = self.image[:, :, start:stop]
         broken = torch.isnan(self.scores(image)).flatten(1).any(dim=1)
+        for other in self._others() if self.finite else ():
+            other[:, :, start:stop] = self.image[:, :, start:stop]
+            broken |= self._changed(self.scores(other))
         middle = (start + stop) // 2
         if broken[middle]:
             return None
@@ -132,6 +142,17 @@ class _Strip:
             int(above[-1]) + 1 if len(above) else 0,
             middle + int(below[0]) if len(below) else self.length,
         )
+
+    def _others(self) -> Iterator[torch.Tensor]:
+        """Yield images that are unlike this one: bright, dark, large, small, noisy in another way."""
+        for factor, summand in ((0.0, 1000.0), (0.0, -1000.0), (0.0, 0.0), (0.1, 5.0), (-100.0, 0.0)):
+            yield factor * self.image + summand
+
+    def _changed(self, scores: torch.Tensor) -> torch.Tensor:
+        """Which rows of scores are not those of the image."""
+        usual = self.scores(self.image)
+        allowed = _EQUAL * usual.abs().amax().clamp(min=torch.finfo(usual.dtype).tiny)
+        return (~((scores - usual).abs() <= allowed)).flatten(1).any(dim=1)
 
     def beyond(self, stride: int) -> int | None:
         """Rows needed beyond a core on the grid, on the worse side; None when no score is clean."""
@@ -164,10 +185,11 @@ class _Strip:
     def phase(self, stride: int) -> int:
         """Where cells begin, as near to 0 as can be told."""
         start, stop = self._data(stride)
+        by_nan = replace(self, finite=False)  # where cells begin only saves a little
 
         @cache  # of most networks, what looks up and what looks down jump at the same places
         def clean(rows: int) -> tuple[int, int]:
-            return self.clean(start + rows, stop - rows) or (0, 0)
+            return by_nan.clean(start + rows, stop - rows) or (0, 0)
 
         def top(rows: int) -> int:
             return clean(rows)[0]

@@ -330,6 +330,34 @@ def _elementwise(recorder: Recorder, call: fx.Node) -> None:
     recorder.add(call, Pointwise(Plain(function)), (recorder.value(call.args[0]),))
 
 
+def _pointwise(recorder: Recorder, call: fx.Node) -> None:
+    """A function of each number of one map or several of the same channels, and of numbers."""
+    target: Any = call.target
+    given = list(call.args)
+    maps = [at for at, one in enumerate(given) if isinstance(one, fx.Node) and one in recorder.values]
+    if not maps or call.meta["val"].ndim != 4:
+        raise Obstacle("not of a map of features")
+    for at, one in enumerate(given):
+        if at not in maps and isinstance(one, fx.Node) and recorder.constant(one).numel() != 1:
+            raise Obstacle("of a constant with several values")
+    values = tuple(recorder.value(given[at]) for at in maps)
+    if len({recorder.channels(value) for value in values}) > 1:
+        raise Obstacle("of maps with different numbers of channels")
+    fixed = [recorder.constants.get(one, one) if isinstance(one, fx.Node) else one for one in given]
+    options, condition = dict(call.kwargs), name_of(call) == "where" and 0 in maps
+
+    def function(*rows: torch.Tensor) -> torch.Tensor:
+        arguments = list(fixed)
+        for at, one in zip(maps, rows, strict=True):
+            arguments[at] = one
+        if condition:
+            arguments[0] = arguments[0] != 0
+        result: torch.Tensor = target(*arguments, **options)
+        return result.to(rows[0].dtype)  # truth too: a stream keeps numbers
+
+    recorder.add(call, Pointwise(Plain(function)), values)
+
+
 _Reader = Callable[[Recorder, fx.Node], None]
 READERS: dict[str, _Reader] = {
     "conv2d": _convolution,
@@ -355,10 +383,77 @@ READERS: dict[str, _Reader] = {
         ),
         _elementwise,
     ),
+    **dict.fromkeys(
+        (
+            *("nan_to_num", "where", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"),
+            *("abs", "neg", "exp", "log", "sqrt", "pow", "minimum", "maximum", "isnan", "isfinite", "sign", "floor"),
+        ),
+        _pointwise,
+    ),
 }
+_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax", "amin", "max", "min", "std", "var")
+_SPREADS = (
+    "sort",
+    "argsort",
+    "topk",
+    "cumsum",
+    "roll",
+    "flip",
+    "rot90",
+    "grid_sampler",
+    "argmax",
+    "median",
+    "quantile",
+)
 WHOLE = {
-    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "sum", "amax"), "pools the whole image"),
+    **dict.fromkeys(_POOLS, "pools the whole image"),
     **dict.fromkeys(("instance_norm", "group_norm", "layer_norm"), "normalises by the whole image"),
+    **dict.fromkeys(_SPREADS, "looks anywhere in the image"),
     "scaled_dot_product_attention": "every pixel looks at every other",
     "linear": "its place in the image enters",
 }
+"""Calls that look at all of the image, unless it is along its channels."""
+LOCAL = ("reflection_pad2d", "pixel_shuffle", "pixel_unshuffle", "max_pool2d_with_indices", "max_unpool2d", "getitem")
+"""Calls that are known to look near by, but not how far: that is found by trying."""
+
+
+def looks_everywhere(call: fx.Node) -> str | None:
+    """Return how a call looks at all of the image; None when it does not, or only along channels."""
+    name = name_of(call)
+    if name not in WHOLE:
+        return None
+    dims = next((value for argument, value in _named_arguments(call) if argument in ("dim", "dims")), None)
+    along = [dims] if isinstance(dims, int) else list(dims) if dims else []
+    return None if along and all(one in (1, -3) for one in along) else WHOLE[name]
+
+
+def is_local(recorder: Recorder, call: fx.Node) -> bool:
+    """Return whether a call that is not known, or follows one, is sure to look near by only."""
+    name, given = name_of(call), dict(_named_arguments(call))
+    if name in LOCAL:
+        return True
+    if name == "pad":
+        return given["mode"] in ("constant", "replicate", "reflect")
+    if name not in READERS or name == "slice":
+        return False
+    if given.get("training") or given.get("train") or given.get("align_corners"):
+        return False
+    if name.startswith("upsample"):
+        before, after = call.all_input_nodes[0].meta["val"].shape, call.meta["val"].shape
+        return all(int(b) % int(a) == 0 for a, b in zip(before[2:], after[2:], strict=True))
+    weights = name in ("conv2d", "conv_transpose2d", "batch_norm")
+    fixed = [recorder.constants[one] for one in call.all_input_nodes if one in recorder.constants]
+    if not weights and any(one.ndim > 1 and one.shape[-2:] != (1, 1) for one in fixed):
+        return False  # a value for each pixel
+    return "dim" not in given or given["dim"] in (1, -3)
+
+
+def name_of(call: fx.Node) -> str:
+    """Return the name of what is called, without its variants: conv2d."""
+    return str(call.target).removeprefix("aten.").removeprefix("<built-in function ").split(".")[0].rstrip("_>")
+
+
+def _named_arguments(call: fx.Node) -> Iterator[tuple[str, Any]]:
+    schema = getattr(call.target, "_schema", None)
+    if schema is not None:
+        yield from zip((argument.name for argument in schema.arguments), _arguments(call), strict=True)

@@ -108,17 +108,17 @@ def compare_stream(network: nn.Module, graph: Graph, bands: int) -> Agreement:
     stream = RowStream(Program(graph, image.device, image.dtype, (graph.stride, image.shape[3])))
     strips = image.split(graph.stride, dim=2)
     parts = [stream.push(strip, last=index == len(strips) - 1) for index, strip in enumerate(strips)]
-    return _agreement(whole, torch.cat([part for part in parts if part is not None], dim=2)[0])
+    return agreement_of(whole, torch.cat([part for part in parts if part is not None], dim=2)[0])
 
 
 def _compared(network: nn.Module, image: torch.Tensor, inner: Window, halo: int) -> Agreement:
     read = inner.padded(halo).clipped(Size(*image.shape[-2:]))
     whole = forward(network, image)[0][(slice(None), *inner.slices())]
     part = forward(network, image[(..., *read.slices())])[0][(slice(None), *inner.slices(read))]
-    return _agreement(whole, part)
+    return agreement_of(whole, part)
 
 
-def _agreement(whole: torch.Tensor, part: torch.Tensor) -> Agreement:
+def agreement_of(whole: torch.Tensor, part: torch.Tensor) -> Agreement:
     """Compare two score maps, (classes, rows, cols)."""
     scale = whole.abs().max().clamp(min=torch.finfo(whole.dtype).tiny)
     return Agreement(

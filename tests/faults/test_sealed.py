@@ -27,7 +27,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of runs that were killed near their end, and of one that was not."""
     folder = tmp_path_factory.mktemp("ends")
     model = save_tiny_model(folder / "tiny.safetensors", fc_kernel=1)
-    original, other = scene(folder / "a.tif"), {}
+    original = scene(folder / "a.tif")
+    other: dict[str, Path] = {}
     for name in ("whole", "other", "before sealing", "sealed", "half moved"):
         made = folder / name
         made.mkdir()
@@ -60,7 +61,8 @@ def _die(*_: object, **__: object) -> None:
 
 
 def _dies_after(count: int) -> Callable[[Outputs, str], None]:
-    move, moved = Outputs._move, []
+    move = Outputs._move
+    moved: list[str] = []
 
     def moving(outputs: Outputs, name: str) -> None:
         if len(moved) == count:

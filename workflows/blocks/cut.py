@@ -50,6 +50,8 @@ class Network:
     """Bytes of a number in the precision it will run in."""
     confidence: bool = False
     """True when it also says how sure it is."""
+    tested: bool = False
+    """True when how far it looks was found by trying."""
 
     def bytes_of(self, rows: int, cols: int) -> int:
         """Bytes that it takes to look at so many pixels at once."""
@@ -106,7 +108,8 @@ def choose_cut(network: Network, info: RasterInfo, wish: Wish, room: Room, notes
         cut = _streamed(network, info, side, wish.columns, room)
     else:
         if network.graph is None:
-            notes.append(f"in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
+            known = "exact (tested): how far it looks was found by trying; " if network.tested else ""
+            notes.append(f"{known}in tiles with a halo: it cannot be streamed because of {_told(network.obstacles)}")
         cut = _tiled(network, info, side, tile, room)
     needed = memory(network, info, cut)
     if needed > room.bytes:
@@ -214,10 +217,10 @@ def _blended(
             overlap=overlap,
             tile=side,
         )
-    why = "--overlap auto is exact"
+    why = f"--overlap auto is {'exact (tested)' if network.tested else 'exact'}"
     if network.halo is None:
-        why = f"no tile is enough, because of {_told(network.obstacles)}"
-    notes.append(f"approximate: tiles of {side} overlap by {overlap} and are blended ({blend}); {why}")
+        why = f"no halo is known to be enough, because of {_told(network.obstacles)}"
+    notes.append(f"windows: the map is the blend ({blend}) of windows of {side} px that overlap by {overlap}; {why}")
     exact = _in_tiles(network, info, chunk, side, overlap, room)
     return exact.model_copy(update={"way": "blend", "blend": blend})
 

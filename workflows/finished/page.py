@@ -163,7 +163,7 @@ def _facts(seen: Survey, about: About, why: str | None) -> list[tuple[str, str]]
         facts += [
             ("image", f"{Path(plan.input.path).name}, bands {bands}"),
             ("model", f"{plan.model.name} {plan.model.version}"),
-            ("result", "exact" if plan.cut.exact else f"approximate, blended ({plan.cut.blend})"),
+            ("result", plan.exactness if plan.cut.exact else f"windows, blended ({plan.cut.blend})"),
             ("precision", plan.kernel.precision),
             ("device", plan.kernel.instructions),
             ("made", str(report.get("timing", {}).get("finished", "not known")).replace("T", " ")),

@@ -133,7 +133,7 @@ class Verification:
 
     def _result(self) -> str:
         if not self.exact:
-            return "approximate, as planned: blended tiles see less than a window with all that is around it"
+            return "windows: the map is their blend, by definition, and not what the network gives for all of the image"
         if not self.ok:
             wrong = self.differ - self.ties
             return f"{wrong:,} label{'s are' if wrong > 1 else ' is'} not what the network gives"

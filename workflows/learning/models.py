@@ -8,11 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from fcn_batch.pipeline.core.errors import ModelError, OutputError
-from fcn_batch.pipeline.core.model_card import TARGET, Architecture, Factory, ModelCard, TorchvisionFcn
+from fcn_batch.pipeline.core.model_card import TARGET, Architecture, Exactness, Factory, ModelCard, TorchvisionFcn
 from fcn_batch.pipeline.core.reach import Reach
 from fcn_batch.pipeline.network.capture import graph_of
 from fcn_batch.pipeline.network.factory import toml_of
-from fcn_batch.pipeline.network.probe import Grid, probe
+from fcn_batch.pipeline.network.probe import Grid
+from fcn_batch.pipeline.network.proof import prove
 from fcn_batch.pipeline.network.trial import Agreement, compare_stream, compare_window
 from fcn_batch.pipeline.network.weights import ModelFile, load_model, read_card
 from fcn_batch.workflows.inputs.resolution import metres
@@ -154,8 +155,8 @@ class Check:
     """By the card."""
     found: Grid
     """By the probe."""
-    exact: bool
-    """True when tiles give the scores of the whole image."""
+    exactness: Exactness
+    """What a map of it can be at best."""
     agreement: Agreement | None
     """A window with its halo against the whole image; None when no halo is enough."""
     streamed: Agreement | None
@@ -172,16 +173,17 @@ def check_model(name_or_path: str) -> Check:
     """Probe a model and compare a window with the whole image; ModelError when its card says something else."""
     file, network = load_model(find_model(name_or_path).path)
     card, bands = file.card, len(file.card.input.bands)
-    says, found = Grid(card.stride, card.phase, card.halo), probe(network, bands)
-    if found != says:
+    says, proof = Grid(card.stride, card.phase, card.halo), prove(network, bands)
+    found = proof.grid
+    if (found, proof.exactness) != (says, card.exactness):
         kept = file.path.with_suffix(".grid.json").name
         remedy = f"remove {kept}" if isinstance(card.architecture, Factory) else "get the file again"
         raise ModelError(
             "grid-mismatch",
             "{path}: the card says {says}; the network has {found}: {remedy}",
             path=file.path,
-            says=_in_words(says),
-            found=_in_words(found),
+            says=f"{card.exactness}, {_in_words(says)}",
+            found=f"{proof.exactness}, {_in_words(found)}",
             remedy=remedy,
         )
     agreement = None if found.halo is None else compare_window(network, bands, found.stride, found.halo)
@@ -193,14 +195,14 @@ def check_model(name_or_path: str) -> Check:
             path=file.path,
             difference=agreement.difference,
         )
-    graph, obstacles = graph_of(network, bands)
+    graph, obstacles = graph_of(network, bands) if proof.exactness != "windows" else (None, [proof.why])
     streamed = None if graph is None else compare_stream(network, graph, bands)
     return Check(
         _title(card),
         str(file.path),
         says,
         found,
-        exact=agreement is not None,
+        exactness=proof.exactness,
         agreement=agreement,
         streamed=streamed,
         obstacles=obstacles,
@@ -218,14 +220,14 @@ def describe_check(check: Check) -> list[tuple[str, str]]:
         ("halo", "none is enough, as the card says" if halo is None else f"{halo} px, as the card says"),
     ]
     if agreement is None:
-        why = "a score depends on the whole image, or on where a tile begins; tiles are blended"
-        return [*pairs, ("result", f"approximate: {why}"), ("streaming", f"no: {'; '.join(check.obstacles)}")]
+        why = "the map is the blend of a fixed grid of windows"
+        return [*pairs, ("result", f"windows: {why}"), ("because", "; ".join(check.obstacles))]
     streaming = f"no, in tiles: {'; '.join(check.obstacles)}"
     if check.streamed is not None:
         streaming = f"yes: {_compared(check.streamed)}"
     return [
         *pairs,
-        ("result", f"exact: with {halo} px around it, a core gives the scores of the whole image"),
+        ("result", f"{check.exactness}: with {halo} px around it, a core gives the scores of the whole image"),
         ("verified", _compared(agreement)),
         ("streaming", streaming),
     ]

@@ -26,7 +26,7 @@ def make_report(
     return {
         "complete": True,
         "fingerprint": plan.fingerprint,
-        "exactness": "exact" if plan.cut.exact else "approximate",
+        "exactness": plan.exactness,
         "precision": plan.kernel.precision,
         "outputs": made,
         "classes": _classes(legend, done),

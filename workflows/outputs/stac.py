@@ -69,7 +69,7 @@ def make_item(plan: Plan, legend: Legend, report: dict[str, Any], outputs: Outpu
 def _properties(plan: Plan, legend: Legend, report: dict[str, Any]) -> dict[str, Any]:
     finished = datetime.fromisoformat(report["timing"]["finished"]).astimezone(UTC)
     source = Path(plan.input.path)
-    exactness = "exact" if plan.cut.exact else "approximate"
+    exactness = plan.exactness
     return {
         "datetime": _written(taken_at(plan.input.places[0]) or finished),
         "created": _written(finished),

@@ -81,7 +81,7 @@ def provenance(plan: Plan) -> dict[str, str | int]:
         "fcn:model": plan.model.name,
         "fcn:model_sha256": plan.model.sha256,
         "fcn:fingerprint": plan.fingerprint,
-        "fcn:exactness": "exact" if plan.cut.exact else "approximate",
+        "fcn:exactness": plan.exactness,
         "fcn:precision": plan.kernel.precision,
         "fcn:way": plan.cut.way,
         "fcn:blend": plan.cut.blend or "none needed",
