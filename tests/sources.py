@@ -93,6 +93,7 @@ def make_plan(size: Size, cut: Cut, *, confidence: bool = False) -> Plan:
         bands=(1, 2, 3),
         full_scale=255.0,
         cut=cut,
+        exactness="exact" if cut.exact else "windows",
         confidence=confidence,
         kernel=Kernel(
             device="cpu",

@@ -203,7 +203,7 @@ def test_a_plan_as_json_is_a_plan(raster: Path, model: Path) -> None:
     plan = Plan.model_validate_json(json.dumps(found))
     assert plan == prepare(raster, Options(model=str(model), tile=64)).plan
     assert plan.cut.tile == 64
-    assert (facts["fingerprint"], facts["blocks"], facts["exact"]) == (plan.fingerprint, 1, True)
+    assert (facts["fingerprint"], facts["blocks"], facts["exactness"]) == (plan.fingerprint, 1, "exact")
 
 
 def test_a_plan_for_people(raster: Path, model: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_plan_for_people(raster: Path, model: Path) -> None:
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if not line.startswith("note"))
     assert lines["input"] == f"{raster}: 40 x 50 px, 3 bands of uint8"
     assert lines["bands"] == "red = band 1, green = band 2, blue = band 3"
-    assert lines["result"] == "approximate, blended (hann)"
+    assert lines["result"] == "windows, blended (hann)"
     assert lines["way"] == "tiles of 128 px, overlapping by 32 px"
     assert "--tile 100" in result.stdout
 

@@ -76,11 +76,11 @@ def test_what_looks_everywhere_is_blended_and_told_so() -> None:
     assert (cut.way, cut.blend, cut.exact) == ("blend", "hann", False)
     assert (cut.tile, cut.overlap) == (1024, 256)
     (note,) = notes
-    assert note.startswith("approximate: ")
+    assert note.startswith("windows: ")
     assert "a.b: mean (pools the whole image)" in note
 
 
-def test_an_overlap_that_is_wished_for_is_approximate_too() -> None:
+def test_an_overlap_that_is_wished_for_makes_windows_too() -> None:
     cut, notes = _cut(_network(), Size(10_000, 9_000), overlap=100, tile=512, blend="linear")
     assert (cut.way, cut.tile, cut.overlap, cut.blend) == ("blend", 512, 128, "linear")
     assert notes[-1].endswith("--overlap auto is exact")
@@ -96,12 +96,11 @@ def test_a_shard_is_what_is_written_at_once(network: Network, wish: dict[str, An
     cut, _ = _cut(network, size, shard=4 * CHUNK, **wish)
     assert (cut.way, cut.chunk, cut.tile, cut.overlap) == (plain.way, 4 * CHUNK, plain.tile, plain.overlap)
     assert cut.lane % cut.chunk == cut.segment % cut.chunk == 0
-    more = 3 * (cut.chunk * min(cut.lane, size.width) - plain.chunk * min(plain.lane, size.width))
-    assert memory(network, info_of(size), cut) - memory(network, info_of(size), plain) == more
+    more = cut.chunk * min(cut.lane, size.width) - plain.chunk * min(plain.lane, size.width)
+    # three blocks of classes, or of classes and two planes; and why pixels have none
+    assert memory(network, info_of(size), cut) - memory(network, info_of(size), plain) == (3 + 1) * more
     sure = replace(network, confidence=True)
-    assert memory(sure, info_of(size), cut) - memory(sure, info_of(size), plain) == 3 * more, (
-        "two planes and the classes"
-    )
+    assert memory(sure, info_of(size), cut) - memory(sure, info_of(size), plain) == (9 + 1) * more
 
 
 @pytest.mark.parametrize("stride", [32, 48])

@@ -75,7 +75,8 @@ def test_a_network_of_ones_own(unet: Path) -> None:
 def test_the_grid_is_found_once(unet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_card(unet)
     stored = json.loads(unet.with_name("unet.grid.json").read_text())
-    assert stored == {"sha256": first.sha256, "probe": 1, "stride": 4, "phase": 0, "halo": 8}
+    assert (stored.pop("sha256"), stored.pop("torch"), stored.pop("probe")) == (first.sha256, torch.__version__, 2)
+    assert stored == {"exactness": "exact", "grid": {"stride": 4, "phase": 0, "halo": 8}, "why": ""}
     _no_probe(monkeypatch)
     assert read_card(unet) == load_model(unet)[0] == first
 
@@ -192,7 +193,7 @@ def test_a_network_that_looks_at_the_whole_image_loads(tmp_path: Path) -> None:
     assert (model.card.stride, model.card.halo) == (32, None)
     result = CliRunner().invoke(main, ["model", "check", str(path)])
     assert result.exit_code == 0, result.output
-    assert "approximate: a score depends on the whole image" in result.stdout
+    assert "windows: the map is the blend" in result.stdout
     assert "looks at the whole image" in CliRunner().invoke(main, ["model", "info", str(path)]).stdout
 
 
@@ -204,12 +205,12 @@ def test_model_check(unet: Path) -> None:
     assert "0 classes differ" in result.stdout
     found = json.loads(CliRunner().invoke(main, ["model", "check", str(unet), "--json"]).stdout)
     assert found["found"] == found["says"] == {"stride": 4, "phase": 0, "halo": 8}
-    assert found["exact"]
+    assert found["exactness"] == "exact"
     stored = unet.with_name("unet.grid.json")
     stored.write_text(stored.read_text().replace('"halo": 8', '"halo": 4'))
     edited = CliRunner().invoke(main, ["model", "check", str(unet)])
     assert edited.exit_code == 5
-    assert "the card says stride 4, phase 0, halo 4; the network has stride 4, phase 0, halo 8" in edited.stderr
+    assert "the card says exact, stride 4, phase 0, halo 4; the network has exact, stride 4, phase 0, halo 8" in edited.stderr
     assert "remove unet.grid.json" in edited.stderr
 
 

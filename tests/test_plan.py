@@ -271,7 +271,7 @@ def test_what_is_rounded_is_said(network: Network) -> None:
     cut = choose_cut(network, raster, Wish(tile=512, overlap=65, blend="linear"), ROOM, notes)
     assert (cut.tile, cut.overlap, cut.blend) == (512, 96, "linear")
     assert "--overlap 65" in notes[0]
-    assert notes[1].startswith("approximate: tiles of 512 overlap by 96 and are blended (linear)")
+    assert notes[1].startswith("windows: the map is the blend (linear) of windows of 512 px that overlap by 96")
 
 
 @pytest.mark.parametrize(

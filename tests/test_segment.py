@@ -176,12 +176,12 @@ def test_blended_maps_do_not_depend_on_the_blocks(
 def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif")
     result = segmented(path, "-m", model, "--tile", 96, "--overlap", 32, "--blend", "linear")
-    assert "approximate: " in result.stderr
+    assert "windows: " in result.stderr
     report = report_of(tmp_path)
-    assert report["exactness"] == "approximate"
-    assert any(note.startswith("approximate") for note in report["notes"])
+    assert report["exactness"] == "windows"
+    assert any(note.startswith("windows") for note in report["notes"])
     with xarray.open_zarr(tmp_path / "a.classes.zarr") as dataset:
-        assert dataset.attrs["fcn:exactness"] == "approximate"
+        assert dataset.attrs["fcn:exactness"] == "windows"
         assert dataset.attrs["fcn:blend"] == "linear"
         assert (dataset.attrs["fcn:tile"], dataset.attrs["fcn:overlap"]) == (96, 32)
 
@@ -566,7 +566,7 @@ def test_a_run_that_fails_leaves_the_old_outputs_whole(
     assert output_bytes(tmp_path, "a") == old
     assert (tmp_path / "a.run.json").read_bytes() == kept
     segmented(*options, "--overwrite")
-    assert report_of(tmp_path)["exactness"] == "approximate"
+    assert report_of(tmp_path)["exactness"] == "windows"
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] >= 2
 
 

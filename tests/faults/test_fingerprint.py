@@ -49,6 +49,7 @@ PLAN = Plan(
     area=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 8.0), (1.0, 2.0)),),)),
     tissue=Area(polygons=((((1.0, 2.0), (9.0, 2.0), (9.0, 7.0), (1.0, 2.0)),),)),
     cut=Cut(way="blend", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend="hann"),
+    exactness="windows",
     kernel=Kernel(
         device="cpu",
         torch="2",
