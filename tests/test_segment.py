@@ -53,10 +53,7 @@ from tests.runs import (
     tree,
 )
 
-NAMES = (
-    *("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"),
-    *("a.stac.json", "a.run.json"),
-)
+NAMES = (*("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"), *("a.stac.json", "a.run.json"))
 
 
 class Killed(BaseException):

@@ -144,10 +144,7 @@ def test_a_watched_folder(tmp_path: Path) -> None:
     shutil.copy(folder / "a.tif", folder / "a.jp2")  # what would have the outputs of a.tif
     words = ["segment", "--watch", folder, "-m", model, "-o", out, "--summary", summary, "--overwrite"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "fcn_batch", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "fcn_batch", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
     def until(**wanted: int) -> dict[str, object]:
