@@ -41,7 +41,13 @@ def results() -> list[dict[str, Any]]:
     return found
 
 
-def test_what_did_harm_does_none_now_and_ends_as_its_kind_should(results: list[dict[str, Any]]) -> None:
+def test_what_did_harm_does_none_now(results: list[dict[str, Any]]) -> None:
+    assert len(results) == len(CASES)
+    told = zip(CASES, results, strict=True)
+    assert [(case.name, result["complaints"]) for case, result in told if result["complaints"]] == []
+
+
+def test_each_ends_as_its_kind_should(results: list[dict[str, Any]]) -> None:
     for case, result in zip(CASES, results, strict=True):
-        assert (result["target"], result["complaints"]) == (case.parent.name, [])
+        assert result["target"] == case.parent.name
         assert result["code"] == OTHERS.get(case.name, CODES[case.parent.name]), case

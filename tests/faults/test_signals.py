@@ -47,16 +47,6 @@ def begun(words: list[str], out: Path, blocks: int = 5) -> "subprocess.Popen[str
     return process
 
 
-def ends(process: "subprocess.Popen[str]", code: int) -> list[str]:
-    """The lines that it tells, of which the last one is for the user."""
-    told = process.communicate(timeout=PATIENCE_S)[1]
-    assert process.returncode == code, told
-    assert "Traceback" not in told
-    if code == 130:
-        assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
-    return told.splitlines()
-
-
 def check_that_it_goes_on(base: Path, out: Path) -> None:
     """With the same command, from where it ended, to the same bytes."""
     receipts = out / "a.partial" / "receipts"
@@ -86,14 +76,20 @@ def check_that_it_goes_on(base: Path, out: Path) -> None:
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_run_drains_and_goes_on(base: Path, tmp_path: Path, number: signal.Signals, who: str, workers: str) -> None:
+    code = 130 if number == signal.SIGINT else 75
     with begun(command(base, tmp_path, "--workers", workers), tmp_path) as process:
         send = os.killpg if who == "all" else os.kill  # to all: as Ctrl-C does, and SLURM at the end of a job's time
         send(process.pid, number)
-        told = ends(process, 130 if number == signal.SIGINT else 75)
+        told = process.communicate(timeout=PATIENCE_S)[1].splitlines()
+    assert process.returncode == code, told
     assert any(line.startswith(f"{number.name}: finishing the blocks under way") for line in told), told
-    if number != signal.SIGINT:
-        last = f"stopped by {number.name}; finished blocks are kept: run the same command again to go on"
-        assert told[-1] == f"fcn-batch: {last}"
+    last = (
+        "interrupted; run the same"
+        if code == 130
+        else f"stopped by {number.name}; finished blocks are kept: run the same"
+    )
+    assert told[-1] == f"fcn-batch: {last} command again to go on"
+    assert "Traceback" not in "\n".join(told)
     check_that_it_goes_on(base, tmp_path)
 
 
@@ -105,7 +101,10 @@ def test_ctrl_c_while_workers_start(base: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(0.5)  # in the middle of their imports
         os.killpg(process.pid, signal.SIGINT)
-        ends(process, 130)
+        told = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
 
 
 @pytest.mark.faults
@@ -114,14 +113,19 @@ def test_ctrl_c_twice_stops_at_once(base: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        ends(process, 130)
+        told = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "fcn-batch: interrupted; run the same command again to go on"
+    assert "Traceback" not in told
     check_that_it_goes_on(base, tmp_path)
 
 
 def test_without_grace_what_is_under_way_is_dropped(base: Path, tmp_path: Path) -> None:
     with begun(command(base, tmp_path, "--grace", "0"), tmp_path) as process:
         process.send_signal(signal.SIGTERM)
-        ends(process, 75)
+        told = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 75
+    assert "Traceback" not in told
     check_that_it_goes_on(base, tmp_path)
 
 
