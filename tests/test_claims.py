@@ -120,6 +120,15 @@ def died(folder: Path, name: str = "block") -> None:
         assert process.does("take", name) == "taken"
 
 
+def at_once(number: int, work: Callable[[int], object]) -> None:
+    """Let so many threads work."""
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def until(happens: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not happens():
@@ -140,32 +149,39 @@ def taken(here: Claims, name: str = "block") -> Claim:
 # --- one at a time -------------------------------------------------------------------------------------------
 
 
-def test_a_claim_is_held_by_one_and_free_once_released(tmp_path: Path, other: Other) -> None:
+def test_a_claim_is_held_by_one_and_free_once_released_or_dead(tmp_path: Path, other: Other) -> None:
     here = Claims(tmp_path)
+    assert here.living() == {}
     assert other.does("take", "block") == "taken"
     assert here.take("block") is None
-    assert taken(here, "next").ours, "another name is another claim"
+    mine = taken(here, "next")
+    assert mine.ours, "another name is another claim"
     assert other.does("take", "next") == "None"
-    other.does("release", "block")
-    assert taken(here).ours
-    assert Claims(tmp_path).take("block") is None, "two objects of one process are two holders"
-    assert names(tmp_path) == ["block", "next"], "nothing temporary is left"
-
-
-def test_who_lives_is_known_by_name(tmp_path: Path, other: Other) -> None:
-    here = Claims(tmp_path)
-    assert here.living() == {}
-    died(tmp_path, "dead")
-    mine = taken(here, "mine")
-    other.does("take", "theirs")
     found = here.living()
-    assert sorted(found) == ["mine", "theirs"]
-    assert found["theirs"].process.startswith(f"process {other.process.pid} on ")
-    assert found["mine"] == Holder.here()
+    assert sorted(found) == ["block", "next"]
+    assert found["block"].process.startswith(f"process {other.process.pid} on ")
+    assert found["next"] == Holder.here()
     mine.release()
-    other.kill()
-    assert here.living() == {}
-    assert names(tmp_path) == ["dead", "theirs"], "looking takes nothing away"
+    other.does("release", "block")
+    claim = taken(here)
+    assert claim.ours
+    assert Claims(tmp_path).take("block") is None, "two objects of one process are two holders"
+    assert names(tmp_path) == ["block"], "nothing temporary is left"
+    claim.release()
+    for end in (other.kill, None):
+        with Other(tmp_path) as another:
+            theirs = other if end else another
+            assert theirs.does("take", "block") == "taken"
+            if end:
+                end()
+            else:
+                assert theirs.process.stdin is not None
+                theirs.process.stdin.close()
+                theirs.process.wait()
+            assert here.living() == {}
+            assert names(tmp_path) == ["block"], "looking takes nothing away"
+            taken(here).release()
+            assert names(tmp_path) == []
 
 
 def test_threads_share_claims_one_at_a_time(tmp_path: Path) -> None:
@@ -181,24 +197,19 @@ def test_threads_share_claims_one_at_a_time(tmp_path: Path) -> None:
                 counts[me] += 1
                 claim.release()
 
-    threads = [threading.Thread(target=work, args=(me,)) for me in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, work)
     assert most == [True] * 100
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("victims", [0, 6])
-def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_path: Path, victims: int) -> None:
+def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_path: Path) -> None:
     def rival(seed: int, rounds: int) -> "subprocess.Popen[str]":
         words = [sys.executable, "-c", RIVAL, str(tmp_path), str(rounds), str(seed)]
         return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
     with ExitStack() as stack:
         rivals = [stack.enter_context(rival(seed, 60)) for seed in range(3)]
-        for seed in range(victims):
+        for seed in range(6):
             victim = stack.enter_context(rival(100 + seed, 10**9))
             time.sleep(0.15 + seed / 100)
             victim.kill()
@@ -214,26 +225,20 @@ def test_processes_share_a_claim_one_at_a_time_also_when_some_are_killed(tmp_pat
 
 def test_of_many_who_find_a_dead_holder_one_gets_the_claim(tmp_path: Path) -> None:
     for turn in range(5):
-        died(tmp_path, f"block-{turn}")
-        start, found = threading.Barrier(6), list[Claim | None]()
+        name, start, found = f"block-{turn}", threading.Barrier(6), list[Claim]()
+        died(tmp_path, name)
 
-        def take(name: str, start: threading.Barrier = start, found: list[Claim | None] = found) -> None:
+        def take(_: int, name: str = name, start: threading.Barrier = start, found: list[Claim] = found) -> None:
             here = Claims(tmp_path)
             start.wait()
             claim = here.take(name)
             if claim is not None:
                 found.append(claim)
 
-        threads = [threading.Thread(target=take, args=(f"block-{turn}",)) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(6, take)
         # all may have looked while another one did, and gone on to other blocks
         assert len(found) <= 1
-        claim = found[0] if found else taken(Claims(tmp_path), f"block-{turn}")
-        assert claim is not None
-        assert claim.ours
+        assert (found[0] if found else taken(Claims(tmp_path), name)).ours
     assert [name for name in names(tmp_path) if name.startswith(".")] == []
 
 
@@ -254,51 +259,33 @@ def test_who_was_quicker_keeps_the_claim_of_a_dead_holder(tmp_path: Path, monkey
     assert names(tmp_path) == ["block"]
 
 
-# --- the dead ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["killed", "ended in order"])
-def test_the_claim_of_a_dead_process_is_free_at_once(tmp_path: Path, other: Other, how: str) -> None:
-    assert other.does("take", "block") == "taken"
-    assert Claims(tmp_path).take("block") is None
-    if how == "killed":
-        other.kill()
-    else:
-        assert other.process.stdin is not None
-        other.process.stdin.close()
-        other.process.wait()
-    claim = taken(Claims(tmp_path))
-    assert claim.ours
-    claim.release()
-    assert names(tmp_path) == []
-
-
 # --- the stopped, and other machines -------------------------------------------------------------------------
 
 
 def test_a_stopped_holder_is_taken_for_dead_and_does_no_harm_when_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But who is to be the only one waits for it."""
     monkeypatch.setattr(claims, "STALE_S", 0.4)
     with Other(tmp_path, beat_s=0.05) as other:
-        other.does("take", "block")
+        for name in ("block", "lock"):
+            other.does("take", name)
         time.sleep(1.0)
         assert Claims(tmp_path).take("block") is None, "its heart beats"
         os.kill(other.process.pid, signal.SIGSTOP)
-        found: list[Claim | None] = [None]
-
-        def can_be_taken() -> bool:
-            found[0] = Claims(tmp_path).take("block")
-            return found[0] is not None
-
-        until(can_be_taken)
-        claim = found[0]
-        assert claim is not None
+        found: list[Claim] = []
+        until(lambda: bool(found) or bool(found.extend(filter(None, [Claims(tmp_path).take("block")]))))
+        with refuses("run-under-way"), only_one(tmp_path / "lock"):
+            raise AssertionError
         os.kill(other.process.pid, signal.SIGCONT)
         assert other.does("take", "block") == "None", "another's now"
         other.does("release", "block")
-        assert claim.ours, "giving up a claim that was taken away takes nothing away"
+        assert found[0].ours, "giving up a claim that was taken away takes nothing away"
         assert (tmp_path / "block").exists()
+        os.kill(other.process.pid, signal.SIGSTOP)
+    with only_one(tmp_path / "lock"):
+        assert names(tmp_path) == ["block", "lock"], "when it is killed, it is over at once"
+    assert names(tmp_path) == ["block"]
 
 
 def strangers_claim(folder: Path) -> Path:
@@ -308,33 +295,27 @@ def strangers_claim(folder: Path) -> Path:
     return path
 
 
-def test_a_holder_on_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
+def test_a_holder_on_another_machine_lives_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock of the file system."""
     path, here = strangers_claim(tmp_path), Claims(tmp_path)
-    assert here.take("block") is None
     assert here.living() == {"block": Holder("process 7 on node9", "another kernel")}
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1e10)
+        patch.setattr(time, "time_ns", lambda: 10**19)
+        assert here.take("block") is None
     for age in (claims.STALE_S - 20, claims.STALE_S + 20):
-        then = time.time() - age
-        os.utime(path, (then, then))
+        os.utime(path, times=(time.time() - age,) * 2)
         assert ("block" in here.living()) == (age < claims.STALE_S)
     assert taken(here).ours
     assert names(tmp_path) == ["block"]
 
 
-def test_the_clock_is_that_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    strangers_claim(tmp_path)
-    monkeypatch.setattr(time, "time", lambda: 1e10)
-    monkeypatch.setattr(time, "time_ns", lambda: 10**19)
-    assert Claims(tmp_path).take("block") is None
-
-
 def test_who_looks_like_a_stranger_decides_nothing_while_its_lock_is_seen(tmp_path: Path, other: Other) -> None:
     """The same claim on one machine, but in two containers, say, that tell of different kernels."""
     other.does("take", "block")
-    path = tmp_path / "block"
-    path.write_bytes(Holder("process 7 on node9", "another kernel").written())
+    path = strangers_claim(tmp_path)
     assert Claims(tmp_path).take("block") is None
-    then = time.time() - claims.STALE_S - 20
-    os.utime(path, (then, then))
+    os.utime(path, times=(time.time() - claims.STALE_S - 20,) * 2)
     assert Claims(tmp_path).take("block") is not None, "no heartbeat, so it is stopped"
 
 
@@ -400,25 +381,24 @@ def test_a_full_disk_leaves_no_claim_and_no_temporary_file(tmp_path: Path, monke
 
 
 def test_the_heart_beats_while_something_is_held_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One heart for all; a command over ten thousand rasters takes claims for each of them, and leaves no thread."""
     monkeypatch.setattr(claims, "BEAT_S", 0.02)
-
-    def hearts() -> int:
-        return sum(thread.name == "heartbeat" and thread.is_alive() for thread in threading.enumerate())
-
-    here, before = Claims(tmp_path), hearts()
-    held = [taken(here, name) for name in ("a", "b")]
-    for claim in (*held, taken(here, "c")):
-        os.utime(claim.path, (0, 0))
-        until(lambda path=claim.path: path.stat().st_mtime > 0)  # type: ignore[misc]
-    assert hearts() == before + 1, "one for all"
-    held[0].release()
-    os.utime(held[1].path, (0, 0))
-    until(lambda: held[1].path.stat().st_mtime > 0)
-
-
-def test_no_thread_is_left_when_all_is_given_up(tmp_path: Path) -> None:
-    """A command over ten thousand rasters takes claims for each of them."""
     before = set(threading.enumerate())
+
+    def beats(claim: Claim) -> None:
+        os.utime(claim.path, (0, 0))
+        until(lambda: claim.path.stat().st_mtime > 0)
+
+    here = Claims(tmp_path)
+    held = [taken(here, name) for name in ("a", "b", "c")]
+    for claim in held:
+        beats(claim)
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["heartbeat"]
+    held.pop().release()
+    for claim in held:
+        beats(claim)
+    for claim in held:
+        claim.release()
     for number in range(20):
         with only_one(tmp_path / f"lock-{number}"):
             pass
@@ -430,14 +410,15 @@ def test_no_thread_is_left_when_all_is_given_up(tmp_path: Path) -> None:
 
 
 def test_only_one_refuses_or_waits(tmp_path: Path, other: Other) -> None:
-    lock, told = tmp_path / "lock", list[Holder]()
+    lock, told, entered = tmp_path / "lock", list[Holder](), threading.Event()
+    with pytest.raises(KeyError), only_one(lock):
+        raise KeyError  # gives it up
     other.does("take", "lock")
     holder = f"process {other.process.pid} on "
     with pytest.raises(OutputError) as caught, only_one(lock):
         raise AssertionError
     assert caught.value.code == "run-under-way"
     assert caught.value.fields["holder"].startswith(holder)
-    entered = threading.Event()
 
     def wait() -> None:
         with only_one(lock, told.append):
@@ -452,27 +433,6 @@ def test_only_one_refuses_or_waits(tmp_path: Path, other: Other) -> None:
     assert entered.is_set()
     assert [one.process.startswith(holder) for one in told] == [True], "told once"
     assert names(tmp_path) == []
-
-
-def test_only_one_waits_also_for_one_who_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who publishes must not be overtaken, however long it takes; when it is killed, it is over at once."""
-    monkeypatch.setattr(claims, "STALE_S", 0.1)
-    with Other(tmp_path, beat_s=0.02) as other:
-        other.does("take", "lock")
-        os.kill(other.process.pid, signal.SIGSTOP)
-        time.sleep(0.5)
-        with refuses("run-under-way"), only_one(tmp_path / "lock"):
-            raise AssertionError
-    with only_one(tmp_path / "lock"):
-        assert names(tmp_path) == ["lock"]
-    assert names(tmp_path) == []
-
-
-def test_only_one_is_given_up_by_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), only_one(tmp_path / "lock"):
-        raise KeyError
-    with only_one(tmp_path / "lock"):
-        assert names(tmp_path) == ["lock"]
 
 
 # --- without fcntl -------------------------------------------------------------------------------------------

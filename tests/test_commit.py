@@ -78,9 +78,13 @@ def test_a_receipt_can_be_told_again_from_the_store(committer: Committer) -> Non
 
 
 def test_no_receipt_before_the_pixels(committer: Committer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there a committer whose plan and stores disagree on confidences."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with pytest.raises(ValueError, match=NAMES[0]):
+        Committer.of(committer.journal, NAMES[0], None if committer.plan.confidence else NAMES[1])
     monkeypatch.setattr("fcn_batch.pipeline.store.classstore.sync", full)
     with pytest.raises(OSError, match="No space"):
         committer.commit(block(committer.plan, 0))
@@ -118,12 +122,6 @@ def test_an_orphan_writes_nothing_into_the_stores_of_another_run(
     assert sorted(tmp_path.rglob("*")) == before
     if taken == "other":
         assert (ClassStore(journal.folder / NAMES[0]).read(Window(0, 0, 70, 90)) == 255).all()
-
-
-def test_plan_and_stores_agree_on_confidences(committer: Committer) -> None:
-    wrong = None if committer.plan.confidence else NAMES[1]
-    with pytest.raises(ValueError, match=NAMES[0]):
-        Committer.of(committer.journal, NAMES[0], wrong)
 
 
 def test_a_receipt_that_was_changed_is_not_held(committer: Committer) -> None:

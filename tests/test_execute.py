@@ -51,6 +51,10 @@ if __name__ == "__main__":
 """
 NOT_INSTALLED = "import sys; sys.modules['fcn_batch'] = None"
 """As good as not installed, for the process that runs this."""
+THREADS_ONLY = 'processes=False, protocol="tcp://"'
+RECEIPT: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None, "tile": 1}
+RECEIPT |= {"passes": 1, "forwarded": 1, "seconds": 0.05, "by": "", "finished": "2026-01-01T00:00:00Z"}
+"""As good as not installed, for the process that runs this."""
 
 READY = "import fcn_batch.workflows.processes.execute"
 """What blocks need: workers import it much more slowly than a fresh process, as they look at each other meanwhile."""
@@ -58,18 +62,13 @@ READY = "import fcn_batch.workflows.processes.execute"
 
 @contextmanager
 def cluster_program(
-    folder: Path, prelude: str = "", options: str = 'processes=False, protocol="tcp://"'
+    folder: Path, prelude: str = "", options: str = THREADS_ONLY
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A scheduler with one worker outside of this process, and its address."""
-    script = folder / "cluster.py"
+    script, pipe = folder / "cluster.py", subprocess.PIPE
     script.write_text(_CLUSTER.format(prelude=prelude, options=options))
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -81,12 +80,10 @@ def cluster_program(
 @pytest.fixture
 def _easy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks without pixels; a local function goes to the workers by value, so they need not import this module."""
+    rest = RECEIPT
 
     def easy(_ticket: Any, work: tuple[int, ...], _topic: str, _leave_out: bool) -> list[str]:
-
         time.sleep(0.05)
-        rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
-        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.05, "by": "", "finished": "2026-01-01T00:00:00Z"}
         return [json.dumps({"block": block, **rest}) for block in work]
 
     monkeypatch.setattr(execute_module, "_run_afar", easy)
@@ -121,28 +118,23 @@ def test_a_cluster_that_has_lost_its_workers(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(workers_module, "_WITHOUT_WORKERS_S", 1.0)
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=50,
-        processes=False,
-        protocol="tcp://",
-    ) as cluster:
-        address = cluster.scheduler_address
-
-        def first(_receipt: Any) -> None:
-            cluster.scale(0)
-
-        with refuses("workers-lost", seconds=1):
-            execute(TICKET, WORKS, Workers(address=address), first, Stop())
-        with refuses("workers-missing", address=address):
-            execute(TICKET, WORKS, Workers(address=address), first, Stop())
+    options = {"dashboard_address": "127.0.0.1:0", "silence_logs": 50, "processes": False, "protocol": "tcp://"}
+    with LocalCluster(n_workers=1, threads_per_worker=2, host="127.0.0.1", **options) as cluster:
+        for code, field in (
+            ("workers-lost", {"seconds": 1}),
+            ("workers-missing", {"address": cluster.scheduler_address}),
+        ):
+            with refuses(code, **field):
+                address = cluster.scheduler_address
+                execute(TICKET, WORKS, Workers(address=address), lambda _: cluster.scale(0), Stop())
     assert capfd.readouterr() == ("", "")
 
 
 # --- what is heard of blocks ---------------------------------------------------------------------------------
+
+
+def nobody(_: Receipt) -> None:
+    """Who is told of receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +166,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_are_told_while_their_segment_is_under_way(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    run = begun(tmp_path, model, monkeypatch, height=1500)
+    run = begun(tmp_path, model, monkeypatch)
     assert [len(work) for work in run.works] == [12, 12]
-    told: list[Receipt] = []
-    finished_when_told: list[int] = []
+    told, finished_when_told = list[Receipt](), list[int]()
 
     def on_receipt(receipt: Receipt) -> None:
         told.append(receipt)
@@ -189,8 +180,7 @@ def test_blocks_are_told_while_their_segment_is_under_way(
     assert finished_when_told[0] < 12, "the first one is told long before its segment ends"
     assert ({receipt.by for receipt in told} == {Holder.here().process}) == (not workers), "Dask's processes did them"
     assert len({receipt.by for receipt in told}) == max(1, workers)
-    if not workers:
-        assert finished_when_told == list(range(1, 25))
+    assert workers or finished_when_told == list(range(1, 25))
 
 
 def test_a_message_that_is_lost_is_made_up_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +191,14 @@ def test_a_message_that_is_lost_is_made_up_for(tmp_path: Path, model: Path, monk
     assert sorted(told) == list(range(8))
 
 
-def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute_module, "kept", None)
-    execute(TICKET, [], Workers(4), print, Stop())
+def test_nothing_to_do_and_what_was_asked_to_stop_begin_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(execute_module, "kept", None)
+        execute(TICKET, [], Workers(4), print, stop)
+    monkeypatch.setattr(execute_module._OnDask, "_submit", None)
+    stop.request()
+    execute(TICKET, WORKS, Workers(1), print, stop)
 
 
 def test_a_segment_is_lost_only_from_its_last_finished_block(
@@ -212,30 +207,37 @@ def test_a_segment_is_lost_only_from_its_last_finished_block(
     """What was told is durable, and the rest can be done in a pass of its own with the same bytes."""
     (tmp_path / "whole").mkdir()
     whole = begun(tmp_path / "whole", model, monkeypatch)
-    execute(whole.ticket, whole.works, Workers(), lambda _receipt: None, Stop())
+    saw: dict[int, Receipt] = {}
+    execute(whole.ticket, whole.works, Workers(), lambda receipt: saw.update({receipt.block: receipt}), Stop())
+    tile, columns = whole.journal.plan().cut.tile, 224  # a lane of 128 (or 72), its halo of 128 on one side
+    for work in whole.works:
+        receipts = [saw[block] for block in work]
+        assert sum(r.forwarded for r in receipts) == 1504 * columns, "every row once"
+        assert sum(r.passes for r in receipts) == -(-1504 // tile)
+        assert {r.tile for r in receipts} == {tile}
+        # the last strip may decide several blocks at once, in no time
+        assert all(r.seconds >= 0 for r in receipts)
+        assert sum(r.seconds for r in receipts) > 0
     run = begun(tmp_path, model, monkeypatch)
-
-    class StopHereError(Exception):
-        pass
 
     def stop(receipt: Receipt) -> None:
         if receipt.block >= 6:
-            raise StopHereError
+            raise ZeroDivisionError
 
-    with pytest.raises(StopHereError):
+    with pytest.raises(ZeroDivisionError):
         execute(run.ticket, run.works, Workers(), stop, Stop())
     done = {r.block for r in run.journal.receipts()}
     assert {0, 2, 4, 6} <= done < set(range(24))
     left = [tuple(block for block in work if block not in done) for work in run.works]
-    execute(run.ticket, left, Workers(), lambda _receipt: None, Stop())
-    assert {r.block: r.sha256 for r in run.journal.receipts()} == {r.block: r.sha256 for r in whole.journal.receipts()}
+    execute(run.ticket, left, Workers(), nobody, Stop())
+    assert {r.block: r.sha256 for r in run.journal.receipts()} == {r.block: r.sha256 for r in saw.values()}
 
 
 def test_a_block_that_another_run_has_done_is_not_done_again(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begun(tmp_path, model, monkeypatch)
-    execute(run.ticket, run.works, Workers(), lambda _receipt: None, Stop())
+    execute(run.ticket, run.works, Workers(), nobody, Stop())
     done = {receipt.block: receipt for receipt in run.journal.receipts()}
     for block in done.keys() - {6}:
         run.journal.drop(block)
@@ -259,37 +261,19 @@ def test_a_stop_ends_a_lane_after_the_blocks_under_way(
     assert told == [0, 2], "the one below is decided when the first is told"
 
 
-def test_receipts_tell_what_the_network_saw(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = begun(tmp_path, model, monkeypatch)
-    told: dict[int, Receipt] = {}
-    execute(run.ticket, run.works, Workers(), lambda receipt: told.update({receipt.block: receipt}), Stop())
-    plan = run.journal.plan()
-    columns = 224  # a lane of 128 (or 72), its halo of 128 on one side, on the grid
-    for work in run.works:
-        receipts = [told[block] for block in work]
-        assert sum(r.forwarded for r in receipts) == 1504 * columns, "every row once"
-        assert sum(r.passes for r in receipts) == -(-1504 // plan.cut.tile)
-        assert {r.tile for r in receipts} == {plan.cut.tile}
-        # the last strip may decide several blocks at once, in no time
-        assert all(r.seconds >= 0 for r in receipts)
-        assert sum(r.seconds for r in receipts) > 0
-
-
 # --- runs that are to stop -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def _endless_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks without pixels, one after the other with hardly a pause, until the run is told to stop."""
+    rest = RECEIPT
 
     def endless(ticket: Any, work: tuple[int, ...], topic: str, _leave_out: bool) -> list[str]:
-
         from distributed import get_worker
 
         from fcn_batch.workflows.processes.execute import _stop_of
 
-        rest: dict[str, Any] = {"plan": "", "sha256": "", "shape": (1, 1), "pixels": {}, "area_m2": None}
-        rest |= {"tile": 1, "passes": 1, "forwarded": 1, "seconds": 0.01, "by": "", "finished": "2026-01-01T00:00:00Z"}
         stop, deadline = _stop_of(topic), time.monotonic() + PATIENCE_S
         while not stop.requested and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -335,13 +319,6 @@ def test_workers_are_told_also_when_nobody_waits_for_them(tmp_path: Path, by: si
     assert (tmp_path / "0").read_text() == "stopped"
 
 
-def test_what_was_asked_to_stop_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute_module._OnDask, "_submit", None)
-    stop = Stop()
-    stop.request()
-    execute(TICKET, WORKS, Workers(1), print, stop)
-
-
 def test_signals_are_not_heard_by_local_workers() -> None:
     """Not even while they start: it is the thread that starts them that hears none."""
     asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
@@ -356,32 +333,33 @@ def test_signals_are_not_heard_by_local_workers() -> None:
 # --- clusters without the program ----------------------------------------------------------------------------
 
 
-def test_workers_without_the_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prelude", "options", "version", "field"),
+    [
+        ("", "preload=['PRELOAD']", None, {"found": "(it has none)"}),
+        (NOT_INSTALLED, "processes=True", None, {}),
+        ("", THREADS_ONLY, "0.0.1", {"version": "0.0.1"}),
+    ],
+    ids=["workers without it", "a scheduler without it", "another version"],
+)
+def test_clusters_without_this_version_of_the_program(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    prelude: str,
+    options: str,
+    version: str | None,
+    field: dict[str, str],
+) -> None:
     preload = tmp_path / "preload.py"
     preload.write_text(NOT_INSTALLED)
-    with (
-        cluster_program(tmp_path, options=f"preload=[{str(preload)!r}]") as (address, _),
-        refuses("version-differs", found="(it has none)"),
-    ):
-        execute(TICKET, WORKS, Workers(address=address), print, Stop())
-
-
-def test_a_scheduler_without_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with (
-        cluster_program(tmp_path, prelude=NOT_INSTALLED, options="processes=True") as (address, _),
-        refuses("version-differs", where=f"the scheduler {address}"),
-    ):
-        execute(TICKET, WORKS, Workers(address=address), print, Stop())
+    with cluster_program(tmp_path, prelude, options.replace("PRELOAD", str(preload))) as (address, _):
+        if version:
+            monkeypatch.setattr("fcn_batch.__version__", version)
+        told = field or {"where": f"the scheduler {address}"}
+        with refuses("version-differs", **told):
+            execute(TICKET, WORKS, Workers(address=address), print, Stop())
     assert capfd.readouterr() == ("", "")
-
-
-def test_workers_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fcn_batch.__version__", "0.0.1")
-    with (
-        cluster_program(tmp_path) as (address, _),
-        refuses("version-differs", version="0.0.1"),
-    ):
-        execute(TICKET, WORKS, Workers(address=address), print, Stop())
 
 
 # --- who may connect -----------------------------------------------------------------------------------------
@@ -393,26 +371,25 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program, to make a certificate")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        capture_output=True,
-        check=False,
-    )
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made = subprocess.run([*words, "-keyout", str(key), "-out", str(cert)], capture_output=True, check=False)
     assert made.returncode == 0, made.stderr
     return cert, key
 
 
 @pytest.mark.usefixtures("_easy_blocks")
 def test_a_scheduler_with_certificates(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """They come together and are there."""
     cert, key = certificate
+    assert Tls.given(None, None, None) is None
+    with refuses("tls-incomplete"):
+        Tls.given(cert, cert, None)
+    with refuses("tls-file-missing", name="key"):
+        Tls.given(cert, cert, key.with_name("nothing.pem"))
     told = ", ".join(f"tls_{who}_{what}={str(path)!r}" for who in ("scheduler", "worker", "client")
                      for what, path in (("cert", cert), ("key", key)))  # fmt: skip
     security = f"Security(tls_ca_file={str(cert)!r}, {told}, require_encryption=True)"
-    options = f'processes=False, protocol="tls://", security={security}'
-    received: list[Receipt] = []
+    options, received = f'processes=False, protocol="tls://", security={security}', list[Receipt]()
     with cluster_program(tmp_path, prelude="from distributed import Security", options=options) as (address, _):
         assert address.startswith("tls://")
         with refuses("scheduler-silent", address=address):
@@ -420,15 +397,6 @@ def test_a_scheduler_with_certificates(tmp_path: Path, certificate: tuple[Path, 
         assert received == []
         execute(TICKET, WORKS[:3], Workers(address=address, tls=Tls(cert, cert, key)), received.append, Stop())
     assert sorted(receipt.block for receipt in received) == [0, 1, 2]
-
-
-def test_certificates_come_together_and_are_there(certificate: tuple[Path, Path]) -> None:
-    cert, key = certificate
-    assert Tls.given(None, None, None) is None
-    with refuses("tls-incomplete"):
-        Tls.given(cert, cert, None)
-    with refuses("tls-file-missing", name="key"):
-        Tls.given(cert, cert, key.with_name("nothing.pem"))
 
 
 def test_local_workers_listen_on_loopback_only(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

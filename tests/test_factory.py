@@ -210,7 +210,10 @@ def test_model_check(unet: Path) -> None:
     stored.write_text(stored.read_text().replace('"halo": 8', '"halo": 4'))
     edited = CliRunner().invoke(main, ["model", "check", str(unet)])
     assert edited.exit_code == 5
-    assert "the card says exact, stride 4, phase 0, halo 4; the network has exact, stride 4, phase 0, halo 8" in edited.stderr
+    assert (
+        "the card says exact, stride 4, phase 0, halo 4; the network has exact, stride 4, phase 0, halo 8"
+        in edited.stderr
+    )
     assert "remove unet.grid.json" in edited.stderr
 
 

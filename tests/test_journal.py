@@ -12,48 +12,9 @@ from fcn_batch.pipeline.core.durable import write_whole
 from fcn_batch.pipeline.core.errors import MismatchError
 from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.journal import Journal, Receipt
-from fcn_batch.pipeline.core.plan import Cut, FileIdentity, Free, InputIdentity, Kernel, ModelIdentity, Plan
-from fcn_batch.pipeline.core.source import SourceFile
+from fcn_batch.pipeline.core.plan import Cut, Free, Plan
 from tests.errors import refuses
-
-PLAN = Plan(
-    input=InputIdentity(
-        path="/data/a.tif",
-        files=(FileIdentity(name="a.tif", bytes=1000, modified_ns=12345),),
-        height=300,
-        width=200,
-        bands=3,
-        dtype="uint8",
-        sources=(SourceFile(path="/data/a.tif"),),
-        crs_wkt="LOCAL_CS[]",
-        transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
-    ),
-    model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="ab"),
-    bands=(1, 2, 3),
-    full_scale=255.0,
-    cut=Cut(way="tiles", chunk=64, lane=128, segment=192, tile=64, overlap=32, stride=32, blend=None),
-    kernel=Kernel(
-        device="cpu",
-        torch="2",
-        gdal="3",
-        fcn_batch="0",
-        threads=2,
-        instructions="AVX2",
-        torchvision="0",
-        rasterio="1",
-        numpy="2",
-    ),
-)
-
-
-def changed(*where: str, value: Any, plan: Plan = PLAN) -> Plan:
-    """The plan with another value at a place such as "cut", "tile"."""
-    tree = plan.model_dump()
-    node = tree
-    for key in where[:-1]:
-        node = node[key]
-    node[where[-1]] = value
-    return Plan.model_validate(tree)
+from tests.faults.test_fingerprint import PLACES, PLAN, Place, changed, field, others
 
 
 def receipt(block: int, **other: Any) -> Receipt:
@@ -74,109 +35,37 @@ def receipt(block: int, **other: Any) -> Receipt:
     return Receipt(**{**values, **other})
 
 
-OTHERS = {
-    ("input", "files"): [{"name": "a.tif", "bytes": 1000, "modified_ns": 12346}],
-    ("input", "height"): 301,
-    ("input", "width"): 201,
-    ("input", "bands"): 4,
-    ("input", "dtype"): "uint16",
-    ("input", "crs_wkt"): None,
-    ("input", "transform"): (1.0, 0.0, 0.0, 0.0, -1.0, 1e-9),
-    ("input", "ground"): {"crs_wkt": None, "points": [(0.0, 0.0, 1.0, 2.0, 3.0)]},
-    ("input", "microns"): 0.5,
-    ("input", "resampling"): "average",
-    ("input", "nodata"): (0.0, 0.0, 0.0),
-    ("input", "nodata_rule"): "all",
-    ("input", "sources"): [{"path": "/data/a.tif", "level": 1}],
-    ("model", "name"): "n",
-    ("model", "version"): "2",
-    ("model", "sha256"): "ac",
-    ("bands",): (3, 2, 1),
-    ("full_scale",): 256.0,
-    ("stretch",): {"by": "0,9", "ranges": ((0.0, 9.0),) * 3},
-    ("area",): {"polygons": ((((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 0.0)),),)},
-    ("tissue",): {"polygons": ((((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 0.0)),),)},
-    ("cut", "way"): "stream",
-    ("cut", "chunk"): 32,
-    ("cut", "lane"): 192,
-    ("cut", "segment"): 128,
-    ("cut", "tile"): 96,
-    ("cut", "overlap"): 64,
-    ("cut", "stride"): 16,
-    ("cut", "blend"): "linear",
-    ("kernel", "device"): "cuda",
-    ("kernel", "precision"): "bf16",
-    ("kernel", "torch"): "3",
-    ("kernel", "gdal"): "4",
-    ("kernel", "fcn_batch"): "1",
-    ("kernel", "threads"): 3,
-    ("kernel", "instructions"): "AVX512",
-    ("kernel", "cudnn"): 91002,
-    ("kernel", "torchvision"): "0.26",
-    ("kernel", "rasterio"): "1.5",
-    ("kernel", "numpy"): "3",
-    ("kernel", "switches"): ("MKL_CBWR=AVX2",),
-    ("inner",): 32,
-    ("confidence",): True,
-}
-
-
-OTHER_PLAN = changed("confidence", value=True)
-
-
-@pytest.mark.parametrize("where", OTHERS, ids=".".join)
-def test_each_field_counts(where: tuple[str, ...]) -> None:
-    plan = PLAN  # only blended tiles have a blend
-    if where == ("cut", "blend"):
-        plan = PLAN.model_copy(update={"cut": PLAN.cut.model_copy(update={"way": "blend", "blend": "hann"})})
-    other = changed(*where, value=OTHERS[where], plan=plan)
-    assert other.fingerprint != plan.fingerprint
-    differences = plan.differences(other)
-    assert len(differences) == (2 if where == ("stretch",) else 1)
-    assert all(difference.startswith(".".join(where)) for difference in differences)
-
-
-def test_every_field_is_tried_above() -> None:
-    tree = PLAN.model_dump()
-    fields = {(k, *rest) for k, v in tree.items() for rest in ([(i,) for i in v] if isinstance(v, dict) else [()])}
-    # one value is possible for the format
-    assert fields - set(OTHERS) == {("input", "path"), ("model", "path"), ("format",)}
+OTHER_PLAN = PLAN.model_copy(update={"confidence": not PLAN.confidence})
 
 
 def test_paths_do_not_count() -> None:
-    moved = changed("input", "path", value="/mnt/b.tif", plan=changed("model", "path", value="/mnt/m.safetensors"))
+    moved = changed(("input", "path"), "/mnt/b.tif", changed(("model", "path"), "/mnt/m.safetensors"))
     assert moved.fingerprint == PLAN.fingerprint
     assert PLAN.differences(moved) == []
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    "change",
     [
-        ("lane", 96, "lane of 96 is not a whole number of chunks of 64"),
-        ("segment", 100, "segment of 100 is not a whole number of chunks of 64"),
-        ("chunk", 80, "is not a whole number of chunks of 80"),
-        ("tile", 65, "tile 65 is not a multiple of the stride 32"),
-        ("overlap", 33, "overlap 33 is not a multiple of the stride 32"),
-        ("tile", 0, "greater than or equal to 1"),
-        ("overlap", -32, "greater than or equal to 0"),
-        ("blend", "hann", "way tiles with blend hann"),
-        ("way", "blend", "way blend with blend None"),
-        ("way", "guess", "'stream', 'tiles' or 'blend'"),
+        *({"lane": 96}, {"segment": 100}, {"chunk": 80}, {"tile": 65}, {"overlap": 33}, {"tile": 0}, {"overlap": -32}),
+        *({"blend": None}, {"way": "tiles"}, {"way": "guess"}),
     ],
+    ids=str,
 )
-def test_a_cut_off_the_grid_is_no_cut(field: str, value: Any, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        changed("cut", field, value=value)
+def test_a_cut_off_the_grid_is_no_cut(change: dict[str, Any]) -> None:
+    """Nor is one whose blend is not that of its way."""
+    assert Cut.model_validate(PLAN.cut.model_dump()) == PLAN.cut
+    with pytest.raises(ValidationError) as caught:
+        Cut.model_validate(PLAN.cut.model_dump() | change)
+    assert next(iter(change)) in str(caught.value)
 
 
 def test_the_grid_of_a_plan() -> None:
     assert [len(PLAN.grid), PLAN.grid[5]] == [10, Window(128, 128, 64, 72)]
     assert PLAN.grid[9] == Window(256, 128, 44, 72)
     assert PLAN.input.size == Size(300, 200)
-    assert PLAN.cut.exact
-    assert changed("cut", "way", value="stream").cut.exact
-    blended = {**PLAN.cut.model_dump(), "way": "blend", "blend": "hann"}
-    assert not changed("cut", value=blended).cut.exact
+    exact = {way: PLAN.cut.model_copy(update={"way": way}).exact for way in ("stream", "tiles", "blend")}
+    assert exact == {"stream": True, "tiles": True, "blend": False}
 
 
 # --- what an earlier run settles -----------------------------------------------------------------------------
@@ -194,17 +83,13 @@ def of_another_machine(*names: Free) -> Plan:
     """The plan of a run that chose other lengths and threads."""
     plan = PLAN
     for name in names:
-        where, value = FREE[name]
-        plan = changed(*where, value=value, plan=plan)
+        plan = changed(*FREE[name], plan)
     return plan
-
-
-def test_every_free_choice_is_tried_here() -> None:
-    assert set(FREE) == set(get_args(Free))
 
 
 @pytest.mark.parametrize("names", [c for k in range(6) for c in combinations(FREE, k)], ids=" ".join)
 def test_an_earlier_run_settles_what_is_free(names: tuple[Free, ...]) -> None:
+    assert set(FREE) == set(get_args(Free))
     stored = of_another_machine(*names)
     for free in (frozenset(c) for k in range(6) for c in combinations(FREE, k)):
         settled = PLAN.settled_by(stored, free)
@@ -214,21 +99,23 @@ def test_an_earlier_run_settles_what_is_free(names: tuple[Free, ...]) -> None:
 
 
 def test_what_an_earlier_run_settles_keeps_this_runs_paths() -> None:
-    stored = changed("input", "path", value="/old/a.tif", plan=of_another_machine("segment", "threads"))
+    stored = changed(("input", "path"), "/old/a.tif", of_another_machine("segment", "threads"))
     settled = PLAN.settled_by(stored, frozenset(FREE))
     assert settled.input.path == PLAN.input.path
     assert (settled.cut, settled.kernel) == (stored.cut, stored.kernel)
 
 
-@pytest.mark.parametrize("where", [w for w in OTHERS if w not in {place for place, _ in FREE.values()}], ids=".".join)
-def test_an_earlier_run_that_differs_otherwise_settles_nothing(where: tuple[str, ...]) -> None:
-    value: Any = OTHERS[where]
-    if where == ("cut", "blend"):
-        where, value = ("cut",), {**PLAN.cut.model_dump(), "way": "blend", "blend": "hann"}
-    stored = changed(*where, value=value, plan=of_another_machine("threads", "segment"))
-    assert PLAN.settled_by(stored, frozenset(FREE) - {"kernel"}) == PLAN
-    mixed = PLAN.settled_by(stored, frozenset(FREE))
-    assert mixed == (stored if where[0] == "kernel" and where[1] != "precision" else PLAN)
+@pytest.mark.parametrize(
+    "place",
+    [one for one in PLACES if one not in {there for there, _ in FREE.values()}],
+    ids=lambda p: ".".join(map(str, p)),
+)
+def test_an_earlier_run_that_differs_otherwise_settles_nothing(place: Place) -> None:
+    for value in others(*field(place)):
+        stored = changed(place, value, of_another_machine("threads", "segment"))
+        assert PLAN.settled_by(stored, frozenset(FREE) - {"kernel"}) == PLAN
+        mixed = PLAN.settled_by(stored, frozenset(FREE))
+        assert mixed == (stored if place[0] == "kernel" and place[1] != "precision" else PLAN)
 
 
 @pytest.mark.parametrize(
@@ -255,34 +142,24 @@ def test_what_another_machine_began_can_be_mixed(tmp_path: Path, changes: dict[s
 
 
 def test_a_new_run_and_the_same_run_again(tmp_path: Path) -> None:
+    """A block done twice is one receipt; of moved paths the new ones are used."""
     journal = Journal(tmp_path / "a.partial")
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / ".plan.json.0123.tmp").write_text("{")  # an interrupted begin
     assert journal.begin(PLAN) is False
     assert list(journal.receipts()) == []
-    for block in (3, 0, 12):
-        journal.commit(receipt(block))
+    for block, seconds in ((3, 1.0), (0, 1.0), (12, 1.0), (3, 2.0)):
+        journal.commit(receipt(block, seconds=seconds))
     again = Journal(tmp_path / "a.partial")
     assert again.begin(PLAN) is True
     assert again.plan() == PLAN
-    assert list(again.receipts()) == [receipt(0), receipt(3), receipt(12)]
-    assert sorted(p.name for p in (tmp_path / "a.partial").rglob("*")) == [
-        "000000000.json", "000000003.json", "000000012.json", "plan.json", "receipts",
-    ]  # fmt: skip
-
-
-def test_a_run_taken_up_with_moved_paths_uses_the_new_ones(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.begin(PLAN)
-    moved = changed("input", "path", value="/mnt/b.tif")
-    assert journal.begin(moved) is True
-    assert journal.plan().input.path == "/mnt/b.tif"
-
-
-def test_a_block_done_twice_is_one_receipt(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.begin(PLAN)
-    journal.commit(receipt(1, seconds=1.0))
-    journal.commit(receipt(1, seconds=2.0))
-    assert list(journal.receipts()) == [receipt(1, seconds=2.0)]
+    assert list(again.receipts()) == [receipt(0, seconds=1.0), receipt(3, seconds=2.0), receipt(12, seconds=1.0)]
+    names = sorted(p.name for p in (tmp_path / "a.partial").rglob("[!.]*"))
+    assert names == ["000000000.json", "000000003.json", "000000012.json", "plan.json", "receipts"]
+    assert again.begin(changed(("input", "path"), "/mnt/b.tif")) is True
+    assert again.plan().input.path == "/mnt/b.tif"
+    again.seal("a.run.json", {"complete": True, "blocks": 3})
+    assert json.loads((tmp_path / "a.partial" / "a.run.json").read_text()) == {"complete": True, "blocks": 3}
 
 
 @pytest.mark.parametrize(
@@ -312,13 +189,10 @@ def test_another_plan_is_refused_with_all_differences(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.begin(PLAN)
     journal.commit(receipt(0))
-    other = changed("cut", "tile", value=128, plan=changed("bands", value=(3, 2, 1)))
     with pytest.raises(MismatchError) as caught:
-        journal.begin(other)
-    message = str(caught.value)
-    assert str(tmp_path) in message
-    assert "bands: [1, 2, 3], now [3, 2, 1]; cut.tile: 64, now 128" in message
-    assert "--restart" in message
+        journal.begin(changed(("cut", "tile"), 128, changed(("bands",), (3, 2, 1))))
+    told = (str(tmp_path), "bands: [1, 2, 3], now [3, 2, 1]; cut.tile: 64, now 128", "--restart")
+    assert all(text in str(caught.value) for text in told)
     assert journal.plan() == PLAN
     assert list(journal.receipts()) == [receipt(0)]
 
@@ -350,11 +224,6 @@ def test_receipts_say_whose_folder_it_is_where_the_plan_is_lost(tmp_path: Path, 
         journal.begin(OTHER_PLAN)
 
 
-def test_an_interrupted_begin_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".plan.json.0123.tmp").write_text("{")
-    assert Journal(tmp_path).begin(PLAN) is False
-
-
 def test_a_folder_is_discarded_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a.partial"
     journal = Journal(folder)
@@ -373,13 +242,6 @@ def test_a_folder_is_discarded_at_once_or_not_at_all(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == [folder]
     journal.discard()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_seal_is_a_whole_file(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.begin(PLAN)
-    journal.seal("a.run.json", {"complete": True, "blocks": 3})
-    assert json.loads((tmp_path / "a.run.json").read_text()) == {"complete": True, "blocks": 3}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

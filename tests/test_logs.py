@@ -27,14 +27,12 @@ def as_before() -> None:
     assert (LOG.level, LOG.handlers, level_of_dask()) == (logging.NOTSET, [], logging.CRITICAL)
 
 
-def test_without_it_nothing_is_logged(tmp_path: Path, model: Path) -> None:
-    assert fcn_batch("plan", scene(tmp_path / "a.tif", 40, 50), "-m", model).stderr == ""
-
-
 def test_a_plan_is_logged_on_standard_error(tmp_path: Path, model: Path) -> None:
+    """And an error is told as always."""
     path = scene(tmp_path / "a.tif", 40, 50)
-    quiet, told = fcn_batch("plan", path, "-m", model, "--json"), fcn_batch("plan", path, "-m", model, "--json", "-v")
-    assert told.exit_code == 0
+    command = ("plan", path, "-m", model, "--json")
+    quiet, told = fcn_batch(*command), fcn_batch(*command, "-v")
+    assert (quiet.stderr, told.exit_code) == ("", 0)
     assert told.stdout.split('"facts"')[0] == quiet.stdout.split('"facts"')[0]
     lines = told.stderr.splitlines()
     assert [line for line in lines if not re.fullmatch(LINE, line)] == []
@@ -42,6 +40,10 @@ def test_a_plan_is_logged_on_standard_error(tmp_path: Path, model: Path) -> None
     assert any(f"{path}: plan " in line for line in lines)
     assert "DEBUG" not in told.stderr
     assert (LOG.level, LOG.handlers) == (logging.NOTSET, [])
+    failed = fcn_batch("plan", tmp_path / "none.tif", "-v")
+    assert failed.exit_code == 4
+    assert failed.stderr.splitlines()[-1].startswith("fcn-batch: ")
+    assert LOG.handlers == []
 
 
 def test_twice_tells_of_gdal_too(tmp_path: Path, model: Path) -> None:
@@ -61,13 +63,6 @@ def test_blocks_are_logged_also_where_the_progress_is_quiet(
     told = fcn_batch("segment", scene(tmp_path / "a.tif"), "-m", model, "-q", "--verbose")
     assert told.exit_code == 0
     assert sorted(int(k) for k in re.findall(r"a: block (\d+) of 9: \d+\.\d s", told.stderr)) == list(range(9))
-
-
-def test_errors_are_told_as_always(tmp_path: Path) -> None:
-    told = fcn_batch("plan", tmp_path / "none.tif", "-v")
-    assert told.exit_code == 4
-    assert told.stderr.splitlines()[-1].startswith("fcn-batch: ")
-    assert LOG.handlers == []
 
 
 def test_names_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

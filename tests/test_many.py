@@ -38,29 +38,23 @@ def test_patterns_that_no_shell_expanded(tmp_path: Path) -> None:
     assert inputs_of([tmp_path / "[b-z].tif", b, a], None) == (b, a), "each once"
 
 
-def test_folders_of_rasters(tmp_path: Path) -> None:
+def test_folders_of_rasters_and_slides(tmp_path: Path) -> None:
+    """One file of each: of MIRAX not the parts in the folder of its name."""
     a, b, *_ = files(tmp_path, "a.jp2", "b.TIF", ".c.tif", "b.classes.tif", "b.run.json", "deep/d.tif", "notes/n.txt")
     assert inputs_of([tmp_path], None) == (a, b)
     with refuses("nothing-found", path=tmp_path / "notes"):
         inputs_of([tmp_path / "notes"], None)
-
-
-def test_folders_of_slides(tmp_path: Path) -> None:
-    """One file of each: of MIRAX not the parts in the folder of its name."""
-    slides = files(tmp_path, "a.svs", "b.NDPI", "c.mrxs", "d.scn", "e.ome.tif")
-    files(tmp_path, "c/Slidedat.ini", "c/Data0000.dat")
-    assert inputs_of([tmp_path], None) == tuple(slides)
+    slides = files(tmp_path / "slides", "a.svs", "b.NDPI", "c.mrxs", "d.scn", "e.ome.tif")
+    files(tmp_path / "slides", "c/Slidedat.ini", "c/Data0000.dat")
+    assert inputs_of([tmp_path / "slides"], None) == tuple(slides)
 
 
 def test_maps_that_lie_beside_their_inputs_are_no_inputs(tmp_path: Path) -> None:
+    """A file with the name of a pattern is meant itself."""
     a, made, _ = files(tmp_path, "a.tif", "a.classes.tif", "a.run.json")
     files(tmp_path, "a.classes.png", "a.classes.cog.tif")
-    assert inputs_of([tmp_path / "*.tif"], None) == (a,)
-    assert inputs_of([tmp_path], None) == (a,)
+    assert inputs_of([tmp_path / "*.tif"], None) == inputs_of([tmp_path], None) == (a,)
     assert inputs_of([made], None) == (made,), "named"
-
-
-def test_a_file_with_the_name_of_a_pattern_is_meant_itself(tmp_path: Path) -> None:
     odd, _ = files(tmp_path, "a[1].tif", "a1.tif")
     assert inputs_of([odd], None) == (odd,)
 
@@ -125,15 +119,6 @@ def test_what_is_wrong_for_all_ends_at_the_first(tmp_path: Path, model: Path) ->
         assert "the others go on" not in result.stderr
 
 
-def test_two_inputs_of_one_name_are_refused_before_anything_is_made(tmp_path: Path, model: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        scene(tmp_path / folder / "a.tif", 70, 60)
-    result = fcn_batch("segment", tmp_path / "*" / "a.tif", "-m", model, "-o", tmp_path / "out")
-    assert result.exit_code == 2
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_command_that_is_asked_to_end_tells_what_is_done(tmp_path: Path) -> None:
     base = undisturbed(tmp_path, 3000)
     scene(tmp_path / "0.tif", 70, 60)
@@ -156,14 +141,14 @@ def test_a_command_that_is_asked_to_end_tells_what_is_done(tmp_path: Path) -> No
     assert "2 more not begun or not finished" in err
 
 
-def test_a_summary_that_cannot_be_written_ends_before_anything_is_made(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 70, 60)
-    summary = tmp_path / "no" / "s.json"
-    result = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "out", "--summary", summary)
-    refused(result, "summary-unwritable", path=summary)
+def test_what_is_refused_before_anything_is_made(tmp_path: Path, model: Path) -> None:
+    """A summary that cannot be written, two inputs of one name, a priority of what is no mosaic."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        scene(tmp_path / folder / "a.tif", 70, 60)
+    path, summary = tmp_path / "one" / "a.tif", tmp_path / "no" / "s.json"
+    command = ["segment", "-m", model, "-o", tmp_path / "out"]
+    refused(fcn_batch(*command, path, "--summary", summary), "summary-unwritable", path=summary)
+    assert fcn_batch(*command, tmp_path / "*" / "a.tif").exit_code == 2
+    refused(fcn_batch(*command, path, "--priority", "date"), "option-needs", value="date")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_priority_is_of_a_mosaic(tmp_path: Path) -> None:
-    scene(tmp_path / "a.tif", 70, 60)
-    refused(fcn_batch("segment", tmp_path / "a.tif", "--priority", "date"), "option-needs", value="date")

@@ -20,6 +20,7 @@ from fcn_batch.pipeline.core.journal import Journal
 from fcn_batch.pipeline.raster.gdal import accept_pixel_space
 from fcn_batch.pipeline.store.finished import FinishedMap
 from fcn_batch.workflows.inputs.identity import file_sha256
+from fcn_batch.workflows.outputs import finish
 from fcn_batch.workflows.outputs.checksums import checksums
 from fcn_batch.workflows.outputs.publishing import Outputs, find_outputs, find_run
 from tests.errors import refused, refuses
@@ -135,20 +136,18 @@ def test_shards_hold_the_same_map_in_fewer_files(made: Path, tmp_path: Path, mod
         assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize(("shard", "next_one"), [(100, 128), (129, 256), (-128, 128)])
-def test_a_shard_that_is_not_whole_chunks_is_refused(made: Path, model: Path, shard: int, next_one: int) -> None:
-    result = fcn_batch("plan", made / "a.tif", "-m", model, "--shard", shard)
-    assert result.exit_code == 2
-    assert str(shard) in result.stderr
-    assert str(next_one) in result.stderr
+def test_shards_are_whole_chunks(made: Path, model: Path) -> None:
+    """One of one chunk is a chunk."""
 
+    def plan(*option: object) -> Any:
+        return fcn_batch("plan", made / "a.tif", "-m", model, *option)
 
-def test_a_shard_of_one_chunk_is_a_chunk(made: Path, model: Path) -> None:
-    plans = [fcn_batch("plan", made / "a.tif", "-m", model, *option).stdout for option in ([], ["--shard", 128])]
-    assert plans[0] == plans[1]
-    assert "shard" not in plans[0]
-    sharded = fcn_batch("plan", made / "a.tif", "-m", model, "--shard", 256).stdout
-    assert "256 px" in sharded
+    for shard, next_one in ((100, 128), (129, 256), (-128, 128)):
+        result = plan("--shard", shard)
+        assert (result.exit_code, str(shard) in result.stderr, str(next_one) in result.stderr) == (2, True, True)
+    assert plan().stdout == plan("--shard", 128).stdout
+    assert "shard" not in plan().stdout
+    assert "256 px" in plan("--shard", 256).stdout
 
 
 def test_ground_control_points_stand_in_the_store(tmp_path: Path, model: Path) -> None:
@@ -195,10 +194,7 @@ def test_a_pyramid_is_added_to_a_complete_run(made: Path, tmp_path: Path, model:
     assert "complete already" in result.stderr
     assert f"{tmp_path / PYRAMID}\n" in result.stdout
     after = tree(tmp_path)
-    changed = {"a.stac.json", "a.run.json"}
-    assert {name: after[name] for name in before if name not in changed} == {
-        name: before[name] for name in before if name not in changed
-    }
+    assert {name for name in before if after[name] != before[name]} <= {"a.stac.json", "a.run.json"}
     assert all_bytes(tmp_path) == all_bytes(made)
     same = ("outputs", "journal", "classes", "plan", "fingerprint")
     assert {name: report_of(tmp_path)[name] for name in same} == {name: report_of(made)[name] for name in same}
@@ -215,9 +211,7 @@ def test_killed_while_a_pyramid_is_added_the_next_run_adds_it(
 ) -> None:
     options = [made / "a.tif", "-m", model, "-o", tmp_path, "--confidence"]
     segmented(*options)
-    import fcn_batch.workflows.outputs.finish as module
-
-    real = getattr(module, where)
+    real = getattr(finish, where)
 
     def die(*arguments: Any, **more: Any) -> None:
         if after:
@@ -225,7 +219,7 @@ def test_killed_while_a_pyramid_is_added_the_next_run_adds_it(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, where, die)
+        patch.setattr(finish, where, die)
         with pytest.raises(Killed):
             fcn_batch("segment", *options, "--pyramid")
     segmented(*options, "--pyramid")
@@ -233,15 +227,19 @@ def test_killed_while_a_pyramid_is_added_the_next_run_adds_it(
     assert fcn_batch("validate", tmp_path, "-q").exit_code == 0
 
 
-def test_a_pyramid_that_is_not_ours_is_left_alone(made: Path, tmp_path: Path, model: Path) -> None:
+def test_foreign_outputs_are_left_alone(made: Path, tmp_path: Path, model: Path) -> None:
     options = [made / "a.tif", "-m", model, "-o", tmp_path]
+    for name in (PYRAMID, "a.classes.qml"):
+        (tmp_path / name).write_text("mine")
+        refused(fcn_batch("segment", *options), "output-exists", path=tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
     segmented(*options)
     (tmp_path / PYRAMID).mkdir()
     (tmp_path / PYRAMID / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     before = tree(tmp_path)
     result = fcn_batch("segment", *options, "--pyramid")
-    assert result.exit_code == 6
-    assert str(tmp_path / PYRAMID) in result.stderr
+    assert (result.exit_code, str(tmp_path / PYRAMID) in result.stderr) == (6, True)
     assert {n: t for n, t in tree(tmp_path).items() if n in before} == before
 
 
@@ -254,47 +252,29 @@ def test_what_an_overwriting_run_does_not_make_goes(made: Path, tmp_path: Path, 
     assert fcn_batch("validate", tmp_path, "-q").exit_code == 0
 
 
-@pytest.mark.parametrize("name", [PYRAMID, "a.classes.qml"])
-def test_foreign_files_of_these_names_are_left_alone(made: Path, tmp_path: Path, model: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    result = fcn_batch("segment", made / "a.tif", "-m", model, "-o", tmp_path)
-    refused(result, "output-exists", path=tmp_path / name)
-    assert (tmp_path / name).read_text() == "mine"
-
-
-def interrupted(folder: Path, made: Path, model: Path, blocks: int) -> Outputs:
-    """The staging folder of a run that was killed after so many blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        real = Journal.commit
-
-        def commit(self: Journal, receipt: Any) -> None:
-            real(self, receipt)
-            if len(list(self.receipts())) == blocks:
-                raise Killed
-
-        patch.setattr(Journal, "commit", commit)
-        with pytest.raises(Killed):
-            fcn_batch("segment", made / "a.tif", "-m", model, "-q", "-o", folder, *ALL)
-    return Outputs(folder, "a")
-
-
-def damage_nothing(_: Path) -> None:
-    pass
-
-
 def tear_a_chunk(store: Path) -> None:
     os.truncate(next(p for p in sorted((store / "confidence" / "c").rglob("*")) if p.is_file()), 50)
 
 
-@pytest.mark.parametrize("damage", [damage_nothing, tear_a_chunk, shutil.rmtree])
-def test_confidences_that_the_disk_lost_are_made_again(made: Path, tmp_path: Path, model: Path, damage: Any) -> None:
-    outputs = interrupted(tmp_path, made, model, blocks=4)
-    damage(outputs.staging / outputs.confidence)
-    result = segmented(made / "a.tif", "-m", model, "-o", tmp_path, *ALL)
-    assert "resuming" in result.stderr
+@pytest.mark.parametrize(("damage", "earlier"), [(lambda _: None, 4), (tear_a_chunk, 3), (shutil.rmtree, 0)])
+def test_confidences_that_the_disk_lost_are_made_again(
+    made: Path, tmp_path: Path, model: Path, damage: Any, earlier: int
+) -> None:
+    real = Journal.commit
+
+    def commit(self: Journal, receipt: Any) -> None:
+        real(self, receipt)
+        if len(list(self.receipts())) == 4:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "commit", commit)
+        with pytest.raises(Killed):
+            fcn_batch("segment", made / "a.tif", "-m", model, "-q", "-o", tmp_path, *ALL)
+    damage(tmp_path / "a.partial" / SURE)
+    assert "resuming" in segmented(made / "a.tif", "-m", model, "-o", tmp_path, *ALL).stderr
     assert all_bytes(tmp_path) == all_bytes(made)
-    earlier = report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"]
-    assert earlier == {damage_nothing: 4, shutil.rmtree: 0}.get(damage, 3)
+    assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == earlier
 
 
 def test_a_pyramid_of_an_interrupted_run_is_not_published_unasked(made: Path, tmp_path: Path, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from rasterio.transform import Affine
 
 from fcn_batch.pipeline.core.errors import InputError, OptionError
 from fcn_batch.pipeline.core.geometry import Size
-from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
+from fcn_batch.pipeline.core.georeference import GeoReference
 from fcn_batch.pipeline.core.model_card import Architecture, Band, InputSpec
 from fcn_batch.pipeline.core.plan import FileIdentity, Precision
 from fcn_batch.pipeline.core.source import RasterInfo
@@ -23,17 +24,13 @@ from fcn_batch.workflows.blocks.cut import Network, Room, Wish, choose_cut, memo
 from fcn_batch.workflows.description import describe
 from fcn_batch.workflows.inputs.bands import band_notes, choose_bands, choose_full_scale
 from fcn_batch.workflows.inputs.resolution import ground_sample_distance
-from fcn_batch.workflows.plan import (
-    Options,
-    choose_precision,
-    choose_threads,
-    prepare,
-)
+from fcn_batch.workflows.plan import Options, choose_precision, choose_threads, prepare
 from tests.errors import refuses
 from tests.models import save_tiny_model
 from tests.processors import needs_bf16
 from tests.rasters import noise, write_raster
 from tests.runs import DEGREES, fcn_batch, scene, tree
+from tests.sources import info_of
 
 RGB = InputSpec(bands=tuple(Band(name=n, mean=0.4, std=0.2) for n in ("red", "green", "blue")), gsd_m=10)
 GRAY = InputSpec(bands=(Band(name="gray", mean=0.4, std=0.2),), gsd_m=10)
@@ -82,18 +79,9 @@ def sized(height: int, width: int) -> RasterInfo:
 
 
 def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None, dtype: str = "uint8") -> RasterInfo:
-    return RasterInfo(
-        path="/data/a.tif",
-        files=("/data/a.tif",),
-        size=Size(100, 100),
-        bands=len(roles),
-        dtype=dtype,
-        georeference=GeoReference(None, IDENTITY),
-        descriptions=tuple(descriptions or [None] * len(roles)),
-        colour_roles=tuple(roles),
-        storage_block=(1, 100),
-        ground=None,
-    )
+    known = info_of(Size(100, 100), bands=len(roles), dtype=dtype)
+    labels = tuple(descriptions or [None] * len(roles))
+    return replace(known, descriptions=labels, colour_roles=tuple(roles))
 
 
 @pytest.mark.parametrize(
@@ -114,11 +102,8 @@ def info(roles: Sequence[str], descriptions: Sequence[str | None] | None = None,
 def test_bands_by_description_by_role_or_in_order(
     raster: RasterInfo, spec: InputSpec, bands: tuple[int, ...] | None
 ) -> None:
-    if bands is not None:
+    with nullcontext() if bands else pytest.raises(InputError):
         assert choose_bands(raster, spec, None) == bands
-    else:
-        with pytest.raises(InputError):
-            choose_bands(raster, spec, None)
 
 
 @pytest.mark.parametrize(
@@ -131,23 +116,22 @@ def test_bands_by_description_by_role_or_in_order(
         (["alpha", "gray"], "2,2,2"),
         (["gray", "alpha", "undefined"], "1,3,3"),
         (["alpha"], None),
+        (["palette"], None),
+        (["palette", "alpha"], None),
+        (["palette", "undefined", "undefined"], None),
     ],
 )
 def test_bands_that_cannot_be_told_are_asked_for(roles: list[str], proposed: str | None) -> None:
-    """What is proposed is never alpha, and is accepted."""
+    """What is proposed is never alpha, and is accepted; a palette is to be expanded, but as one band."""
     with pytest.raises(InputError) as caught:
         choose_bands(info(roles), RGB, None)
+    if roles[0] == "palette":
+        assert choose_bands(info(["palette"]), GRAY, None) == (1,)
+        return
     assert re.findall(r"--bands (\d[\d,]*)", str(caught.value)) == ([proposed] if proposed else [])
     if proposed:
         numbers = tuple(map(int, proposed.split(",")))
         assert choose_bands(info(roles), RGB, numbers) == numbers
-
-
-@pytest.mark.parametrize("roles", [["palette"], ["palette", "alpha"], ["palette", "undefined", "undefined"]])
-def test_a_palette_is_to_be_expanded(roles: list[str]) -> None:
-    with pytest.raises(InputError):
-        choose_bands(info(roles), RGB, None)
-    assert choose_bands(info(["palette"]), GRAY, None) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -175,24 +159,24 @@ def test_bands_that_do_not_fit_are_refused(wanted: tuple[int, ...]) -> None:
     assert choose_bands(info(["red", "green", "blue"]), RGB, (3, 2, 1)) == (3, 2, 1)
 
 
-def test_white_is_the_models_when_the_types_agree() -> None:
-    assert choose_full_scale(info(["gray"]), RGB, None) == 255
-    assert choose_full_scale(info(["gray"], dtype="uint16"), SENTINEL, None) == 10000
-    assert choose_full_scale(info(["gray"], dtype="float32"), RGB, 1.0) == 1
-    assert choose_full_scale(info(["gray"]), RGB, 200.0) == 200
-
-
-@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
-def test_white_is_asked_for_when_the_types_differ(dtype: str) -> None:
-    with pytest.raises(InputError):
-        choose_full_scale(info(["gray"], dtype=dtype), RGB, None)
-
-
-@pytest.mark.parametrize("wanted", [0.0, -1.0, float("nan"), float("inf"), 1e-320, 5e-324, 1e-38])
-def test_white_is_a_positive_number_that_32_bits_can_divide_by(wanted: float) -> None:
-    with pytest.raises(OptionError):
-        choose_full_scale(info(["gray"]), RGB, wanted)
-    assert choose_full_scale(info(["gray"]), RGB, 1e-37) == 1e-37
+@pytest.mark.parametrize(
+    ("dtype", "spec", "wanted", "expected"),
+    [
+        ("uint8", RGB, None, 255),
+        ("uint16", SENTINEL, None, 10000),
+        ("float32", RGB, 1.0, 1),
+        ("uint8", RGB, 200.0, 200),
+        ("uint8", RGB, 1e-37, 1e-37),
+        *((dtype, RGB, None, InputError) for dtype in ("uint16", "int16", "float32")),
+        *(("uint8", RGB, bad, OptionError) for bad in (0.0, -1.0, float("nan"), float("inf"), 1e-320, 5e-324, 1e-38)),
+    ],
+)
+def test_white_is_the_models_when_the_types_agree_or_asked_for(
+    dtype: str, spec: InputSpec, wanted: float | None, expected: Any
+) -> None:
+    """A positive number that 32 bits can divide by."""
+    with pytest.raises(expected) if isinstance(expected, type) else nullcontext():
+        assert choose_full_scale(info(["gray"], dtype=dtype), spec, wanted) == expected
 
 
 def test_strips_have_the_pixels_that_a_device_likes(network: Network) -> None:
@@ -222,15 +206,12 @@ def test_other_grids(network: Network) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 4, 8, 64])
 def test_segments_keep_all_processes_busy_but_not_with_halos(network: Network, processes: int) -> None:
     for height in (100, 2500, 40000, 10**6):
-        info = sized(height, 9000)
-        cut = choose_cut(network, info, Wish(), replace(ROOM, processes=processes), [])
+        cut = choose_cut(network, sized(height, 9000), Wish(), replace(ROOM, processes=processes), [])
         many = -(-height // cut.segment)
-        if processes == 1:
-            assert many == 1
-        else:
-            assert many <= 2 * processes
-            assert cut.segment >= min(height, 16 * 160)
-            assert many > processes or cut.segment - cut.chunk < max(2048, 16 * 160, height / processes)
+        assert many <= 2 * processes if processes > 1 else many == 1
+        assert cut.segment >= min(height, 16 * 160)
+        longest = max(2048, 16 * 160, height / processes)
+        assert many > processes or processes == 1 or cut.segment - cut.chunk < longest
 
 
 @pytest.mark.parametrize("wish", [Wish(), Wish(tile=512), Wish(tile=512, overlap=64)])
@@ -246,12 +227,10 @@ def test_too_little_memory_is_refused(network: Network, wish: Wish) -> None:
 
 def test_what_cannot_be_streamed_goes_in_tiles_and_says_why(network: Network) -> None:
     stuck = replace(network, graph=None, obstacles=("layer.4: grid_sample (not known)", "layer.5: erfinv (not known)"))
-    notes: list[str] = []
-    cut = choose_cut(stuck, sized(5000, 9000), Wish(), ROOM, notes)
+    raster, notes, tiles = sized(5000, 9000), list[str](), list[int]()
+    cut = choose_cut(stuck, raster, Wish(), ROOM, notes)
     assert (cut.way, cut.overlap, cut.exact) == ("tiles", 160, True)
-    assert len(notes) == 1
-    assert "layer.4: grid_sample (not known)" in notes[0]
-    raster, tiles = sized(5000, 9000), []
+    assert ["layer.4: grid_sample (not known)" in note for note in notes] == [True]
     for megabytes in (60000, 2000, 1000, 800, 700, 500):
         room = replace(ROOM, bytes=megabytes * 10**6)
         cut = choose_cut(stuck, raster, Wish(), room, [])
@@ -289,13 +268,11 @@ def test_what_is_rounded_is_said(network: Network) -> None:
     ],
 )
 def test_cuts_that_do_not_fit_are_refused(network: Network, wish: Wish, code: str) -> None:
+    """No overlap and half a tile are the ends."""
     with refuses(code):
         choose_cut(network, sized(5000, 9000), wish, ROOM, [])
-
-
-def test_no_overlap_and_half_a_tile_are_the_ends(network: Network) -> None:
-    assert choose_cut(network, sized(5000, 9000), Wish(512, 0), ROOM, []).overlap == 0
-    assert choose_cut(network, sized(5000, 9000), Wish(512, 256), ROOM, []).overlap == 256
+    for overlap in (0, 256):
+        assert choose_cut(network, sized(5000, 9000), Wish(512, overlap), ROOM, []).overlap == overlap
 
 
 @pytest.mark.parametrize("tile", [128, 64])
@@ -376,8 +353,7 @@ def test_the_precision_by_default(
     monkeypatch.setattr("fcn_batch.workflows.plan.fast_precision", lambda _device: fast)
     card = read_card(model).card.model_copy(update={"bf16_disagreement": measured})
     assert choose_precision(None, "cpu", card) == precision
-    for asked in get_args(Precision):
-        assert choose_precision(asked, "cuda:0", card) == asked
+    assert [choose_precision(asked, "cuda:0", card) for asked in get_args(Precision)] == list(get_args(Precision))
     with pytest.raises(OptionError):
         choose_precision("fp16", "cpu", card)
 
@@ -426,37 +402,25 @@ def test_the_sample_distance_is_that_of_the_middle_row() -> None:
 def test_a_plan_knows_its_input_and_its_model(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif", 50, 60)
     prepared = prepare(path, Options(model=str(model)))
-    plan, status = prepared.plan, path.stat()
-    assert plan.input.path == str(path)
-    assert plan.input.files == (FileIdentity(name="a.tif", bytes=status.st_size, modified_ns=status.st_mtime_ns),)
-    assert (plan.input.height, plan.input.width, plan.input.bands, plan.input.dtype) == (50, 60, 3, "uint8")
-    assert plan.model.path == str(model)
-    assert plan.bands == (1, 2, 3)
+    plan, status, asked = prepared.plan, path.stat(), prepared.plan.input
+    assert (asked.height, asked.width, asked.bands, asked.dtype, asked.path) == (50, 60, 3, "uint8", str(path))
+    assert asked.files == (FileIdentity(name="a.tif", bytes=status.st_size, modified_ns=status.st_mtime_ns),)
+    assert (plan.model.path, plan.bands) == (str(model), (1, 2, 3))
     assert plan == prepare(path, Options(model=str(model))).plan
-    labels = [label for label, _ in describe(prepared)]
     shown = {"input", "crs", "model", "bands", "result", "way", "lanes", "blocks", "cost", "memory", "device"}
-    assert shown <= set(labels)
-
-
-def test_another_model_is_another_plan(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 50, 60)
+    assert shown <= {label for label, _ in describe(prepared)}
     other = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1, seed=1)
-    first, second = (prepare(path, Options(model=str(m))).plan for m in (model, other))
-    assert [d.split(":")[0] for d in first.differences(second)] == ["model.sha256"]
+    changed = prepare(path, Options(model=str(other))).plan
+    assert [d.split(":")[0] for d in plan.differences(changed)] == ["model.sha256"]
+    for device in ("tpu", "cuda:99", "meta", ""):
+        with pytest.raises(OptionError):
+            prepare(path, Options(model=str(model), device=device))
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_plan_prints_and_makes_nothing(tmp_path: Path, model: Path, form: list[str]) -> None:
+def test_plan_prints_and_makes_nothing(tmp_path: Path, model: Path) -> None:
     path = scene(tmp_path / "a.tif", 50, 60)
     before = tree(tmp_path)
-    result = fcn_batch("plan", path, "-m", model, *form)
-    assert result.exit_code == 0
-    assert result.stderr == ""
-    assert str(path) in result.stdout
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", ""])
-def test_devices_that_are_not_there_are_refused(tmp_path: Path, model: Path, device: str) -> None:
-    with pytest.raises(OptionError):
-        prepare(scene(tmp_path / "a.tif", 50, 60), Options(model=str(model), device=device))
+    for form in ([], ["--json"]):
+        result = fcn_batch("plan", path, "-m", model, *form)
+        assert (result.exit_code, result.stderr, str(path) in result.stdout) == (0, "", True)
+        assert tree(tmp_path) == before

@@ -147,26 +147,20 @@ def test_of_remote_rasters_as_much_is_read_ahead_as_memory_holds(
     assert slabs_ahead(replace(info, sources=(*info.sources, SourceFile(path="c.tif"))), 1000, spare) == 1
 
 
-@pytest.mark.parametrize(
-    ("height", "rows"), [(1, 256), (7, 259), (16, 256), (255, 510), (256, 256), (257, 257), (1024, 1024), (1025, 256)]
-)
-def test_a_slab_is_whole_blocks_or_a_few_hundred_rows(height: int, rows: int) -> None:
-    assert slab_rows(info_of(Size(9000, 10), (height, 10))) == rows
+def test_a_slab_is_whole_blocks_or_a_few_hundred_rows() -> None:
+    rows = {1: 256, 7: 259, 16: 256, 255: 510, 256: 256, 257: 257, 1024: 1024, 1025: 256}
+    assert {height: slab_rows(info_of(Size(9000, 10), (height, 10))) for height in rows} == rows
 
 
 def test_what_is_released_is_let_go() -> None:
-    source = _source(3000, 16)
-    with RowReader(source, (1,), Window(0, 0, 3000, 20)) as reader:
-        for row in range(0, 3000, 100):
-            reader.rows(row, row + 100)
-            reader.release(row + 100)
-            assert len(reader._slabs) <= 1
-
-
-def test_a_reader_begins_where_it_is_first_asked() -> None:
+    """And a reader begins where it is first asked."""
     source = _source(3000, 16)
     with RowReader(source, (1,), Window(0, 0, 3000, 20)) as reader:
         assert reader.rows(1000, 1001).values.shape == (1, 1, 20)
+        for row in range(1000, 3000, 100):
+            reader.rows(row, row + 100)
+            reader.release(row + 100)
+            assert len(reader._slabs) <= 1
     assert source.reads[0] == Window(1000, 0, 24, 20)
 
 
@@ -201,17 +195,13 @@ def _read_all(source: RasterSource, stop_at: int) -> None:
                 raise KeyboardInterrupt
 
 
-def test_threads_end_when_the_user_does() -> None:
+def test_threads_end_when_the_user_does_and_when_a_file_is_damaged(files: dict[str, Path], tmp_path: Path) -> None:
     source = _source(3000, 16)
     with pytest.raises(KeyboardInterrupt):
         _read_all(source, stop_at=200)
     assert _reading_threads() == 0
     assert len(source.reads) <= 3, "no more than one slab ahead"
-
-
-def test_a_file_that_is_damaged(files: dict[str, Path], tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.tif"
-    content = bytearray(files["tiles of 256"].read_bytes())
+    damaged, content = tmp_path / "damaged.tif", bytearray(files["tiles of 256"].read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(4000)
     damaged.write_bytes(content)

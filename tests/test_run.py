@@ -36,6 +36,13 @@ LEGEND = legend_of("water", "wood", "sand")
 BLOCKS = 6
 
 
+Before = Callable[[int], None]
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
 class Heard(Quiet):
     """Keeps what it is told."""
 
@@ -57,7 +64,7 @@ class Job:
         self.computed: list[int] = []
         self.progress = Heard()
 
-    def compute(self, before: Callable[[int], None] = lambda _: None) -> module.Compute:
+    def compute(self, before: Before = _nothing) -> module.Compute:
         """Blocks under their claims; `before` is told of each that is about to be committed."""
 
         def work(works: Sequence[Work], on_receipt: OnReceipt) -> None:
@@ -83,20 +90,33 @@ class Job:
         window = self.plan.grid[index]
         return np.full((1, window.height, window.width), index % 3, dtype=np.uint8)
 
-    def run(self, before: Callable[[int], None] = lambda _: None, stop: Stop | None = None, **brief: Any) -> bool:
+    def run(self, before: Before = _nothing, stop: Stop | None = None, **brief: Any) -> bool:
         """A run in this thread; True when it ended with outputs."""
         return self.end(before, stop, **brief) is End.COMPLETE
 
-    def end(self, before: Callable[[int], None] = lambda _: None, stop: Stop | None = None, **brief: Any) -> End:
+    def end(self, before: Before = _nothing, stop: Stop | None = None, **brief: Any) -> End:
         """How a run in this thread ended."""
         changed = replace(self.brief, **brief)
         return run(changed, self.outputs, self.compute(before), self.progress, stop or Stop())
 
-    def begin(self, before: Callable[[int], None] = lambda _: None, **brief: Any) -> "Thread":
+    def begin(self, before: Before = _nothing, **brief: Any) -> "Thread":
         """A run in a thread of its own."""
         thread = Thread(lambda: self.end(before, **brief))
         thread.start()
         return thread
+
+    def waiting_at(self, block: int) -> tuple["Thread", threading.Event]:
+        """A run in a thread that is at work on this block until the event is set."""
+        is_in, go_on = threading.Event(), threading.Event()
+
+        def slowly(index: int) -> None:
+            if index == block:
+                is_in.set()
+                assert go_on.wait(PATIENCE_S)
+
+        thread = self.begin(slowly)
+        assert is_in.wait(PATIENCE_S)
+        return thread, go_on
 
     @property
     def report(self) -> dict[str, Any]:
@@ -109,6 +129,11 @@ class Job:
         assert {path.name for path in self.outputs.folder.iterdir()} == names
         wanted = np.concatenate([self.layers(index)[0] for index in range(BLOCKS)])
         return np.array_equal(class_map(self.outputs.folder, "a"), wanted)
+
+    def is_done_once(self) -> bool:
+        """It is right, and each block was computed once."""
+        assert sorted(self.computed) == list(range(BLOCKS))
+        return self.is_right()
 
 
 class Thread(threading.Thread):
@@ -144,46 +169,39 @@ def fails_at(block: int) -> Callable[[int], None]:
     return fail
 
 
-def half_done(job: Job) -> None:
+def half_done(job: Job, **brief: Any) -> None:
     """An interrupted run has left its first three blocks."""
-    with pytest.raises(OutputError, match="planted"):
-        job.run(fails_at(3))
+    with refuses("planted"):
+        job.run(fails_at(3), **brief)
     assert job.computed == [0, 1, 2]
 
 
 # --- alone ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_and_the_same_run_again(job: Job) -> None:
+def test_a_run_and_the_same_run_again_and_anew(job: Job) -> None:
     assert job.run()
     assert job.computed == list(range(BLOCKS))
     assert job.is_right()
     made = output_bytes(job.outputs.folder, "a")
     assert job.run()
-    assert job.computed == list(range(BLOCKS))
     assert job.progress.notes[-1] == f"a.tif: finished by another run, {job.outputs.folder / 'a.run.json'}"
     assert output_bytes(job.outputs.folder, "a") == made
+    assert job.is_done_once()
+    job.computed.clear()
+    half_done(job, overwrite=True)
+    assert job.run(overwrite=True)
+    assert job.is_done_once(), "an interrupted run that makes a map anew is taken up too"
 
 
 def test_an_interrupted_run_is_taken_up(job: Job) -> None:
     half_done(job)
     assert job.run()
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
+    assert job.is_done_once()
     timing = job.report["timing"]
     assert timing["blocks_done_by_earlier_runs"] == 3
     assert timing["blocks_done_by"] == {Holder.here().process: BLOCKS}
     assert any("resuming the interrupted run" in note for note in job.progress.notes)
-
-
-def test_an_interrupted_run_that_makes_a_map_anew_is_taken_up_too(job: Job) -> None:
-    assert job.run()
-    job.computed.clear()
-    with pytest.raises(OutputError, match="planted"):
-        job.run(fails_at(3), overwrite=True)
-    assert job.run(overwrite=True)
-    assert job.computed == list(range(BLOCKS)), "each of them once"
-    assert job.is_right()
 
 
 def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
@@ -195,9 +213,14 @@ def test_a_run_that_is_stopped_publishes_nothing(job: Job) -> None:
 
     assert run(job.brief, job.outputs, compute, job.progress, stop) is End.STOPPED
     assert [path.name for path in job.outputs.folder.iterdir()] == ["a.partial"]
+
+    def drop(_: int) -> None:
+        raise StoppedError("planted", "planted")
+
+    with pytest.raises(StoppedError):
+        job.run(drop)
     assert job.run()
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
+    assert job.is_done_once()
 
 
 def test_a_run_that_was_killed_while_it_published_is_not_discarded(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,17 +235,7 @@ def test_a_run_that_was_killed_while_it_published_is_not_discarded(job: Job, mon
         job.run(restart=True)
     monkeypatch.setattr(Outputs, "_move", proper)
     assert job.run(restart=True), "the same command again"
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
-
-
-def test_a_stop_at_once_is_no_end(job: Job) -> None:
-    def drop(_: int) -> None:
-        raise StoppedError("planted", "planted")
-
-    with pytest.raises(StoppedError):
-        job.run(drop)
-    assert job.run()
+    assert job.is_done_once()
 
 
 @pytest.mark.parametrize("what", ["changed", "gone", "torn"])
@@ -273,7 +286,7 @@ def test_a_hole_of_an_earlier_run_is_filled_unless_holes_are_wanted(job: Job) ->
         raise OutputError("planted", "planted")
 
     def begun(**brief: Any) -> None:
-        with pytest.raises(OutputError, match="planted"):
+        with refuses("planted"):
             run(replace(job.brief, mask=True, **brief), job.outputs, compute, job.progress, Stop())
 
     begun()
@@ -283,8 +296,7 @@ def test_a_hole_of_an_earlier_run_is_filled_unless_holes_are_wanted(job: Job) ->
     begun(overwrite=True)
     job.computed.clear()
     assert job.run(overwrite=True)
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
+    assert job.is_done_once()
     assert job.report["unreadable"] == []
 
 
@@ -292,25 +304,16 @@ def test_a_hole_of_an_earlier_run_is_filled_unless_holes_are_wanted(job: Job) ->
 
 
 def test_two_runs_share_the_blocks_and_both_end_well(job: Job) -> None:
-    first_is_in, second_is_done = threading.Event(), threading.Event()
-
-    def slowly(index: int) -> None:
-        if index == 1:
-            first_is_in.set()
-            assert second_is_done.wait(PATIENCE_S)
-
-    first = job.begin(slowly)
-    assert first_is_in.wait(PATIENCE_S)
+    first, go_on = job.waiting_at(1)
 
     def last(index: int) -> None:
         if len(job.computed) == BLOCKS - 2:  # all but this one, and that which the first is at
-            second_is_done.set()
+            go_on.set()
         assert index != 1
 
     second = job.begin(last)
     assert (first.result(), second.result()) == (End.COMPLETE, End.COMPLETE)
-    assert sorted(job.computed) == list(range(BLOCKS)), "none twice"
-    assert job.is_right()
+    assert job.is_done_once()
     assert any("sharing the work of process" in note for note in job.progress.notes)
 
 
@@ -333,8 +336,7 @@ def test_who_comes_while_another_one_publishes_waits_and_finds_it_done(
         time.sleep(0.01)
     go_on.set()
     assert (first.result(), second.result()) == (End.COMPLETE, End.COMPLETE)
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
+    assert job.is_done_once()
 
 
 @pytest.mark.parametrize("moved", ["the store", "everything"])
@@ -373,17 +375,8 @@ def test_who_wakes_up_while_another_one_publishes_ends_well(
 
 
 def test_an_error_of_ones_own_stays_one_while_others_go_on(job: Job) -> None:
-    first_is_in, go_on = threading.Event(), threading.Event()
-
-    def slowly(index: int) -> None:
-        if index == 0:
-            first_is_in.set()
-            assert go_on.wait(PATIENCE_S)
-
-    first = job.begin(slowly)
-    assert first_is_in.wait(PATIENCE_S)
-    second = job.begin(fails_at(4))
-    came = second.result()
+    first, go_on = job.waiting_at(0)
+    came = job.begin(fails_at(4)).result()
     assert isinstance(came, OutputError)
     assert str(came) == "planted"
     go_on.set()
@@ -404,20 +397,11 @@ def test_a_job_taken_away_under_a_run_ends_it_with_a_line(job: Job) -> None:
 
 
 def test_nobody_discards_what_another_one_is_at_work_on(job: Job) -> None:
-    first_is_in, go_on = threading.Event(), threading.Event()
-
-    def slowly(index: int) -> None:
-        if index == 3:
-            first_is_in.set()
-            assert go_on.wait(PATIENCE_S)
-
-    first = job.begin(slowly)
-    assert first_is_in.wait(PATIENCE_S)
+    first, go_on = job.waiting_at(3)
     with refuses("run-under-way", path=job.outputs.staging, holder=Holder.here().process):
         job.run(restart=True)
     with refuses("run-differs", differences="full_scale: 255.0, now 200.0"):
         job.run(plan=job.plan.model_copy(update={"full_scale": 200.0}))
     go_on.set()
     assert first.result() is End.COMPLETE
-    assert job.computed == list(range(BLOCKS))
-    assert job.is_right()
+    assert job.is_done_once()

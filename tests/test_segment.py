@@ -53,10 +53,7 @@ from tests.runs import (
     tree,
 )
 
-NAMES = (
-    *("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"),
-    *("a.stac.json", "a.run.json"),
-)
+NAMES = (*("a.classes.zarr", "a.classes.tif", "a.classes.tif.aux.xml", "a.classes.qml"), *("a.stac.json", "a.run.json"))
 
 
 class Killed(BaseException):
@@ -118,9 +115,7 @@ def test_the_map_is_that_of_one_pass_over_the_whole_image(
 
 def test_nan_and_infinity_are_no_data(tmp_path: Path, model: Path) -> None:
     values = noise(3, 200, 260, "float32")
-    values[0, 20:90, 30:150] = np.nan
-    values[1, 150:, :40] = np.inf
-    values[2, 100, 200] = -np.inf
+    values[0, 20:90, 30:150], values[1, 150:, :40], values[2, 100, 200] = np.nan, np.inf, -np.inf
     made = assert_exact(write_raster(tmp_path / "a.tif", values, photometric="RGB"), model, full_scale=255)
     assert made.report["nodata_pixels"] == 70 * 120 + 50 * 40 + 1
 
@@ -136,26 +131,27 @@ def test_a_model_with_another_grid(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("tile", "overlap", "blend"),
-    [
-        (None, None, None),
-        (96, 32, "hann"),
-        (128, 64, "linear"),
-        (96, 32, "gaussian"),
-        (64, 32, "none"),
-        (64, 0, "hann"),
-        (128, 64, "hann"),
-    ],
-)
+BLENDS = [(None, None, None), (64, 0, "hann"), (128, 64, "hann"), (96, 32, "hann")]
+BLENDS += [(128, 64, "linear"), (96, 32, "gaussian"), (64, 32, "none")]
+
+
+@pytest.mark.parametrize(("tile", "overlap", "blend"), BLENDS)
 def test_pixels_without_data_are_masked_and_count_as_the_mean(
     tmp_path: Path, model: Path, tile: int | None, overlap: int | None, blend: str | None
 ) -> None:
-    """Blended maps are weighted means of tiles."""
+    """Blended maps are weighted means of tiles, and say so."""
     path = write_raster(tmp_path / "a.tif", mosaic(300, 330), nodata=0, photometric="RGB")
     made = assert_exact(path, model, tile=tile, overlap=overlap, blend=blend)
     assert made.report["nodata_pixels"] == (~made.valid).sum() > 9900
     assert sum(entry["share"] for entry in made.report["classes"]) == pytest.approx(1), "of what has a class"
+    exactness = "windows" if blend else "exact"
+    assert made.report["exactness"] == exactness
+    assert ("windows: " in made.stderr) == (blend is not None)
+    assert any(note.startswith("windows") for note in made.report["notes"]) == (blend is not None)
+    with xarray.open_zarr(tmp_path / "a.classes.zarr") as dataset:
+        told = [dataset.attrs.get(f"fcn:{name}") for name in ("exactness", "blend", "tile", "overlap")]
+    assert told[0] == exactness
+    assert told[1:] == [blend, tile, overlap] or not blend
 
 
 @pytest.mark.parametrize("blend", ["hann", "gaussian"])
@@ -173,35 +169,19 @@ def test_blended_maps_do_not_depend_on_the_blocks(
     assert made[32] == made[256]
 
 
-def test_blended_maps_say_so(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif")
-    result = segmented(path, "-m", model, "--tile", 96, "--overlap", 32, "--blend", "linear")
-    assert "windows: " in result.stderr
-    report = report_of(tmp_path)
-    assert report["exactness"] == "windows"
-    assert any(note.startswith("windows") for note in report["notes"])
-    with xarray.open_zarr(tmp_path / "a.classes.zarr") as dataset:
-        assert dataset.attrs["fcn:exactness"] == "windows"
-        assert dataset.attrs["fcn:blend"] == "linear"
-        assert (dataset.attrs["fcn:tile"], dataset.attrs["fcn:overlap"]) == (96, 32)
-
-
 # --- the same bytes ------------------------------------------------------------------------------------------
 
 
 def test_an_earlier_run_settles_the_threads(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They decide the last bits, so a run goes on with those it began with, whatever the workers are now."""
-    small_blocks(monkeypatch)
-    path = scene(tmp_path / "a.tif")
-    other = 2
+    path, other = scene(tmp_path / "a.tif"), 2
     segmented(path, "-m", model, "--threads", other)
     before = tree(tmp_path)
     segmented(path, "-m", model)
     assert tree(tmp_path) == before
     assert report_of(tmp_path)["plan"]["kernel"]["threads"] == other
-    asked = fcn_batch("segment", path, "-m", model, "--threads", other + 1)
-    assert asked.exit_code == 6
-    interrupted(path, model, tmp_path / "b", monkeypatch)
+    assert fcn_batch("segment", path, "-m", model, "--threads", other + 1).exit_code == 6
+    interrupted(monkeypatch, 4, path, "-m", model, "-o", tmp_path / "b")
     plan = Journal(tmp_path / "b" / "a.partial").plan()
     stored = plan.model_copy(update={"kernel": plan.kernel.model_copy(update={"threads": other})})
     (tmp_path / "b" / "a.partial" / "plan.json").write_text(stored.model_dump_json())
@@ -209,50 +189,39 @@ def test_an_earlier_run_settles_the_threads(tmp_path: Path, model: Path, monkeyp
     assert report_of(tmp_path / "b")["plan"]["kernel"]["threads"] == other
 
 
-def test_parts_in_any_order_make_the_same_bytes(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_blocks(monkeypatch)
+def test_parts_in_any_order_make_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
+    command = [reference / "a.tif", "-m", model, "-o", tmp_path, "--part"]
     for part in ("3/3", "1/3", "1/3"):
-        assert segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--part", part).stdout == ""
+        assert segmented(*command, part).stdout == ""
         assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
-    last = segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--part", "2/3")
-    assert len(last.stdout.splitlines()) == 3
+    assert len(segmented(*command, "2/3").stdout.splitlines()) == 3
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
     for option in ("--restart", "--overwrite"):
-        result = fcn_batch("segment", reference / "a.tif", "-o", tmp_path, "--part", "1/3", option)
-        refused(result, "option-conflict", one="--part 1/3", other=option)
+        refused(fcn_batch("segment", *command, "1/3", option), "option-conflict", one="--part 1/3", other=option)
 
 
 def test_who_begins_at_the_same_moment_goes_on_with_the_plan_of_who_was_first(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_blocks(monkeypatch)
-    settled, other = segment_module._settled, 2
+    settled, command = segment_module._settled, [reference / "a.tif", "-m", model, "-o", tmp_path]
 
     def too_early(*given: Any) -> Any:
         monkeypatch.setattr(segment_module, "_settled", settled)
-        first = fcn_batch(
-            "segment", reference / "a.tif", "-m", model, "-o", tmp_path, "--threads", other, "--part", "1/3"
-        )
-        assert first.exit_code == 0, first.stderr
+        segmented(*command, "--threads", 2, "--part", "1/3")
         return given[0]
 
     monkeypatch.setattr(segment_module, "_settled", too_early)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert report_of(tmp_path)["plan"]["kernel"]["threads"] == other
+    segmented(*command)
+    assert report_of(tmp_path)["plan"]["kernel"]["threads"] == 2
 
 
 def test_a_cluster_started_by_others_makes_the_same_bytes(tmp_path: Path, model: Path, reference: Path) -> None:
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=40
-    ) as cluster:
-        segmented(reference / "a.tif", "-m", model, "-o", tmp_path, "--scheduler", cluster.scheduler_address)
-        # the workers stay, and take the next job too
-        options = ["-m", model, "-o", tmp_path / "b", "--scheduler", cluster.scheduler_address]
-        segmented(reference / "a.tif", *options)
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    assert output_bytes(tmp_path / "b", "a") == output_bytes(reference, "a")
+    options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": 40}
+    with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
+        for job in ("first", "next"):  # the workers stay
+            command = [reference / "a.tif", "-m", model, "-o", tmp_path / job]
+            segmented(*command, "--scheduler", cluster.scheduler_address)
+            assert output_bytes(tmp_path / job, "a") == output_bytes(reference, "a")
 
 
 def with_the_plan_of(processes: int, patch: pytest.MonkeyPatch) -> None:
@@ -271,10 +240,8 @@ def test_one_plan_makes_the_same_bytes_on_any_number_of_workers(
     with_the_plan_of(4, monkeypatch)
     values = noise(3, 600, 300)
     values[:, 200:500, :180] = 0
-    path = write_raster(
-        tmp_path / "a.tif", values, nodata=0, photometric="RGB", tiled=True, blockxsize=64, blockysize=64
-    )
-    made = {}
+    blocks = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    path, made = write_raster(tmp_path / "a.tif", values, nodata=0, photometric="RGB", **blocks), {}
     for workers in (0, 2):
         folder = tmp_path / str(workers)
         cut = assert_exact(path, model, output=folder, workers=workers).report["plan"]["cut"]
@@ -396,19 +363,18 @@ def short_of_memory(patch: pytest.MonkeyPatch, most: int, *, after: int = 0) -> 
     return seen
 
 
-@pytest.mark.parametrize(("most", "after"), [(128, 0), (64, 3), (32, 7)])
+@pytest.mark.parametrize(("most", "after", "lowest"), [(128, 0, 64), (64, 3, 64), (32, 7, 32)])
 def test_when_memory_runs_out_strips_are_halved(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, most: int, after: int, lowest: int
 ) -> None:
+    """On the network's grid."""
     monkeypatch.setattr("fcn_batch.workflows.blocks.cut._STRIP_PIXELS", {"cpu": 2**16})
     path = write_raster(tmp_path / "a.tif", mosaic(1000, 330), nodata=0, photometric="RGB")
     seen = short_of_memory(monkeypatch, most, after=after)
     report = assert_exact(path, model).report
-    planned = report["plan"]["cut"]["tile"]
-    assert planned == 160
-    lowest = {128: 64, 64: 64, 32: 32}[most]  # halved, on the network's grid
+    assert report["plan"]["cut"]["tile"] == 160
     assert min(seen) == lowest
-    assert f" {lowest} instead of {planned}" in report["notes"][-1]
+    assert f" {lowest} instead of 160" in report["notes"][-1]
 
 
 def test_when_memory_has_run_out_the_run_can_be_taken_up(
@@ -417,8 +383,9 @@ def test_when_memory_has_run_out_the_run_can_be_taken_up(
     path = scene(tmp_path / "a.tif", 700, 200)
     with monkeypatch.context() as patch:
         short_of_memory(patch, 0, after=10)
-        result = fcn_batch("segment", path, "-m", model)
-    assert result.exit_code == 2
+        assert fcn_batch("segment", path, "-m", model).exit_code == 2
+        tiles = fcn_batch("segment", path, "-m", model, "-o", tmp_path / "tiles", "--tile", 64)
+        assert (tiles.exit_code, "--tile 32" in tiles.stderr) == (2, True)
     assert len(list((tmp_path / "a.partial" / "receipts").glob("*.json"))) >= 1
     segmented(path, "-m", model)
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] >= 1
@@ -426,58 +393,40 @@ def test_when_memory_has_run_out_the_run_can_be_taken_up(
     assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
 
 
-def test_tiles_without_memory_say_so(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = scene(tmp_path / "a.tif", 100, 100)
-    short_of_memory(monkeypatch, 0)
-    result = fcn_batch("segment", path, "-m", model, "--tile", 64)
-    assert result.exit_code == 2
-    assert "--tile 32" in result.stderr
-
-
 # --- what is made --------------------------------------------------------------------------------------------
 
 
-def test_stdout_is_the_paths_and_the_folder_holds_no_more(reference: Path, tmp_path: Path, model: Path) -> None:
-    result = segmented(reference / "a.tif", "-m", model, "-o", tmp_path / "new" / "folder")
-    made = tmp_path / "new" / "folder"
-    assert result.stdout == "".join(f"{made / f'a.{end}'}\n" for end in ("classes.zarr", "classes.tif", "run.json"))
-    assert sorted(p.name for p in made.iterdir()) == sorted(NAMES)
-
-
-def test_the_outputs_lie_beside_the_input_by_default(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+def test_stdout_is_the_paths_and_a_complete_run_again_does_nothing(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "in").mkdir()
-    scene(tmp_path / "in" / "a.tif", 40, 50)
-    monkeypatch.chdir(tmp_path)
-    result = segmented("in/a.tif", "-m", model)
-    assert result.stdout.splitlines()[0] == str(tmp_path / "in" / "a.classes.zarr")
-    assert sorted(p.name for p in (tmp_path / "in").iterdir()) == sorted(["a.tif", *NAMES])
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    """By default the outputs lie beside the input."""
+    for folder, words in ((tmp_path / "in", []), (tmp_path / "new" / "folder", ["-o", tmp_path / "new" / "folder"])):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy2(reference / "a.tif", tmp_path / "in")
+        monkeypatch.chdir(tmp_path)
+        result = segmented("in/a.tif", "-m", model, *words)
+        ends = ("classes.zarr", "classes.tif", "run.json")
+        assert result.stdout == "".join(f"{folder / f'a.{end}'}\n" for end in ends)
+        assert sorted(p.name for p in folder.iterdir() if p.name != "a.tif") == sorted(NAMES)
+        before = tree(tmp_path)
+        again = segmented("in/a.tif", "-m", model, *words)
+        assert ("a.tif: " in again.stderr, again.stdout, tree(tmp_path)) == (True, result.stdout, before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "new"]
 
 
-def test_zarr_and_geotiff_are_the_same_map(reference: Path) -> None:
-    classes = class_map(reference, "a")
+def test_zarr_geotiff_and_report_say_the_same(reference: Path, model: Path) -> None:
+    report, classes = report_of(reference), class_map(reference, "a")
     assert (class_map_of_cog(reference, "a") == classes).all()
     with xarray.open_zarr(reference / "a.classes.zarr") as dataset:
         assert (dataset.classes.values == classes).all()
-        assert dataset.attrs["fcn:fingerprint"] == report_of(reference)["fingerprint"]
+        assert dataset.attrs["fcn:fingerprint"] == report["fingerprint"]
         assert dataset.attrs["fcn:exactness"] == "exact"
     assert "class 5" in (reference / "a.classes.tif.aux.xml").read_text()
-
-
-def test_the_report_says_what_was_done(reference: Path, model: Path) -> None:
-    report = report_of(reference)
-    classes = class_map(reference, "a")
-    assert report["complete"] is True
-    assert report["exactness"] == "exact"
-    assert report["notes"] == []
-    assert report["outputs"] == list(NAMES[:-1])
-    assert report["blocks"] == 9
+    told = [report[name] for name in ("complete", "exactness", "notes", "outputs", "blocks", "nodata_pixels")]
+    assert told == [True, "exact", [], list(NAMES[:-1]), 9, 0]
     assert [c["name"] for c in report["classes"]] == [f"class {k}" for k in range(6)]
     assert [c["pixels"] for c in report["classes"]] == [int((classes == 10 * k).sum()) for k in range(6)]
     assert sum(c["share"] for c in report["classes"]) == pytest.approx(1)
-    assert report["nodata_pixels"] == 0
     assert report["plan"]["model"]["path"] == str(model)
     assert report["plan"]["input"]["path"] == str(reference / "a.tif")
     assert report["timing"]["blocks_done_by_earlier_runs"] == 0
@@ -508,48 +457,35 @@ def test_areas_of_a_projected_raster_and_of_one_that_lies_nowhere(tmp_path: Path
 # --- again, and over what is there ---------------------------------------------------------------------------
 
 
-def test_a_complete_run_again_does_nothing_and_says_so(tmp_path: Path, model: Path, reference: Path) -> None:
-    first = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    before = tree(tmp_path)
-    again = segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    assert "a.tif: " in again.stderr
-    assert again.stdout == first.stdout
-    assert tree(tmp_path) == before
-
-
 def test_foreign_outputs_are_left_alone_unless_overwritten(tmp_path: Path, model: Path, reference: Path) -> None:
-    command = ["segment", reference / "a.tif", "-m", model, "-o", tmp_path]
+    """Also those that lie behind a link."""
+    out, target = tmp_path / "out", tmp_path / "elsewhere"
+    command = ["segment", reference / "a.tif", "-m", model, "-o", out]
     segmented(*command[1:])
-    (tmp_path / "a.classes.tif").unlink()
+    (out / "a.classes.tif").unlink()
     assert fcn_batch(*command).exit_code == 6, "an output is gone"
+
+    def foreign(*names: str) -> None:
+        shutil.rmtree(out)
+        out.mkdir()
+        for name in names:
+            (out / name).mkdir() if name.endswith(".zarr") else (out / name).write_text("{}")
+
     for name in NAMES:
-        remove(*tmp_path.iterdir())
-        (tmp_path / name).mkdir() if name.endswith(".zarr") else (tmp_path / name).write_text("{}")
-        before = tree(tmp_path)
+        foreign(name)
+        before = tree(out)
         result = fcn_batch(*command)
-        assert result.exit_code == 6
-        assert (str(tmp_path / name) in result.stderr, tree(tmp_path)) == (True, before)
-    remove(*tmp_path.iterdir())
-    for name in NAMES:
-        (tmp_path / name).mkdir() if name.endswith(".zarr") else (tmp_path / name).write_text("{}")
+        assert (result.exit_code, str(out / name) in result.stderr, tree(out)) == (6, True, before)
+    foreign(*NAMES)
     segmented(*command[1:], "--overwrite")
-    assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
-
-
-def remove(*paths: Path) -> None:
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def test_a_linked_output_is_replaced_and_its_target_left(tmp_path: Path, model: Path, reference: Path) -> None:
-    target = tmp_path / "elsewhere"
+    assert output_bytes(out, "a") == output_bytes(reference, "a")
+    assert sorted(p.name for p in out.iterdir()) == sorted(NAMES)
+    foreign()
     target.mkdir()
     (target / "keep").write_text("me")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.classes.zarr").symlink_to(target)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path / "out", "--overwrite")
-    assert output_bytes(tmp_path / "out", "a") == output_bytes(reference, "a")
+    (out / "a.classes.zarr").symlink_to(target)
+    segmented(*command[1:], "--overwrite")
+    assert output_bytes(out, "a") == output_bytes(reference, "a")
     assert (target / "keep").read_text() == "me"
 
 
@@ -600,12 +536,12 @@ def stop_after(blocks: int) -> Callable[..., None]:
     return some
 
 
-def interrupted(path: Path, model: Path, folder: Path, patch: pytest.MonkeyPatch, *, blocks: int = 4) -> None:
-    """Leave a run in `folder` that got so far."""
+def interrupted(patch: pytest.MonkeyPatch, blocks: int, *words: object) -> None:
+    """Leave a run of `segment` with these words that got so far."""
     with patch.context() as inner:
         inner.setattr(segment_module, "execute", stop_after(blocks))
         with pytest.raises(Killed):
-            fcn_batch("segment", path, "-m", model, "-o", folder)
+            fcn_batch("segment", *words)
 
 
 def test_kill_9_of_a_run_with_workers_and_the_same_command_again(tmp_path: Path, model: Path) -> None:
@@ -642,22 +578,17 @@ def test_kill_9_of_a_run_with_workers_and_the_same_command_again(tmp_path: Path,
     assert output_bytes(tmp_path / "out", "a") == output_bytes(tmp_path / "fresh", "a")
 
 
+BLENDED = ["--tile", "96", "--overlap", "32"]
+
+
 @pytest.mark.parametrize(
-    ("blocks", "options"),
-    [
-        *((1, []), (5, []), (10, [])),
-        *((7, ["--tile", "64"]), (2, ["--tile", "96", "--overlap", "32"]), (14, ["--tile", "96", "--overlap", "32"])),
-    ],
+    ("blocks", "options"), [(1, []), (5, []), (10, []), (7, ["--tile", "64"]), (2, BLENDED), (14, BLENDED)]
 )
 def test_resuming_inside_a_segment_makes_the_same_bytes(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, options: list[str]
 ) -> None:
-    path = scene(tmp_path / "a.tif", 1000, 200)  # two lanes of eight blocks
-    command = [path, "-m", model, *options]
-    with monkeypatch.context() as patch:
-        patch.setattr(segment_module, "execute", stop_after(blocks))
-        with pytest.raises(Killed):
-            fcn_batch("segment", *command)
+    command = [scene(tmp_path / "a.tif", 1000, 200), "-m", model, *options]  # two lanes of eight blocks
+    interrupted(monkeypatch, blocks, *command)
     segmented(*command)
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == blocks
     segmented(*command, "-o", tmp_path / "undisturbed")
@@ -669,24 +600,16 @@ def test_workers_change_the_segments_but_a_resumed_run_keeps_its_own(
 ) -> None:
     small_segments(monkeypatch)
     path = scene(tmp_path / "a.tif", 700, 200)
-
-    def stored(folder: Path) -> int:
-        return Journal(folder / "a.partial").plan().cut.segment
-
     for begun, taken_up, segment in (("0", "2", 768), ("2", "0", 384)):
         folder = tmp_path / begun
-        command = ["segment", path, "-m", model, "-o", folder, "--threads", 1, "--workers"]
-        with monkeypatch.context() as patch:
-            patch.setattr(segment_module, "execute", stop_after(3))
-            with pytest.raises(Killed):
-                fcn_batch(*command, begun)
-        assert stored(folder) == segment
-        result = fcn_batch(*command, taken_up)
-        assert result.exit_code == 0, result.stderr
+        command = [path, "-m", model, "-o", folder, "--threads", 1, "--workers"]
+        interrupted(monkeypatch, 3, *command, begun)
+        assert Journal(folder / "a.partial").plan().cut.segment == segment
+        segmented(*command, taken_up)
         assert report_of(folder)["plan"]["cut"]["segment"] == segment
         assert report_of(folder)["timing"]["blocks_done_by_earlier_runs"] == 3
         before = tree(folder)
-        assert fcn_batch(*command, taken_up).exit_code == 0
+        segmented(*command, taken_up)
         assert tree(folder) == before
 
 
@@ -730,31 +653,28 @@ def test_killed_at_any_step_the_run_is_completed_by_the_next(
 
 
 @pytest.mark.parametrize(
-    ("options", "difference"),
+    ("options", "told"),
     [
-        (["--tile", "96", "--overlap", "32"], "cut.blend: None, now hann"),
-        (["--bands", "3,2,1"], "bands: [1, 2, 3], now [3, 2, 1]"),
+        (BLENDED, ["cut.blend: None, now hann", "--restart"]),
+        (["--bands", "3,2,1"], ["bands: [1, 2, 3], now [3, 2, 1]", "--restart"]),
+        ([], []),
     ],
 )
-def test_other_settings_are_refused_until_restart(
-    tmp_path: Path,
-    model: Path,
-    reference: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    difference: str,
+def test_other_settings_and_an_unreadable_plan_are_refused_until_restart(
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: list[str]
 ) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    command = [reference / "a.tif", "-m", model]
+    interrupted(monkeypatch, 4, *command, "-o", tmp_path)
+    if not options:
+        (tmp_path / "a.partial" / "plan.json").write_text("{")
     before = tree(tmp_path)
-    command = [reference / "a.tif", "-m", model, "-o", tmp_path, *options]
-    result = fcn_batch("segment", *command)
+    result = fcn_batch("segment", *command, "-o", tmp_path, *options)
     assert result.exit_code == 7
-    assert difference in result.stderr
-    assert "--restart" in result.stderr
+    assert [words in result.stderr for words in told] == [True] * len(told)
     assert tree(tmp_path) == before
-    segmented(*command, "--restart")
+    segmented(*command, "-o", tmp_path, *options, "--restart")
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == 0
-    segmented(*command, "-o", tmp_path / "fresh")
+    segmented(*command, *options, "-o", tmp_path / "fresh")
     assert output_bytes(tmp_path, "a") == output_bytes(tmp_path / "fresh", "a")
 
 
@@ -773,7 +693,7 @@ def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monke
     path, weights = tmp_path / "old" / "a.tif", tmp_path / "old" / "m.safetensors"
     shutil.copy2(reference / "a.tif", path)
     shutil.copy2(model, weights)
-    interrupted(path, weights, path.parent, monkeypatch)
+    interrupted(monkeypatch, 4, path, "-m", weights)
     path.parent.rename(tmp_path / "new")
     segmented(tmp_path / "new" / "a.tif", "-m", tmp_path / "new" / "m.safetensors")
     assert output_bytes(tmp_path / "new", "a") == output_bytes(reference, "a")
@@ -792,11 +712,12 @@ def test_an_unreadable_plan_keeps_the_blocks_that_are_its_own(
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
-@pytest.mark.parametrize("loss", ["flipped bit", "lost row of chunks"])
+@pytest.mark.parametrize(("loss", "earlier"), [("flipped bit", 8), ("lost row of chunks", 6)])
 def test_blocks_that_the_disk_lost_are_done_again(
-    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, loss: str, earlier: int
 ) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch, blocks=9)
+    command = [reference / "a.tif", "-m", model, "-o", tmp_path]
+    interrupted(monkeypatch, 9, *command)
     chunks = tmp_path / "a.partial" / "a.classes.zarr" / "classes" / "c"
     if loss == "lost row of chunks":
         shutil.rmtree(chunks / "1")  # of blocks 3, 4 and 5
@@ -804,21 +725,27 @@ def test_blocks_that_the_disk_lost_are_done_again(
         data = bytearray((chunks / "0" / "0").read_bytes())
         data[len(data) // 2] ^= 1
         (chunks / "0" / "0").write_bytes(data)
-    segmented(reference / "a.tif", "-m", model, "-o", tmp_path)
-    earlier = 6 if loss == "lost row of chunks" else 8
+    segmented(*command)
     assert report_of(tmp_path)["timing"]["blocks_done_by_earlier_runs"] == earlier
     assert output_bytes(tmp_path, "a") == output_bytes(reference, "a")
 
 
-def test_a_vrt_whose_source_changed_is_not_complete(tmp_path: Path, model: Path) -> None:
-    source = scene(tmp_path / "source.tif", 60, 70)
-    vrt = tmp_path / "a.vrt"
-    copy(source, vrt, driver="VRT")
-    segmented(vrt, "-m", model)
-    before = tree(tmp_path)
-    segmented(vrt, "-m", model)
-    assert tree(tmp_path) == before
-    os.utime(source, ns=(1, 1))
+def test_an_input_of_which_a_part_changed_is_not_complete(tmp_path: Path, model: Path) -> None:
+    """The source of a VRT; the mask beside a raster."""
+    path, vrt = scene(tmp_path / "b.tif", 60, 70), tmp_path / "a.vrt"
+    copy(path, vrt, driver="VRT")
+    for name in (vrt, path):
+        segmented(name, "-m", model)
+        before = tree(tmp_path)
+        segmented(name, "-m", model)
+        assert tree(tmp_path) == before
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(np.zeros((60, 70), np.uint8))
+    os.utime(path, ns=(path.stat().st_atime_ns, before["b.tif"][1]))
+    assert (tmp_path / "b.tif.msk").exists()
+    assert fcn_batch("segment", path, "-m", model).exit_code == 6
+    (tmp_path / "b.tif.msk").unlink()
+    os.utime(path, ns=(1, 1))
     assert fcn_batch("segment", vrt, "-m", model).exit_code == 6
 
 
@@ -843,16 +770,6 @@ def test_names_that_would_be_written_twice_are_refused_before_anything_is_done(t
     assert len(result.stdout.splitlines()) == 6
 
 
-def test_a_mask_beside_the_raster_belongs_to_it(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 60, 70)
-    segmented(path, "-m", model)
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
-        dataset.write_mask(np.zeros((60, 70), np.uint8))
-    os.utime(path, ns=(path.stat().st_atime_ns, 5))
-    assert fcn_batch("segment", path, "-m", model).exit_code == 6
-    assert (tmp_path / "a.tif.msk").exists()
-
-
 def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, reference: Path) -> None:
     command = [*small_block_program(tmp_path), "segment", reference / "a.tif", "-m", model, "-o", tmp_path / "out"]
     words = [str(word) for word in (*command, "--threads", 1)]
@@ -864,31 +781,19 @@ def test_processes_started_at_once_make_one_map(tmp_path: Path, model: Path, ref
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == sorted(NAMES)
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_staging_name_that_is_no_folder_is_refused(tmp_path: Path, model: Path, kind: str) -> None:
-    path = scene(tmp_path / "a.tif", 60, 70)
-    staging = tmp_path / "a.partial"
-    if kind == "file":
-        staging.write_text("mine")
-    else:
-        (tmp_path / "elsewhere").mkdir()
-        staging.symlink_to(tmp_path / "elsewhere")
-    before = tree(tmp_path)
-    for options in ([], ["--restart"]):
-        result = fcn_batch("segment", path, "-m", model, *options)
-        assert result.exit_code == 6
-        assert str(staging) in result.stderr
-        assert tree(tmp_path) == before
-
-
 def test_names_that_cannot_be_used_are_refused(tmp_path: Path, model: Path) -> None:
-    path = scene(tmp_path / "a.tif", 60, 70)
+    """A staging folder that is a file or a link; what is too long, and what is no text."""
+    path, staging = scene(tmp_path / "a.tif", 60, 70), tmp_path / "a.partial"
+    (tmp_path / "elsewhere").mkdir()
+    for make in (lambda: staging.write_text("mine"), lambda: staging.symlink_to(tmp_path / "elsewhere")):
+        make()
+        before = tree(tmp_path)
+        for options in ([], ["--restart"]):
+            result = fcn_batch("segment", path, "-m", model, *options)
+            assert (result.exit_code, str(staging) in result.stderr, tree(tmp_path)) == (6, True, before)
+        staging.unlink()
     long = path.rename(tmp_path / f"{'x' * 220}.tif")
-    result = fcn_batch("segment", long, "-m", model)
-    assert result.exit_code == 2
+    assert fcn_batch("segment", long, "-m", model).exit_code == 2
     odd = long.rename(tmp_path / os.fsdecode(b"bad\xff.tif"))
     program = run_program([Path(sys.executable).with_name("fcn-batch"), "segment", odd, "-m", model])
     assert program.returncode == 4
-
-
-# --- several inputs ------------------------------------------------------------------------------------------

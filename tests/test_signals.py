@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -33,6 +33,7 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_signal_asks_to_end_within_its_grace(number: signal.Signals) -> None:
+    """After it what is under way is dropped."""
     told: list[str] = []
     with stopping(60, told.append) as stop:
         assert not stop.requested
@@ -43,14 +44,11 @@ def test_a_signal_asks_to_end_within_its_grace(number: signal.Signals) -> None:
         send(number)  # again: nothing more
         with refuses("stopped-by-signal", signal=number.name):
             stop.leave()
-    assert told == [
-        f"{number.name}: finishing the blocks under way (they have 60 s); run the same command again to go on"
-    ]
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    line = f"{number.name}: finishing the blocks under way (they have 60 s); run the same command again to go on"
+    assert told == [line]
     assert StoppedError.exit_code == 75
-
-
-@pytest.mark.parametrize("number", ENDING)
-def test_after_its_grace_what_is_under_way_is_dropped(number: signal.Signals) -> None:
     with stopping(0, print) as stop:
         send(number)
         assert stop.at_once
@@ -64,33 +62,15 @@ def test_ctrl_c_has_all_the_time_and_twice_is_at_once() -> None:
         send(signal.SIGINT)
         assert stop.requested
         assert not stop.at_once
-        with pytest.raises(KeyboardInterrupt):
-            send(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            stop.leave()
-    assert told == [
-        "SIGINT: finishing the blocks under way (Ctrl-C again stops at once); run the same command again to go on"
-    ]
-
-
-def test_ctrl_c_counts_also_while_another_signal_drains() -> None:
-    with stopping(60, print) as stop:
-        send(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            send(signal.SIGINT)
-        assert stop.requested
-
-
-def test_the_first_request_counts() -> None:
-    stop = Stop()
-    stop.request(signal.SIGTERM, 60)
-    stop.request(signal.SIGINT)
-    with refuses("stopped-by-signal", signal="SIGTERM"):
-        stop.leave()
+        for again in (lambda: send(signal.SIGINT), stop.leave):
+            with pytest.raises(KeyboardInterrupt):
+                again()
+    told_once = "(Ctrl-C again stops at once); run the same command again to go on"
+    assert told == [f"SIGINT: finishing the blocks under way {told_once}"]
 
 
 def test_a_deadline_goes_before_a_request_without_one() -> None:
-    """Ctrl-C has all the time, but then the batch system ends the job."""
+    """Ctrl-C has all the time, but then the batch system ends the job; otherwise the first request counts."""
     told: list[str] = []
     with stopping(0, told.append) as stop:
         send(signal.SIGINT)
@@ -101,25 +81,23 @@ def test_a_deadline_goes_before_a_request_without_one() -> None:
         with refuses("stopped-by-signal", signal="SIGTERM"):
             stop.check()
     assert [line.split(":")[0] for line in told] == ["SIGINT", "SIGTERM"]
+    stop = Stop()
+    stop.request(signal.SIGTERM, 60)
+    stop.request(signal.SIGINT)
+    with refuses("stopped-by-signal", signal="SIGTERM"):
+        stop.leave()
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_put_back_and_what_is_ignored_stays_ignored() -> None:
+    """As nohup does with SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     before = [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)]
-    with suppress(ZeroDivisionError), stopping(0, print):
+    with suppress(ZeroDivisionError), stopping(0, print) as stop:
         assert signal.getsignal(signal.SIGTERM) != before[1]
+        send(signal.SIGHUP)
+        assert not stop.requested
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)] == before
-
-
-def test_what_is_ignored_stays_ignored() -> None:
-    """As nohup does with SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stopping(0, print) as stop:
-            send(signal.SIGHUP)
-            assert not stop.requested
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("reentrant call"), OSError(5, "Input/output error")])
@@ -132,33 +110,20 @@ def test_a_note_that_cannot_be_told_is_no_obstacle(error: Exception) -> None:
         assert stop.requested
 
 
-def test_another_thread_has_no_signals() -> None:
-    seen: list[bool] = []
-
-    def work() -> None:
-        with stopping(0, print) as stop:
-            seen.append(stop.requested)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]
-
-
-def test_what_is_begun_unheard_hears_nothing() -> None:
-    asked = {signal.SIGINT, *ENDING}
-    heard: list[set[signal.Signals]] = []
+def test_another_thread_has_no_signals_and_one_begun_unheard_hears_nothing() -> None:
+    asked, seen, heard = {signal.SIGINT, *ENDING}, list[bool](), list[set[signal.Signals]]()
 
     def look() -> None:
+        with stopping(0, print) as stop:
+            seen.append(stop.requested)
         heard.append(asked - signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
-    threads = [threading.Thread(target=look) for _ in range(2)]
-    with unheard():
-        threads[0].start()
-    threads[1].start()
-    for thread in threads:
+    for around in (unheard(), nullcontext()):
+        thread = threading.Thread(target=look)
+        with around:
+            thread.start()
         thread.join()
-    assert sorted(heard, key=len) == [set(), asked]
+    assert (seen, heard) == ([False, False], [set(), asked])
 
 
 HANGING = """

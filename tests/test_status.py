@@ -15,6 +15,7 @@ from fcn_batch.pipeline.core import claims
 from fcn_batch.pipeline.core.holder import Holder
 from fcn_batch.pipeline.core.journal import Receipt, claim_of
 from fcn_batch.workflows.blocks.part import Part
+from fcn_batch.workflows.outputs.publishing import Outputs
 from fcn_batch.workflows.status import following, speed, status
 from tests.errors import error_of, refuses
 from tests.patience import PATIENCE_S
@@ -79,34 +80,22 @@ def test_a_run_under_way_tells_who_is_at_work(job: Job) -> None:
     assert job.is_right(), "to look changes nothing"
 
 
-@pytest.mark.parametrize("name", ["a.run.json", "a.classes.zarr", "a.partial", "."])
-def test_a_complete_run_is_found_by_any_of_its_names(job: Job, name: str) -> None:
+def test_runs_are_found_by_any_of_their_names(job: Job) -> None:
     assert job.run()
-    (found,) = status(job.outputs.folder / name)
-    assert (found.phase, found.done, found.blocks) == ("complete", BLOCKS, BLOCKS)
-    assert found.pixels == found.pixels_done == job.plan.input.size.pixels
-    assert found.done_by == {HERE: BLOCKS}
-
-
-def test_a_run_is_found_by_its_input(tmp_path: Path) -> None:
-    job = Job(tmp_path)
-    job.outputs.staging.parent.rmdir()
-    beside = type(job.outputs)(tmp_path, "a")
-    job.outputs = beside
-    job.end(part=Part(1, 3))
-    (found,) = status(tmp_path / "a.tif")
-    assert (found.phase, found.done) == ("interrupted", 2)
-
-
-def test_all_runs_of_a_folder_are_told(tmp_path: Path) -> None:
-    job = Job(tmp_path)
-    assert job.run()
-    job.outputs = type(job.outputs)(job.outputs.folder, "b")
+    for name in ("a.run.json", "a.classes.zarr", "a.partial", "."):
+        (found,) = status(job.outputs.folder / name)
+        assert (found.phase, found.done, found.blocks) == ("complete", BLOCKS, BLOCKS)
+        assert found.pixels == found.pixels_done == job.plan.input.size.pixels
+        assert found.done_by == {HERE: BLOCKS}
+    job.outputs = Outputs(job.outputs.folder, "b")
     job.end(part=Part(1, 3))
     told = fcn_batch("status", job.outputs.folder, "--json")
     assert told.exit_code == 75
-    found: list[dict[str, Any]] = json.loads(told.stdout)
-    assert [(one["phase"], one["done"]) for one in found] == [("complete", 6), ("interrupted", 2)]
+    assert [(one["phase"], one["done"]) for one in json.loads(told.stdout)] == [("complete", 6), ("interrupted", 2)]
+    job.outputs = Outputs(Path(job.plan.input.path).parent, "a")
+    job.end(part=Part(1, 3))
+    (found,) = status(Path(job.plan.input.path))
+    assert (found.phase, found.done) == ("interrupted", 2), "of the raster beside which it lies"
 
 
 def test_who_may_only_read_can_ask(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,25 +125,15 @@ def test_where_no_run_is_there_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_speed_is_that_since_the_run_last_stood_still() -> None:
-    now = START + timedelta(seconds=1008)
-    steady = [1000.0, 1002.0, 1004.0, 1006.0, 1008.0]
-    assert speed(receipts(steady), now) == pytest.approx(4 * 1000 / 8)
-    assert speed(receipts([0.0, 1.0, 2.0, *steady]), now) == pytest.approx(4 * 1000 / 8), "interrupted before"
-    assert speed(receipts(steady[::-1]), now) == pytest.approx(4 * 1000 / 8), "in any order"
-
-
-def test_a_run_that_has_become_slow_does_not_look_fast() -> None:
-    done = receipts([0.0, 2.0, 4.0, 6.0])
-    soon, late = (speed(done, START + timedelta(seconds=at)) for at in (7, 106))
-    assert soon == pytest.approx(3 * 1000 / 6)
-    assert late == pytest.approx(3 * 1000 / (6 + 100 - 2))
-
-
-@pytest.mark.parametrize("finished", [[], [5.0], [5.0, 5.0]])
-def test_speed_is_not_told_before_it_is_known(finished: list[float]) -> None:
-    assert speed(receipts(finished), START + timedelta(seconds=5)) is None
-
-
-def test_clocks_that_disagree_give_no_negative_speed() -> None:
-    found = speed(receipts([0.0, 2.0, 4.0]), START - timedelta(hours=1))
-    assert found == pytest.approx(2 * 1000 / 4)
+    steady, now = [1000.0, 1002.0, 1004.0, 1006.0, 1008.0], 1008
+    for finished, at, expected in (
+        (steady, now, 4 * 1000 / 8),
+        ([0.0, 1.0, 2.0, *steady], now, 4 * 1000 / 8),  # interrupted before
+        (steady[::-1], now, 4 * 1000 / 8),  # in any order
+        ([0.0, 2.0, 4.0, 6.0], 7, 3 * 1000 / 6),
+        ([0.0, 2.0, 4.0, 6.0], 106, 3 * 1000 / (6 + 100 - 2)),  # it has become slow
+        ([0.0, 2.0, 4.0], -3600, 2 * 1000 / 4),  # clocks that disagree
+    ):
+        assert speed(receipts(finished), START + timedelta(seconds=at)) == pytest.approx(expected)
+    for finished in ([], [5.0], [5.0, 5.0]):
+        assert speed(receipts(finished), START + timedelta(seconds=5)) is None, "not known yet"

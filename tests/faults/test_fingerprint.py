@@ -19,6 +19,7 @@ from fcn_batch.pipeline.core.plan import Cut, FileIdentity, InputIdentity, Kerne
 from fcn_batch.pipeline.core.source import SourceFile
 from fcn_batch.pipeline.core.stretch import Stretch
 from fcn_batch.pipeline.core.tiling import Work
+from fcn_batch.pipeline.core.validity import NodataOption
 from fcn_batch.workflows import segment as segment_module
 from fcn_batch.workflows.blocks.job import close_job
 from fcn_batch.workflows.blocks.kernel import kernel_here
@@ -40,7 +41,9 @@ PLAN = Plan(
         ground=GroundControl(crs_wkt="LOCAL_CS[]", points=((0.0, 0.0, 1.0, 2.0, 3.0),)),
         microns=0.5,
         resampling="average",
-        sources=(SourceFile(path="/data/a.tif", level=1),),
+        sources=(SourceFile(path="/data/a.tif", level=1, nodata=NodataOption("0,0,0", "all")),),
+        nodata=(1.0, 2.0, 3.0),
+        nodata_rule="all",
     ),
     model=ModelIdentity(path="/models/m.safetensors", name="m", version="1", sha256="cd"),
     bands=(1, 2, 3),
@@ -66,8 +69,7 @@ PLAN = Plan(
     inner=32,
 )
 """Has a value wherever there may be one."""
-PATHS = {("input", "path"), ("input", "sources", 0, "path"), ("model", "path")}
-ONE_VALUE = {("format",)}
+PATHS: set[Place] = {("input", "path"), ("input", "sources", 0, "path"), ("model", "path")}
 
 
 def is_node(value: object) -> bool:
@@ -125,8 +127,8 @@ def others(annotation: Any, value: Any) -> list[Any]:
     return [*found, None] if NoneType in choices else found
 
 
-def changed(place: Place, value: Any) -> Plan:
-    """`PLAN` with another value at a place; its checks are left out: each field is to count alone."""
+def changed(place: Place, value: Any, of: Plan = PLAN) -> Plan:
+    """A plan with another value at a place; its checks are left out: each field is to count alone."""
 
     def put(node: Any, rest: Place) -> Any:
         if not rest:
@@ -137,14 +139,18 @@ def changed(place: Place, value: Any) -> Plan:
         update = {step: put(getattr(node, step), rest[1:])}
         return node.model_copy(update=update) if isinstance(node, BaseModel) else replace(node, **update)
 
-    plan: Plan = put(PLAN, place)
+    plan: Plan = put(of, place)
     return plan
+
+
+PLACES = sorted(set(leaves(PLAN)) - PATHS - {("format",)}, key=str)
+"""Of what counts, but for the format, which has one value."""
 
 
 def faults_of_the_fingerprint() -> list[str]:
     """Fields whose change is not noticed, or not called by name."""
     faults = []
-    for place in set(leaves(PLAN)) - PATHS - ONE_VALUE:
+    for place in PLACES:
         name = ".".join(map(str, place))
         for value in others(*field(place)):
             plan = changed(place, value)
@@ -160,9 +166,7 @@ def test_each_field_of_the_plan_is_in_its_fingerprint_and_named_when_it_differs(
     assert faults_of_the_fingerprint() == []
 
 
-@pytest.mark.parametrize(
-    "place", sorted(set(leaves(PLAN)) - PATHS - ONE_VALUE, key=str), ids=lambda p: ".".join(map(str, p))
-)
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: ".".join(map(str, p)))
 def test_a_field_dropped_from_the_fingerprint_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: Any = True
     for step in reversed(place):
@@ -183,15 +187,11 @@ class Killed(BaseException):
     """The process ends here, as far as the program can tell."""
 
 
-THERE = {"instructions": "ABACUS", "torch": "1.0"}
-
-
 @pytest.fixture
 def begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A raster and a model, and beside the raster four of nine blocks that "another machine" has done."""
     small_blocks(monkeypatch)
-    model = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1)
-    path = scene(tmp_path / "a.tif")
+    model, path = save_tiny_model(tmp_path / "tiny.safetensors", fc_kernel=1), scene(tmp_path / "a.tif")
 
     def some(ticket: Any, works: Sequence[Work], *rest: Any) -> None:
         blocks = [block for work in works for block in work][:4]
@@ -199,7 +199,7 @@ def begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
         raise Killed
 
     def kernel_there(*here: Any) -> Kernel:
-        return kernel_here(*here).model_copy(update=THERE)
+        return kernel_here(*here).model_copy(update={"instructions": "ABACUS", "torch": "1.0"})
 
     with monkeypatch.context() as patch:
         patch.setattr(segment_module, "execute", some)
@@ -212,34 +212,28 @@ def begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
     return path, model
 
 
-def test_what_another_machine_began_is_refused_with_the_difference(begun_elsewhere: tuple[Path, Path]) -> None:
+def test_what_another_machine_began_is_refused_and_with_allow_mixed_it_goes_on(
+    begun_elsewhere: tuple[Path, Path],
+) -> None:
     path, model = begun_elsewhere
+    told = ("kernel.instructions: ABACUS", "kernel.torch: 1.0")
     result = fcn_batch("segment", path, "-m", model)
     assert result.exit_code == MismatchError.exit_code
-    assert "kernel.instructions: ABACUS, now " in result.stderr
-    assert "kernel.torch: 1.0, now " in result.stderr
-    assert "--allow-mixed" in result.stderr
+    assert all(text in result.stderr for text in (*(f"{one}, now " for one in told), "--allow-mixed"))
     assert not (path.parent / "a.run.json").exists()
-
-
-def test_with_allow_mixed_it_goes_on_and_the_report_says_so(begun_elsewhere: tuple[Path, Path]) -> None:
-    path, model = begun_elsewhere
     result = segmented(path, "-m", model, "--allow-mixed")
     assert "resuming the interrupted run" in result.stderr
     report = json.loads((path.parent / "a.run.json").read_text())
     assert report["timing"]["blocks_done_by_earlier_runs"] == 4
     notes = [note for note in report["notes"] if "kernel." in note]
-    assert len(notes) == 2
-    for note, name in zip(notes, ("kernel.instructions: ABACUS", "kernel.torch: 1.0"), strict=True):
+    for note, name in zip(notes, told, strict=True):
         assert note.startswith("5 blocks were computed by another kind of machine")
         assert name in note
     assert report["plan"]["kernel"]["instructions"] == "ABACUS"
     assert fcn_batch("validate", path.parent / "a.run.json").exit_code == 0
-    alone = path.parent / "alone"
-    segmented(path, "-m", model, "-o", alone)
-    assert (class_map(path.parent, "a") == class_map(alone, "a")).all()
-    again = segmented(path, "-m", model, "--allow-mixed")
-    assert "complete already" in again.stderr
+    segmented(path, "-m", model, "-o", path.parent / "alone")
+    assert (class_map(path.parent, "a") == class_map(path.parent / "alone", "a")).all()
+    assert "complete already" in segmented(path, "-m", model, "--allow-mixed").stderr
 
 
 def test_a_worker_on_another_machine_is_refused_too(
