@@ -271,7 +271,8 @@ def test_a_card_as_json_is_a_card(model: Path) -> None:
     assert (card.name, card.stride, card.halo) == ("tiny", 32, 128)
     text = fcn_batch("model", "info", model).stdout
     assert [one.name for one in card.legend.classes if one.name not in text] == []
-    assert fcn_batch("model", "info", "none.safetensors").exit_code == 5
+    missing = fcn_batch("model", "info", "none.safetensors")
+    assert (missing.exit_code, "none.safetensors" in missing.stderr) == (5, True)
 
 
 def test_the_embedded_models_ship() -> None:

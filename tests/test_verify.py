@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +376,9 @@ def test_it_is_told_to_people_and_programs() -> None:
     told = json.loads(_found(*SAMPLES).to_json())
     assert (told["ok"], told["compared"], told["differ"], told["ties"]) == (False, 313344, 3, 2)
     assert told["share"] == 3 / 313344
-    assert told["samples"][1] == asdict(SAMPLES[1])
+    assert told["samples"][1] == {
+        "row": 512, "col": 0, "height": 100, "width": 512, "compared": 51200, "differ": 0, "ties": 0
+    }  # fmt: skip
     assert (told["exact"], told["precision"], told["seed"], told["notes"]) == (True, "fp32", 7, ["a note"])
 
 
