@@ -47,11 +47,15 @@ def test_segment_is_the_command(image: Path, model: Path, tmp_path: Path) -> Non
 
 
 def test_what_others_find_is_found(image: Path, model: Path, tmp_path: Path) -> None:
+    """By path, or by the maps themselves."""
     (maps,) = fcn_batch.segment(str(image), tmp_path / "out", model=str(model))
-    assert fcn_batch.validate(maps.report).ok
-    assert fcn_batch.verify(maps.report, samples=1).ok
-    (found,) = fcn_batch.status(tmp_path / "out")
-    assert found.phase == "complete"
+    for given in (maps.report, maps):
+        assert fcn_batch.validate(given).ok
+        assert fcn_batch.verify(given, samples=1).ok
+    for place in (tmp_path / "out", maps):
+        assert [found.phase for found in fcn_batch.status(place)] == ["complete"]
+    assert fcn_batch.evaluate(maps, maps.cog, boundary=0).numbers()["pixel_accuracy"] == 1
+    assert fcn_batch.export(maps, "csv") == tmp_path / "out" / "a.classes.csv"
     same = fcn_batch.evaluate(maps.store, maps.cog, boundary=0)
     assert same.numbers()["pixel_accuracy"] == 1
     moved = fcn_batch.evaluate(maps.store, maps.cog, boundary=0, map={0: 10, 10: 0})
@@ -61,15 +65,6 @@ def test_what_others_find_is_found(image: Path, model: Path, tmp_path: Path) -> 
     with pytest.raises(OptionError):
         fcn_batch.export(maps.report, "pgn")
     assert "landcover-world" in [card.name for card in fcn_batch.models()]
-
-
-def test_maps_may_be_given_to_what_reads_them(image: Path, model: Path, tmp_path: Path) -> None:
-    (maps,) = fcn_batch.segment(image, tmp_path / "out", model=model)
-    assert fcn_batch.validate(maps).ok
-    assert fcn_batch.verify(maps, samples=1).ok
-    assert [found.phase for found in fcn_batch.status(maps)] == ["complete"]
-    assert fcn_batch.evaluate(maps, maps.cog, boundary=0).numbers()["pixel_accuracy"] == 1
-    assert fcn_batch.export(maps, "csv") == tmp_path / "out" / "a.classes.csv"
 
 
 def test_open_classes(image: Path, model: Path, tmp_path: Path) -> None:

@@ -87,19 +87,11 @@ def test_the_examples_are_understood(path: tuple[str, ...], line: str) -> None:
         assert set(context.params) == {p.name for p in COMMANDS[path].params if p.expose_value}
 
 
-def test_the_main_help_names_the_commands() -> None:
-    result = fcn_batch("--help")
-    assert result.exit_code == 0
-    assert re.findall(r"^  (\w+)  ", result.stdout.split("Commands:")[1], re.MULTILINE) == [
-        "completion", "doctor",
-        "evaluate", "export", "model", "plan", "segment", "status", "submit", "train", "validate", "verify",
-    ]  # fmt: skip
-
-
-def test_the_main_help_lists_every_exit_code() -> None:
+def test_the_main_help_names_the_commands_and_lists_every_exit_code() -> None:
     table = (Path(__file__).parents[1] / "docs" / "exit-codes.md").read_text("utf-8")
     codes = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
-    told = fcn_batch("--help").stdout.split("Exit codes")[1]
+    commands, told = fcn_batch("--help").stdout.split("Commands:")[1].split("Exit codes")
+    assert re.findall(r"^  (\w+)  ", commands, re.MULTILINE) == sorted({path[0] for path in COMMANDS})
     assert "docs/exit-codes.md" in told
     assert re.findall(r"^ +(\d+)  ", told, re.MULTILINE) == codes
 
@@ -207,6 +199,13 @@ def test_a_plan_as_json_is_a_plan(raster: Path, model: Path) -> None:
 
 
 def test_a_plan_for_people(raster: Path, model: Path) -> None:
+    lines = dict(line.split(maxsplit=1) for line in fcn_batch("plan", raster, "-m", model).stdout.splitlines())
+    assert lines["result"] == "exact"
+    assert lines["way"] == "streamed in strips of 64 rows, with a halo of 128 px where a lane or segment ends"
+    assert lines["lanes"] == "1 of 50 px, in 1 segment each"
+    assert lines["blocks"].startswith("1 of 2048 rows")
+    assert ", fp32, " in lines["device"]
+    assert lines["cost"] == f"{64 * 64 / (40 * 50):.2f} forward passes per pixel"
     result = fcn_batch("plan", raster, "-m", model, "--overlap", "32", "--tile", "100")
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if not line.startswith("note"))
     assert lines["input"] == f"{raster}: 40 x 50 px, 3 bands of uint8"
@@ -262,26 +261,7 @@ def test_words_that_mean_nothing(raster: Path, option: str, word: str) -> None:
     assert f"--{option}" in result.stderr
 
 
-def test_a_plan_tells_of_lanes_and_segments(raster: Path, model: Path) -> None:
-    lines = dict(line.split(maxsplit=1) for line in fcn_batch("plan", raster, "-m", model).stdout.splitlines())
-    assert lines["result"] == "exact"
-    assert lines["way"] == "streamed in strips of 64 rows, with a halo of 128 px where a lane or segment ends"
-    assert lines["lanes"] == "1 of 50 px, in 1 segment each"
-    assert lines["blocks"].startswith("1 of 2048 rows")
-    assert ", fp32, " in lines["device"]
-    assert lines["cost"] == f"{64 * 64 / (40 * 50):.2f} forward passes per pixel"
-
-
 # --- models --------------------------------------------------------------------------------------------------
-
-
-def test_a_model_tells_of_itself(model: Path) -> None:
-    result = fcn_batch("model", "info", model)
-    assert result.exit_code == 0
-    assert str(model) in result.stdout
-    assert re.search(r"sha256 +[0-9a-f]{64}\n", result.stdout)
-    assert re.search(r"stride +32 px, halo 128 px", result.stdout)
-    assert [name for name in (f"class {k}" for k in range(6)) if name not in result.stdout] == []
 
 
 def test_a_card_as_json_is_a_card(model: Path) -> None:
@@ -289,20 +269,10 @@ def test_a_card_as_json_is_a_card(model: Path) -> None:
     assert (found.pop("file"), found.pop("sha256")) == (str(model), sha256(model.read_bytes()).hexdigest())
     card = ModelCard.model_validate_json(json.dumps(found))
     assert (card.name, card.stride, card.halo) == ("tiny", 32, 128)
-
-
-def test_a_model_that_is_not_there() -> None:
-    result = fcn_batch("model", "info", "none.safetensors")
-    assert result.exit_code == 5
-    assert "none.safetensors" in result.stderr
-
-
-def test_the_list_names_the_models_that_ship(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one.safetensors").write_bytes(model.read_bytes())
-    monkeypatch.setattr("fcn_batch.workflows.learning.models._folder", lambda: tmp_path)
-    result = fcn_batch("model", "list")
-    assert result.stdout.split() == ["tiny", "Random", "weights,", "for", "tests"]
-    assert fcn_batch("model", "info", "one").stdout.startswith("model")
+    text = fcn_batch("model", "info", model).stdout
+    assert [one.name for one in card.legend.classes if one.name not in text] == []
+    missing = fcn_batch("model", "info", "none.safetensors")
+    assert (missing.exit_code, "none.safetensors" in missing.stderr) == (5, True)
 
 
 def test_the_embedded_models_ship() -> None:

@@ -26,29 +26,25 @@ def offered(*words: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_commands_are_completed() -> None:
-    assert offered("fcn-batch", "seg") == ["plain,segment"]
-    assert offered("fcn-batch", "model", "con") == ["plain,convert", "plain,convolutionalise"]
-    assert offered("fcn-batch", "completion", "z") == ["plain,zsh"]
-
-
-def test_options_and_files_are_completed() -> None:
-    assert offered("fcn-batch", "segment", "--confi") == ["plain,--confidence"]
-    for command in ("segment", "plan", "validate"):
-        assert offered("fcn-batch", command, "a") == ["file,a"]
-    assert offered("fcn-batch", "submit", "slurm", "a") == ["file,a"]
-    assert offered("fcn-batch", "segment", "a.tif", "-o", "m") == ["dir,m"]
-
-
-@pytest.mark.parametrize("words", [("segment", "a.tif", "--model"), ("plan", "-m"), ("model", "info")])
-def test_models_are_completed(words: tuple[str, ...]) -> None:
-    files, *names = offered("fcn-batch", *words, "b")
-    assert (names, files) == (["plain,buildings"], "file,b")
-
-
-def test_all_models_are_offered() -> None:
-    assert offered("fcn-batch", "segment", "--model", "'") == ["file,", *(f"plain,{name}" for name in MODELS)]
-    assert offered("fcn-batch", "model", "check", "'") == ["file,", *(f"plain,{name}" for name in MODELS[1:])]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("seg", ["plain,segment"]),
+        ("model con", ["plain,convert", "plain,convolutionalise"]),
+        ("completion z", ["plain,zsh"]),
+        ("segment --confi", ["plain,--confidence"]),
+        *((f"{command} a", ["file,a"]) for command in ("segment", "plan", "validate", "submit slurm")),
+        ("segment a.tif -o m", ["dir,m"]),
+        *(
+            (f"{words} b", ["file,b", "plain,buildings"])
+            for words in ("segment a.tif --model", "plan -m", "model info")
+        ),
+        ("segment --model '", ["file,", *(f"plain,{name}" for name in MODELS)]),
+        ("model check '", ["file,", *(f"plain,{name}" for name in MODELS[1:])]),
+    ],
+)
+def test_commands_options_files_and_models_are_completed(words: str, expected: list[str]) -> None:
+    assert offered("fcn-batch", *words.split()) == expected
 
 
 def test_completing_loads_nothing_heavy() -> None:

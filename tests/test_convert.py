@@ -27,7 +27,7 @@ from fcn_batch.pipeline.network.weights import load_model, save_model
 from fcn_batch.workflows.learning.convert import Conversion, convert_file
 from tests.caffe import MEAN_BGR, Blobs, Variant, Version, bilinear, caffemodel, forward, random_net, state_dict
 from tests.errors import refused, refuses
-from tests.models import save_tiny_model, scaled, tiny_card, tiny_network
+from tests.models import scaled, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
 from tests.runs import fcn_batch
 
@@ -69,8 +69,8 @@ def _difference(one: torch.Tensor, other: torch.Tensor, margin: int = FAR) -> fl
 # --- the authors' nets ---------------------------------------------------------------------------------------
 
 
-def _upsampled(**kernels: Callable[[NDArray[Any]], NDArray[Any]]) -> Blobs:
-    net = random_net("8s")
+def _upsampled(variant: Variant = "8s", **kernels: Callable[[NDArray[Any]], NDArray[Any]]) -> Blobs:
+    net = random_net(variant)
     return net | {name: [change(net[name][0])] for name, change in kernels.items()}
 
 
@@ -85,13 +85,17 @@ NETS: dict[str, tuple[Blobs, int, str]] = {
     "8s-atonce": (random_net("8s-atonce"), 8, "bilinear"),
     "trained": (_upsampled(upscore2=_shaken, upscore_pool4=_shaken, upscore8=_shaken), 8, "learned"),
     "one trained": (_upsampled(upscore8=lambda kernel: 1.25 * kernel), 8, "learned"),
+    "by groups": (_upsampled("32s", upscore=lambda _: 1.25 * bilinear(4, 64)), 32, "learned"),
 }
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_caffemodel_gives_the_scores_of_the_original(tmp_path: Path, name: str) -> None:
     net, stride, upsampling = NETS[name]
-    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", net, double=True)), FACTS)
+    blobs = dict(net)
+    if name == "by groups":
+        blobs["upscore"] = [net["upscore"][0][range(4), range(4)][:, None]]
+    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", blobs, double=True)), FACTS)
     assert isinstance(card.architecture, Architecture)
     assert (card.architecture.stride, card.architecture.upsampling, card.architecture.shift) == (stride, upsampling, 3)
     assert (card.stride, card.halo, card.phase) == (32, 224, 29)
@@ -122,14 +126,6 @@ def test_pytorch_files_of_the_same_nets(tmp_path: Path, variant: Variant, *, wra
     state: dict[str, Any] = dict(state_dict(net))
     torch.save({"epoch": 1, "model_state_dict": state} if wrap else state, tmp_path / "a.pth.tar")
     network, card = convert(_source(tmp_path / "a.pth.tar", at_once=variant == "8s-atonce"), FACTS)
-    assert _difference(_scores(network, card, _image()), forward(net, _image())) < EXACT
-
-
-def test_upsampling_by_groups_is_the_same(tmp_path: Path) -> None:
-    net = random_net("32s")
-    grouped = {**net, "upscore": [1.25 * bilinear(4, 64)[range(4), range(4)][:, None]]}
-    network, card = convert(_source(caffemodel(tmp_path / "a.caffemodel", grouped, double=True)), FACTS)
-    net["upscore"] = [1.25 * bilinear(4, 64)]
     assert _difference(_scores(network, card, _image()), forward(net, _image())) < EXACT
 
 
@@ -180,10 +176,10 @@ def test_colours_are_those_of_the_voc_devkit() -> None:
 
 
 def test_names_of_a_file(tmp_path: Path) -> None:
-    path = caffemodel(tmp_path / "a.caffemodel", random_net("32s", classes=3, width=64))
+    path, output = tmp_path / "a.caffemodel", tmp_path / "a.safetensors"
+    caffemodel(path, random_net("32s", classes=3, width=64))
     (tmp_path / "names.txt").write_text("sea\n\n land \nsea\n")
     for names, expected in ((None, ["class 0", "class 1", "class 2"]), ("names.txt", ["sea", "land", "sea (2)"])):
-        output = tmp_path / "a.safetensors"
         convert_file(Conversion(path, output, classes=None if names is None else tmp_path / names, overwrite=True))
         assert [c.name for c in load_model(output)[0].card.legend.classes] == expected
 
@@ -278,11 +274,6 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path, name: str) -> None:
     path = caffemodel(tmp_path / "a.caffemodel", net)
     with refuses(code, path=path, **fields):
         convert(_source(path), FACTS)
-
-
-def test_models_of_our_own_need_no_conversion(tmp_path: Path) -> None:
-    path = save_tiny_model(tmp_path / "a.safetensors")
-    refused(fcn_batch("model", "convert", path, "-o", tmp_path / "b.safetensors"), "model-own", path=path)
 
 
 # --- torchvision's FCN and classifiers -----------------------------------------------------------------------
@@ -523,12 +514,14 @@ def test_the_authors_net_and_its_like_as_a_start(tmp_path: Path) -> None:
     assert _start(caffemodel(tmp_path / "v1.caffemodel", plain, "v1"))[1] == ["score_pool3", "score_pool4"]
 
 
-def test_a_model_of_our_own_as_a_start(tmp_path: Path) -> None:
+def test_a_model_of_our_own_as_a_start_needs_no_conversion(tmp_path: Path) -> None:
     coarse = tiny_network(Architecture(**SMALL, stride=32, skip_scales=(1, 1)), classes=7)
     save_model(tmp_path / "a.safetensors", coarse, tiny_card(coarse))
     network, kept = _start(tmp_path / "a.safetensors", stride=16)
     assert kept == ["score_pool4"]
     assert torch.equal(network.state_dict()["fc6.weight"], coarse.state_dict()["fc6.weight"])
+    path = tmp_path / "a.safetensors"
+    refused(fcn_batch("model", "convert", path, "-o", tmp_path / "b.safetensors"), "model-own", path=path)
 
 
 def _broken(kind: str) -> dict[str, torch.Tensor]:
@@ -588,13 +581,10 @@ def test_the_first_convolution_is_adapted_to_the_pixels(tmp_path: Path, trunk: s
         expected = theirs.get_submodule(first)(seen(input_spec("imagenet" if trunk == "vgg16" else "half", 1.0)))
         found = network.get_submodule(f"trunk.{first}")(seen(spec))
     assert _difference(found, expected, 8) < EXACT
-
-
-def test_bands_scaled_as_the_file_s_leave_the_bits_alone(tmp_path: Path) -> None:
-    theirs = _classifier("vgg16").state_dict()
-    torch.save(theirs, tmp_path / "a.pth")
-    network = build_network(Architecture(**SMALL), 3, 2)
-    spec = input_spec("imagenet", 2.0)
-    named = spec.model_copy(update={"bands": tuple(b.model_copy(update={"name": f"a {b.name}"}) for b in spec.bands)})
-    start_from(network, tmp_path / "a.pth", spec=named)
-    assert torch.equal(network.state_dict()["trunk.features.0.weight"], theirs["features.0.weight"].float())
+    spec = input_spec("imagenet" if trunk == "vgg16" else "half", 2.0)
+    renamed = tuple(one.model_copy(update={"name": f"a {one.name}"}) for one in spec.bands)
+    if bands == 3:  # scaled as the file's: the bits are left alone
+        plain = build_network(Architecture(**SMALL), 3, 2)
+        start_from(plain, tmp_path / "a.pth", spec=spec.model_copy(update={"bands": renamed}))
+        weight = theirs.state_dict()["features.0.weight"].float()
+        assert torch.equal(plain.state_dict()["trunk.features.0.weight"], weight)

@@ -2,18 +2,15 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
+from click.testing import Result
 from rasterio.control import GroundControlPoint
 
-from fcn_batch.commands.base import Group
-from fcn_batch.commands.export import export as command
 from fcn_batch.pipeline.core.errors import OutputError
 from fcn_batch.pipeline.core.geometry import Size
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
@@ -28,6 +25,7 @@ from fcn_batch.workflows.finished.targets import ENDINGS
 from tests.errors import refused, refuses
 from tests.memorymaps import ArrayMap, legend_of, patches, plan_of, utm, whole, write_map
 from tests.rasters import write_raster
+from tests.runs import fcn_batch
 
 LEGEND = legend_of("water", "wood, wet", "sand")
 IDS = patches(61, 83, 3, seed=2)
@@ -53,15 +51,7 @@ def run(made: Path) -> Path:
 
 
 def called(*arguments: object) -> Result:
-    group = Group("fcn-batch", commands={"export": command})
-    return CliRunner().invoke(group, ["export", *(str(one) for one in arguments)])
-
-
-def test_a_folder_stands_for_its_only_run(run: Path) -> None:
-    assert find_map(run.parent).path == find_map(run).path
-    (run.parent / "other.run.json").write_text("{}")
-    with refuses("run-ambiguous", reports=2):
-        find_map(run.parent)
+    return fcn_batch("export", *arguments)
 
 
 def exported(source: Path, target: str, **chosen: Any) -> Path:
@@ -100,14 +90,15 @@ def test_every_target_is_written_beside_the_map(run: Path, target: str) -> None:
     assert {one.name for one in run.parent.iterdir()} - known <= beside
 
 
-def test_a_cog_is_the_map_again(made: Path) -> None:
-    path = exported(made, "cog")
+def test_a_cog_is_the_map_again_and_says_how_it_was_made(run: Path) -> None:
+    path = exported(run, "cog")
     again = open_map(path)
     assert np.array_equal(whole(again), IDS)
     assert again.legend == LEGEND
     assert again.georeference.transform == utm().transform
     with rasterio.open(path) as dataset:
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.tags()["fcn_model"] == "tiny-model"
     style = path.with_suffix(".qml").read_text("utf-8")
     assert all(f'label="{one.name}"' in style for one in LEGEND.classes)
 
@@ -124,11 +115,6 @@ def test_a_cog_keeps_the_ground_control_points(tmp_path: Path) -> None:
     assert crs.to_epsg() == 4326
 
 
-def test_a_cog_of_a_run_says_how_it_was_made(run: Path) -> None:
-    with rasterio.open(exported(run, "cog")) as dataset:
-        assert dataset.tags()["fcn_model"] == "tiny-model"
-
-
 def test_the_table_counts_every_pixel(made: Path) -> None:
     rows = table(exported(made, "csv"))
     areas = row_areas_m2(utm(), Size(*IDS.shape))
@@ -141,25 +127,16 @@ def test_the_table_counts_every_pixel(made: Path) -> None:
         assert float(row["share"]) == pytest.approx(here.sum() / (IDS != 255).sum(), rel=1e-8)
 
 
-def test_the_table_of_a_map_without_a_place_has_no_areas(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "ids.tif", IDS[None], nodata=255)
+def test_a_map_without_names_and_place_gets_names_but_no_areas(tmp_path: Path) -> None:
+    path, names = write_raster(tmp_path / "ids.tif", IDS[None], nodata=255), ["class 0", "class 1", "class 2"]
     rows = table(exported(path, "csv"))
-    assert [row["class"] for row in rows] == ["class 0", "class 1", "class 2"]
+    assert [row["class"] for row in rows] == names
     assert {row["area_m2"] for row in rows} == {""}
-
-
-@pytest.mark.parametrize("target", ["cog", "ome-zarr"])
-def test_a_map_without_names_gets_some(tmp_path: Path, target: str) -> None:
-    path = write_raster(tmp_path / "ids.tif", IDS[None], nodata=255)
-    assert exported(path, target).exists()
-    if target == "cog":
-        legend = open_map(tmp_path / "ids.cog.tif").legend
-        assert legend is not None
-        assert [one.name for one in legend.classes] == ["class 0", "class 1", "class 2"]
-    if target == "ome-zarr":
-        attributes = json.loads((tmp_path / "ids.ome.zarr/zarr.json").read_text())["attributes"]
-        names = [one["name"] for one in attributes["ome"]["image-label"]["properties"]]
-        assert names == ["class 0", "class 1", "class 2", "no data"]
+    legend = open_map(exported(path, "cog")).legend
+    assert legend is not None
+    assert [one.name for one in legend.classes] == names
+    attributes = json.loads((exported(path, "ome-zarr") / "zarr.json").read_text())["attributes"]
+    assert [one["name"] for one in attributes["ome"]["image-label"]["properties"]] == [*names, "no data"]
 
 
 def test_the_filter_comes_before_the_clip(made: Path) -> None:
@@ -201,40 +178,28 @@ def test_nothing_is_replaced_unasked(made: Path, target: str) -> None:
     assert path.stat().st_mtime_ns > before
 
 
-def test_what_is_read_is_never_replaced(run: Path) -> None:
-    folder = run.parent
-    for output, target in ((folder / "scene.classes.tif", "cog"), (folder / "scene.tif", "cog")):
-        refused(called(run, "--to", target, "-o", output, "--overwrite", "-q"), "output-is-input", path=output)
+def test_what_is_read_or_of_a_run_or_no_store_is_never_replaced(run: Path) -> None:
+    folder, cog = run.parent, run.parent / "scene.classes.tif"
+    for output in (cog, folder / "scene.tif"):
+        refused(called(run, "--to", "cog", "-o", output, "--overwrite", "-q"), "output-is-input", path=output)
     zones = square(folder / "zones.gpkg", 500203, 4999603, 500597, 4999897)
     with refuses("output-is-input"):
         exported(run, "gpkg", clip=zones, output=zones, overwrite=True)
-
-
-def test_a_folder_that_holds_what_is_read_is_never_replaced(made: Path) -> None:
-    folder = made.parent / "nest.zarr"
-    folder.mkdir()
-    (folder / "zarr.json").write_text("{}")
-    inside = made.rename(folder / made.name)
-    with refuses("output-is-input"):
-        exported(inside, "ome-zarr", output=folder, overwrite=True)
-    assert inside.exists()
-
-
-def test_a_folder_that_is_no_store_is_never_replaced(made: Path) -> None:
-    folder = made.parent / "sad.zarr"
-    folder.mkdir()
-    (folder / "keep").write_text("mine")
+    (folder / "sad.zarr").mkdir()
+    (folder / "sad.zarr" / "keep").write_text("mine")
     with pytest.raises(OutputError):
-        exported(made, "ome-zarr", output=folder, overwrite=True)
-    assert (folder / "keep").read_text() == "mine"
-
-
-def test_an_output_of_a_run_is_never_replaced(run: Path) -> None:
-    other = write_map(run.parent / "other.tif", IDS, LEGEND, utm())
-    report = json.loads(run.read_text())
-    run.write_text(json.dumps({**report, "complete": True, "outputs": ["scene.classes.tif"]}))
-    with refuses("output-of-a-run", other="scene.classes.tif"):
-        exported(other, "cog", output=run.parent / "scene.classes.tif", overwrite=True)
+        exported(run, "ome-zarr", output=folder / "sad.zarr", overwrite=True)
+    assert (folder / "sad.zarr" / "keep").read_text() == "mine"
+    other = write_map(folder / "other.tif", IDS, LEGEND, utm())
+    run.write_text(json.dumps({**json.loads(run.read_text()), "complete": True, "outputs": [cog.name]}))
+    with refuses("output-of-a-run", other=cog.name):
+        exported(other, "cog", output=cog, overwrite=True)
+    (folder / "nest.zarr").mkdir()
+    (folder / "nest.zarr" / "zarr.json").write_text("{}")
+    inside = other.rename(folder / "nest.zarr" / "other.tif")
+    with refuses("output-is-input"):
+        exported(inside, "ome-zarr", output=inside.parent, overwrite=True)
+    assert inside.exists()
 
 
 def test_the_default_name_is_never_the_maps(tmp_path: Path) -> None:
@@ -244,29 +209,29 @@ def test_the_default_name_is_never_the_maps(tmp_path: Path) -> None:
 
 
 def test_the_report_finds_its_map_and_the_map_its_report(run: Path) -> None:
-    by_report, by_map = find_map(run), find_map(run.with_name("scene.classes.tif"))
-    for found in (by_report, by_map):
-        assert found.path.name == "scene.classes.tif"
-        assert found.name == "scene"
+    cog = run.with_name("scene.classes.tif")
+    for found in (find_map(run), find_map(cog), find_map(run.parent)):
+        assert (found.path, found.name) == (cog, "scene")
         assert found.plan is not None
         assert found.plan.model.name == "tiny-model"
         assert np.array_equal(whole(found.source), IDS)
+    (run.parent / "other.run.json").write_text("{}")
+    with refuses("run-ambiguous", reports=2):
+        find_map(run.parent)
 
 
 def test_a_map_beside_the_report_of_another_speaks_for_itself(run: Path) -> None:
-    folder = run.parent
-    write_map(folder / "scene.classes.tif", IDS[:20], LEGEND, utm())
-    assert find_map(folder / "scene.classes.tif").plan is None
+    cog = run.with_name("scene.classes.tif")
+    write_map(cog, IDS[:20], LEGEND, utm())
+    assert find_map(cog).plan is None
+    report = run.read_text()
     run.write_text("{}")
-    assert find_map(folder / "scene.classes.tif").plan is None
+    assert find_map(cog).plan is None
     with refuses("report-invalid", path=run):
         find_map(run)
-
-
-def test_a_report_without_its_map(run: Path) -> None:
-    run.with_name("scene.classes.tif").unlink()
-    shutil.rmtree(run.with_name("scene.classes.zarr"), ignore_errors=True)
-    with refuses("map-missing", store="scene.classes.zarr", geotiff="scene.classes.tif"):
+    run.write_text(report)
+    cog.unlink()
+    with refuses("map-missing", store="scene.classes.zarr", geotiff=cog.name):
         find_map(run)
 
 

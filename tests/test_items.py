@@ -111,14 +111,19 @@ def test_what_is_no_item_is_an_error_with_its_name(tmp_path: Path, told: str) ->
         in_items(path, None)
 
 
-@pytest.mark.parametrize(
-    "told", ["5", "null", "[]", '{"features": 5}', '{"features": [5, {}, {"type": "Feature"}]}', '{"type": "Polygon"}']
-)
-def test_other_json_holds_no_items(tmp_path: Path, told: str) -> None:
+def test_other_json_holds_no_items(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
-    path.write_text(told)
-    assert not holds_items(path)
-    assert in_items(path, None) == []
+    for told in (
+        "5",
+        "null",
+        "[]",
+        '{"features": 5}',
+        '{"features": [5, {}, {"type": "Feature"}]}',
+        '{"type": "Polygon"}',
+    ):
+        path.write_text(told)
+        assert not holds_items(path)
+        assert in_items(path, None) == []
     assert not holds_items(tmp_path / "none.json")
     assert not holds_items(tmp_path)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from fcn_batch.pipeline.core.errors import FcnBatchError
@@ -133,13 +132,6 @@ def test_a_grey_image_stands_for_all_bands(tmp_path: Path, monkeypatch: pytest.M
     assert len({(band.mean, band.std) for band in spec.bands}) == 1
 
 
-def test_further_bands_are_left_alone(tmp_path: Path) -> None:
-    image, labels = two_colours(tmp_path)
-    write_pair(tmp_path, np.concatenate([image, image]), labels)
-    (found,), _ = opened(tmp_path, tiny_recipe())
-    assert np.array_equal(found.read(WHOLE).values, image)
-
-
 @pytest.mark.parametrize("bands", [1, 2])
 def test_kept_in_memory_or_not_the_windows_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bands: int
@@ -174,39 +166,28 @@ def test_first_come_first_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # statistics
 
 
-def _values(image: NDArray[Any], scale: float) -> NDArray[np.float64]:
-    used = np.isin(np.arange(COLS) // STRIP, TRAINED)
-    return np.asarray(image[:, :, used].reshape(len(image), -1) / scale, np.float64)
-
-
 @pytest.mark.parametrize("part", [16, 1024])
 def test_band_statistics_are_those_of_the_training_strips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
+    """Without pixels that have no data; a band more than the recipe's is left alone."""
     image, labels = two_colours(tmp_path, "uint16", scale=40)
+    image = image.clip(1)
+    image[:, :, 5:30] = 0
+    write_pair(tmp_path, np.concatenate([image, image]), labels, nodata=0)
     monkeypatch.setattr(labelled, "_PART", part)
     recipe = tiny_recipe(images={"full_scale": 10000.0})
     images = open_images(recipe, tmp_path)
+    assert np.array_equal(images[0].read(WHOLE).values, image)
     spec, counts = band_statistics(images, recipe), label_counts(images, "train")
-    values = _values(image, 10000.0)
+    used = np.isin(np.arange(COLS) // STRIP, TRAINED)
+    values = image[:, :, used].reshape(len(image), -1) / 10000.0
+    values = values[:, values[0] > 0]
     assert [b.name for b in spec.bands] == ["red", "green"]
     assert [b.mean for b in spec.bands] == pytest.approx(values.mean(axis=1).tolist())
     assert [b.std for b in spec.bands] == pytest.approx(values.std(axis=1).tolist())
     assert (spec.dtype, spec.full_scale, spec.gsd_m) == ("uint16", 10000.0, 10.0)
-    used = np.isin(np.arange(COLS) // STRIP, TRAINED)
     assert counts.tolist() == [(labels[:, used] == k).sum() for k in range(256)]
-
-
-def test_pixels_without_data_are_in_no_statistics(tmp_path: Path) -> None:
-    image, labels = two_colours(tmp_path)
-    image = image.clip(1)
-    image[:, :, 5:30] = 0
-    write_pair(tmp_path, image, labels, nodata=0)
-    _, spec = opened(tmp_path, tiny_recipe())
-    values = _values(image, 255.0)
-    values = values[:, values[0] > 0]
-    assert [b.mean for b in spec.bands] == pytest.approx(values.mean(axis=1).tolist())
-    assert [b.std for b in spec.bands] == pytest.approx(values.std(axis=1).tolist())
 
 
 # what cannot be trained on

@@ -83,11 +83,6 @@ def test_without_pixels_nothing_is_known() -> None:
     assert all(np.isnan(each).all() for each in (score.iu, score.precision, score.recall))
 
 
-def test_counts_beyond_32_bits_add_up() -> None:
-    half = Confusion(np.array([[2**40, 1, 0], [0, 2**40, 0]]))
-    assert (half + half).pixel_accuracy == 2**42 / (2**42 + 2)
-
-
 def test_absent_classes_and_nodata() -> None:
     """In neither map: no IU. Predicted but not there: zero. Predicted nodata: an error of the true class alone."""
     neither = Confusion.count(np.array([0, 1]), np.array([0, 1]), classes=3)
@@ -99,22 +94,22 @@ def test_absent_classes_and_nodata() -> None:
     assert nothing.iu.tolist() == [0.5, 1.0]
 
 
-def test_signed_labels_below_zero_are_no_class() -> None:
-    score = Confusion.count(np.array([-1, 0, 1]), np.array([0, -1, 1]), classes=2)
-    assert score.counts.tolist() == [[0, 0, 1], [0, 1, 0]]
-
-
-@pytest.mark.parametrize("many", [255, 300])
-def test_small_integers_do_not_overflow(many: int) -> None:
+def test_numbers_of_any_size_and_sign() -> None:
+    """Counts beyond 32 bits, signed labels, and a class number that overflows bytes."""
+    half = Confusion(np.array([[2**40, 1, 0], [0, 2**40, 0]]))
+    assert (half + half).pixel_accuracy == 2**42 / (2**42 + 2)
+    below = Confusion.count(np.array([-1, 0, 1]), np.array([0, -1, 1]), classes=2)
+    assert below.counts.tolist() == [[0, 0, 1], [0, 1, 0]]
     labels = np.full(1000, 254, np.uint8)
-    assert Confusion.count(labels, labels, classes=many).counts[254, 254] == 1000
+    for many in (255, 300):
+        assert Confusion.count(labels, labels, classes=many).counts[254, 254] == 1000
 
 
 def test_mismatches_are_refused() -> None:
     one = np.zeros(1, int)
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError):
         Confusion.count(np.zeros(2, int), np.zeros(3, int), classes=2)
-    with pytest.raises(ValueError, match="2 and 3"):
+    with pytest.raises(ValueError):
         Confusion.count(one, one, 2) + Confusion.count(one, one, 3)
-    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+    with pytest.raises(ValueError):
         Confusion(np.zeros((2, 2), np.int64))

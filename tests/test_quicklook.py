@@ -124,22 +124,19 @@ def test_the_scale_bar_is_as_long_as_it_says(metres: float) -> None:
     assert 0.08 * 900 < most <= 0.225 * 900
 
 
-def test_without_a_place_there_is_no_bar_and_no_arrow() -> None:
-    ids = np.zeros((90, 90), np.uint8)
-    bare, placed = look(ids, "a"), look(ids, "a", ground=METRE)
-    assert bare.shape[0] < placed.shape[0]
-    ink = [is_colour(one, (0x1B, 0x1F, 0x23))[-150:, -300:].sum() for one in (bare, placed)]
-    assert ink[0] == 0
-    assert ink[1] > 200
-
-
 def test_the_arrow_points_where_north_is() -> None:
+    """Without a place there is neither arrow nor bar."""
     ids = np.zeros((90, 90), np.uint8)
     up, down = (look(ids, "a", ground=Ground(1.0, north, same=True)) for north in ((-1.0, 0.0), (1.0, 0.0)))
     assert up.shape == down.shape
     corner = (slice(-160, -60), slice(-60, None))
     ink_up, ink_down = (is_colour(one, (0x1B, 0x1F, 0x23))[corner].nonzero() for one in (up, down))
     assert abs(ink_up[0].mean() - ink_down[0].mean()) > 3
+    bare = look(ids, "a")
+    assert bare.shape[0] < up.shape[0]
+    ink = [is_colour(one, (0x1B, 0x1F, 0x23))[-150:, -300:].sum() for one in (bare, up)]
+    assert ink[0] == 0
+    assert ink[1] > 200
 
 
 def test_any_name_is_drawn_as_it_is() -> None:

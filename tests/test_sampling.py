@@ -126,24 +126,17 @@ def test_the_seed_the_stage_and_the_step_are_all_that_counts(tmp_path: Path, mon
         assert drawn(seed=1) == first, "threads change the order"
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_peers_share_the_batch_of_one(tmp_path: Path, world: int) -> None:
+def test_peers_share_the_batch_of_one(tmp_path: Path) -> None:
     two_colours(tmp_path)
     recipe = tiny_recipe(augment={"scale": 1.4, "jitter": 0.1})
-    alone = _drawn(tmp_path, recipe)
-    shares = [
-        list(_sampler(tmp_path, recipe, peers=Peers(rank, world)).batches(0, 0, recipe.schedule.steps))
-        for rank in range(world)
-    ]
-    for whole, *parts in zip(alone, *shares, strict=True):
-        for rank, part in enumerate(parts):
-            assert _bytes(part) == _bytes(
-                Batch(whole.images[rank::world], whole.labels[rank::world], whole.origins[rank::world])
-            )
-
-
-def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
-    two_colours(tmp_path)
+    alone, steps = _drawn(tmp_path, recipe), recipe.schedule.steps
+    for world in (2, 4):
+        peers = [Peers(rank, world) for rank in range(world)]
+        shares = [list(_sampler(tmp_path, recipe, peers=one).batches(0, 0, steps)) for one in peers]
+        for whole, *parts in zip(alone, *shares, strict=True):
+            for rank, part in enumerate(parts):
+                own = (whole.images[rank::world], whole.labels[rank::world], whole.origins[rank::world])
+                assert _bytes(part) == _bytes(Batch(*own))
     for schedule, world in (({}, 3), ({"accumulate": 4}, 2)):
         with refuses("batch-shares", batch=4, world=world):
             _sampler(tmp_path, tiny_recipe(schedule=schedule), peers=Peers(0, world))

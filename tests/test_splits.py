@@ -120,6 +120,10 @@ def test_each_block_is_of_one_use(height: int, width: int, side: int, seed: int,
 
 
 def test_blocks_depend_on_name_and_seed_and_on_nothing_else() -> None:
+    fine = BlockSplit(size=1, val=0.1, test=0.25)
+    drawn = np.concatenate([uses(fine, f"{k}.tif", grid_of(60, 60)).ravel() for k in range(4)])
+    shares = np.bincount(drawn) / drawn.size
+    assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.02), "five standard deviations"
     split = BlockSplit(size=10, val=0.2, test=0.3)
     files = {name: uses(split, name, grid_of(300, 300)) for name in ("a.tif", "b.tif", "c.tif")}
     for name in reversed(files):
@@ -132,13 +136,6 @@ def test_blocks_depend_on_name_and_seed_and_on_nothing_else() -> None:
     # written down, so that another version that draws otherwise is found out
     written = "test train train val val test train train"
     assert [split.use_of("a.tif", 0, col) for col in range(8)] == written.split()
-
-
-def test_shares_of_blocks_come_close_to_what_was_asked() -> None:
-    split = BlockSplit(size=1, val=0.1, test=0.25)
-    use_of = np.concatenate([uses(split, f"{k}.tif", grid_of(60, 60)).ravel() for k in range(4)])
-    shares = np.bincount(use_of) / use_of.size
-    assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.02)  # five standard deviations
 
 
 # files
@@ -212,12 +209,8 @@ def _plane(*ring: tuple[float, float]) -> Any:
     return shapely.Polygon([(500000 + 10 * col, 5000000 - 10 * row) for col, row in ring])
 
 
-@pytest.fixture
-def utm() -> Grid:
-    return Grid(Size(55, 68), GeoReference(wkt_of("EPSG:32633"), TEN_METRES))
-
-
-def test_cells_go_where_their_centres_lie(tmp_path: Path, utm: Grid) -> None:
+def test_cells_go_where_their_centres_lie(tmp_path: Path) -> None:
+    utm = Grid(Size(55, 68), GeoReference(wkt_of("EPSG:32633"), TEN_METRES))
     val = [_plane((5, 5), (45, 8), (30, 41)), _plane((2000, 5), (2001, 5), (2000, 9))]
     test = [_plane((30, 19), (64, 19), (64, 53), (30, 53))]
     _drawn(tmp_path / "val.gpkg", *val)
@@ -236,12 +229,9 @@ def test_cells_go_where_their_centres_lie(tmp_path: Path, utm: Grid) -> None:
             assert cell.min() == cell.max() == expected, (row, col)
             found.add(expected)
     assert found == {-1, 0, 1, 2}
-
-
-def test_a_file_without_polygons_is_trained_on(tmp_path: Path, utm: Grid) -> None:
-    _drawn(tmp_path / "val.gpkg", _plane((2000, 5), (2001, 5), (2000, 9)))
-    split = RegionSplit(val="val.gpkg", test="val.gpkg")
-    assert (uses(split, "a", utm, tmp_path) == 0).all()
+    _drawn(tmp_path / "far.gpkg", val[1])
+    far = RegionSplit(val="far.gpkg", test="far.gpkg")
+    assert (uses(far, "a", utm, tmp_path) == 0).all(), "a file without polygons is trained on"
     with pytest.raises(FcnBatchError):
         regions_of(RegionSplit(val="none.gpkg", test="val.gpkg"), "a", utm, tmp_path)
 

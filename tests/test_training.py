@@ -138,12 +138,7 @@ def test_steps_are_those_of_the_optimiser(optimiser: str, rates: str) -> None:
     assert _furthest(_copied(network), _copied(_small())) > 1e-3
 
 
-def test_without_a_rate_of_their_own_biases_decay_too() -> None:
-    trainer = _trainer(_small(), weight_decay=0.2)
-    assert {group["weight_decay"] for group in trainer.state()["optimiser"]["param_groups"]} == {0.2}
-
-
-def test_dice_against_sums_over_pixels() -> None:
+def test_dice_against_sums_over_pixels_and_added_to_the_cross_entropy() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(2, 3, 4, 5))
     labels = rng.choice([0, 1, 2, 255], (2, 4, 5))
@@ -155,14 +150,14 @@ def test_dice_against_sums_over_pixels() -> None:
         sizes += shares + truth
     found = dice_loss(torch.from_numpy(scores), torch.from_numpy(labels).long())
     assert float(found) == pytest.approx(1 - np.mean((2 * overlap + 1) / (sizes + 1)), rel=1e-12)
-
-
-def test_dice_is_added_to_the_cross_entropy() -> None:
     (batch,) = _batches(1)
-    images, labels = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
-    scores = _small()(images)
-    expected = functional.cross_entropy(scores, labels, ignore_index=255) + 0.7 * dice_loss(scores, labels)
-    assert _trainer(_small(), dice=0.7).step(batch) == pytest.approx(float(expected.detach()), rel=1e-12)
+    images, truth = torch.from_numpy(batch.images).double(), torch.from_numpy(batch.labels).long()
+    own = _small()(images)
+    expected = functional.cross_entropy(own, truth, ignore_index=255) + 0.7 * dice_loss(own, truth)
+    trainer = _trainer(_small(), dice=0.7, weight_decay=0.2)
+    assert trainer.step(batch) == pytest.approx(float(expected.detach()), rel=1e-12)
+    decays = {group["weight_decay"] for group in trainer.state()["optimiser"]["param_groups"]}
+    assert decays == {0.2}, "without a rate of their own biases decay too"
 
 
 # parts

@@ -84,6 +84,10 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(found))
 
 
+def edited(name: str, change: Callable[[Any], object]) -> Damage:
+    return lambda folder: edit(folder / name, change)
+
+
 def attribute(folder: Path, array: str, name: str, value: object) -> None:
     """Change an attribute as a careful person would: in the array's own metadata and in those of the root."""
     edit(folder / STORE / array / "zarr.json", lambda found: found["attributes"].update({name: value}))
@@ -119,17 +123,6 @@ def pipe_for_style(folder: Path) -> None:
     os.mkfifo(folder / "a.classes.qml")
 
 
-def swap(name: str) -> Callable[[Path, Path], None]:
-    def from_other(folder: Path, other: Path) -> None:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-            shutil.copytree(other / name, folder / name)
-        else:
-            shutil.copy2(other / name, folder / name)
-
-    return from_other
-
-
 def test_what_a_run_made_is_found_to_be_so(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     found = looked_at(run)
@@ -160,15 +153,15 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
         {"checksums": "classes/zarr.json", "store": "class_names"},
     ),
     "a title": (
-        lambda f: edit(f / STORE / "zarr.json", lambda found: found["attributes"].update(title="mine")),
+        edited(f"{STORE}/zarr.json", lambda r: r["attributes"].update(title="mine")),
         {"checksums": "a.classes.zarr/zarr.json"},
     ),
     "an attribute that the root does not know": (
-        lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found["attributes"].update(long_name="x")),
+        edited(f"{STORE}/classes/zarr.json", lambda r: r["attributes"].update(long_name="x")),
         {"checksums": "classes/zarr.json", "store": "classes: attributes"},
     ),
     "metadata not gathered": (
-        lambda f: edit(f / STORE / "zarr.json", lambda found: found.pop("consolidated_metadata")),
+        edited(f"{STORE}/zarr.json", lambda r: r.pop("consolidated_metadata")),
         {"checksums": "zarr.json", "store": "root"},
     ),
     "metadata that are no JSON": (
@@ -176,7 +169,7 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
         {"checksums": "classes/zarr.json", "store": "JSONDecodeError", "map": STORE},
     ),
     "another nodata": (
-        lambda f: edit(f / STORE / "classes/zarr.json", lambda found: found.update(fill_value=0)),
+        edited(f"{STORE}/classes/zarr.json", lambda r: r.update(fill_value=0)),
         {"checksums": "classes/zarr.json", "store": "fill_value is 0 instead of 255"},
     ),
     "another place": (
@@ -236,7 +229,7 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
         {"outputs": SURE, "checksums": SURE, "confidence": "FileNotFoundError"},
     ),
     "another scale of confidences": (
-        lambda f: edit(f / SURE / "margin/zarr.json", lambda found: found["attributes"].update(scale_factor=1)),
+        edited(f"{SURE}/margin/zarr.json", lambda r: r["attributes"].update(scale_factor=1)),
         {"checksums": "margin/zarr.json", "confidence": "scale_factor is 1 instead of 0.004"},
     ),
     "a flipped byte of the pyramid": (
@@ -252,68 +245,61 @@ DAMAGES: dict[str, tuple[Damage, dict[str, str]]] = {
         {"outputs": "a.stac.json", "checksums": "a.stac.json", "item": "FileNotFoundError"},
     ),
     "an item of another map": (
-        lambda f: edit(f / "a.stac.json", lambda found: found.update(id="b")),
+        edited("a.stac.json", lambda r: r.update(id="b")),
         {"checksums": "a.stac.json", "item": "a.stac.json"},
     ),
     "an item that leaves something out": (
-        lambda f: edit(f / "a.stac.json", lambda found: found["assets"].pop("cog")),
+        edited("a.stac.json", lambda r: r["assets"].pop("cog")),
         {"checksums": "a.stac.json", "item": COG},
     ),
     "another cut in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found["plan"]["cut"].update(tile=96)),
-        {"report": "fingerprint", "store": "fingerprint", "geotiff": "fingerprint", "confidence": "fingerprint",
-         "pyramid": "fingerprint"},
+        edited("a.run.json", lambda r: r["plan"]["cut"].update(tile=96)),
+        {
+            "report": "fingerprint",
+            "store": "fingerprint",
+            "geotiff": "fingerprint",
+            "confidence": "fingerprint",
+            "pyramid": "fingerprint",
+        },
     ),
     "another fingerprint in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found.update(fingerprint="0" * 64)),
+        edited("a.run.json", lambda r: r.update(fingerprint="0" * 64)),
         {"report": "0" * 64},
     ),
     "another count in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found["classes"][2].update(pixels=7)),
+        edited("a.run.json", lambda r: r["classes"][2].update(pixels=7)),
         {"report": "report_sha256", "map": "class 20"},
     ),
     "another hash in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].__setitem__(4, "0" * 64)),
+        edited("a.run.json", lambda r: r["journal"]["sha256"].__setitem__(4, "0" * 64)),
         {"report": "report_sha256", "map": SITE_4, "geotiff map": SITE_4, "pyramid": SITE_4},
     ),
     "a hash less in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found["journal"]["sha256"].pop()),
+        edited("a.run.json", lambda r: r["journal"]["sha256"].pop()),
         {"report": "14 blocks", "map": "block 14", "geotiff map": "14", "pyramid": "14"},
     ),
     "a report that forgets an output": (
-        lambda f: edit(f / "a.run.json", lambda found: found["outputs"].remove("a.classes.qml")),
+        edited("a.run.json", lambda r: r["outputs"].remove("a.classes.qml")),
         {"report": "report_sha256", "outputs": "a.classes.qml"},
     ),
     "another note in the report": (
-        lambda f: edit(f / "a.run.json", lambda found: found.update(notes=["all is well"])),
+        edited("a.run.json", lambda r: r.update(notes=["all is well"])),
         {"report": "report_sha256"},
     ),
     "a report without its own hash": (
-        lambda f: edit(f / "a.run.json", lambda found: found.pop("report_sha256")),
+        edited("a.run.json", lambda r: r.pop("report_sha256")),
         {"report": "report_sha256"},
     ),
     "a report that leads elsewhere": (
-        lambda f: edit(f / "a.run.json", lambda found: found["checksums"].update({"../b": "0", "/dev/zero": "0"})),
+        edited("a.run.json", lambda r: r["checksums"].update({"../b": "0", "/dev/zero": "0"})),
         {"report": "report_sha256", "checksums": "../b"},
     ),
     "half a report": (lambda f: os.truncate(f / "a.run.json", 300), {"report": "a.run.json"}),
-    "an unfinished report": (
-        lambda f: edit(f / "a.run.json", lambda found: found.update(complete=False)),
-        {"report": "a.run.json"},
-    ),
-    "a report whose outputs are no list": (
-        lambda f: edit(f / "a.run.json", lambda found: found.update(outputs=5)),
-        {"report": "5"},
-    ),
-    "a report whose checksums are none": (
-        lambda f: edit(f / "a.run.json", lambda found: found.update(checksums=5)),
-        {"report": "int"},
-    ),
-    "a report without its plan": (
-        lambda f: edit(f / "a.run.json", lambda found: found.pop("plan")),
-        {"report": "KeyError"},
-    ),
-}  # fmt: skip
+    "an unfinished report": (edited("a.run.json", lambda r: r.update(complete=False)), {"report": "a.run.json"}),
+    "a report whose outputs are no list": (edited("a.run.json", lambda r: r.update(outputs=5)), {"report": "5"}),
+    "a report whose checksums are none": (edited("a.run.json", lambda r: r.update(checksums=5)), {"report": "int"}),
+    "a report without its plan": (edited("a.run.json", lambda r: r.pop("plan")), {"report": "KeyError"}),
+}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -331,26 +317,25 @@ def test_damage_is_named_and_nothing_else(tmp_path: Path, run: Path, name: str) 
         assert [check.name for check in found.checks] == CHECKS, "all are made, whatever one of them finds"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
+def test_an_output_of_another_run_is_found(tmp_path: Path, run: Path, other: Path) -> None:
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    print_of_other = str(find_run(other)[1]["fingerprint"])
+    for name, expected in (
         (STORE, {"checksums", "store", "map"}),
         (COG, {"checksums", "geotiff", "geotiff map"}),
         (SURE, {"checksums", "confidence"}),
         ("a.pyramid.zarr", {"checksums", "pyramid"}),
         ("a.stac.json", {"checksums"}),
-    ],
-)
-def test_an_output_of_another_run_is_found(
-    tmp_path: Path, run: Path, other: Path, name: str, expected: set[str]
-) -> None:
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    swap(name)(tmp_path, other)
-    faults = failed(looked_at(tmp_path / "a.run.json"))
-    assert set(faults) == expected
-    print_of_other = str(find_run(other)[1]["fingerprint"])
-    for check in expected & {"store", "geotiff", "confidence", "pyramid"}:
-        assert f"fingerprint is {print_of_other}" in faults[check]
+    ):
+        (tmp_path / name).rename(tmp_path / "kept")
+        copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
+        copy(other / name, tmp_path / name)
+        faults = failed(looked_at(tmp_path / "a.run.json"))
+        assert set(faults) == expected
+        for check in expected & {"store", "geotiff", "confidence", "pyramid"}:
+            assert f"fingerprint is {print_of_other}" in faults[check]
+        (tmp_path / name).rename(tmp_path / f"{name}.of_other")
+        (tmp_path / "kept").rename(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.RasterioDeprecationWarning")

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +150,22 @@ def test_data_where_there_are_none_and_the_other_way_round(
     before = _verified(folder)
     _plant(folder, row, col, label)
     found = _verified(folder)
-    assert (found.differ - before.differ, found.ok) == (1, False)
+    assert (found.differ - before.differ, found.ties - before.ties, found.ok) == (1, 0, False)
     assert found.compared - before.compared == (row == 10)
+    no_help = _compared(folder, Window(row, col, 1, 1), np.zeros((6, 1, 1), np.float32), valid=row != 10)
+    assert (no_help.compared, no_help.differ, no_help.ties) == (1, 1, 0), "all scores alike are no tie of it"
 
 
 def test_a_lost_chunk_is_found(maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _copy(maps, "stream", tmp_path)
+    """And a map that lost all of them is no reason to look where the input has no data."""
+    folder, good = _copy(maps, "stream", tmp_path), _verified(maps["stream"])
     (folder / "a.classes.zarr" / "classes" / "c" / "1" / "1").unlink()
     found = _verified(folder)
     assert found.differ == (class_map(maps["stream"], "a")[128:256, 128:256] != 255).sum() > 15000
     assert not found.ok
+    shutil.rmtree(folder / "a.classes.zarr" / "classes" / "c")
+    found = _verified(folder, sum(one.compared > 0 for one in good.samples))
+    assert all(one.differ == one.compared > 0 for one in found.samples)
 
 
 def test_of_a_blended_map_only_the_share_is_told(maps: dict[str, Path], tmp_path: Path) -> None:
@@ -189,26 +196,7 @@ def test_a_tie_is_a_label_whose_score_is_as_good(gap: float, tie: bool, maps: di
     assert (sample.compared, sample.differ, sample.ties) == (1, 1, int(tie))
 
 
-@pytest.mark.parametrize("label", [77, 255])
-def test_no_class_of_the_network_is_no_tie(label: int, maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _copy(maps, "stream", tmp_path)
-    _plant(folder, 200, 200, label)
-    sample = _compared(folder, Window(200, 200, 1, 1), np.zeros((6, 1, 1), np.float32))
-    assert (sample.differ, sample.ties) == (1, 0)
-
-
-def test_a_class_where_there_are_no_data_is_no_tie(maps: dict[str, Path]) -> None:
-    sample = _compared(maps["stream"], Window(200, 200, 1, 1), np.zeros((6, 1, 1), np.float32), valid=False)
-    assert (sample.compared, sample.differ, sample.ties) == (1, 1, 0)
-
-
 # --- which windows -------------------------------------------------------------------------------------------
-
-
-def test_the_seed_decides_the_windows(maps: dict[str, Path]) -> None:
-    one, again, other = (_windows(_verified(maps["stream"], 3, seed)) for seed in (1, 1, 2))
-    assert one == again != other
-    assert len(one) == 3
 
 
 def test_windows_do_not_overlap_and_lie_across_blocks() -> None:
@@ -222,24 +210,14 @@ def test_windows_do_not_overlap_and_lie_across_blocks() -> None:
     assert len({*verify_module._places(Size(10**7, 10**7), 4, 0)}) == 4, "huge, and there at once"
 
 
-def test_windows_with_data_come_first(maps: dict[str, Path]) -> None:
+def test_the_seed_decides_the_windows_and_those_with_data_come_first(maps: dict[str, Path]) -> None:
+    one, again, other = (_windows(_verified(maps["stream"], 3, seed)) for seed in (1, 1, 2))
+    assert one == again != other
+    assert len(one) == 3
     everywhere = _verified(maps["stream"])
-    filled = sum(one.compared > 0 for one in everywhere.samples)
-    assert filled < len(everywhere.samples)
-    some = _verified(maps["stream"], filled)
-    assert all(one.compared for one in some.samples)
-    assert set(_windows(some)) == {
-        window for window, one in zip(_windows(everywhere), everywhere.samples, strict=True) if one.compared
-    }
-
-
-def test_data_are_those_of_the_input(maps: dict[str, Path], tmp_path: Path) -> None:
-    """A map that lost all its chunks is no reason to look where there is nothing."""
-    folder = _copy(maps, "stream", tmp_path)
-    shutil.rmtree(folder / "a.classes.zarr" / "classes" / "c")
-    filled = sum(one.compared > 0 for one in _verified(maps["stream"]).samples)
-    found = _verified(folder, filled)
-    assert all(one.differ == one.compared > 0 for one in found.samples)
+    filled = {window for window, one in zip(_windows(everywhere), everywhere.samples, strict=True) if one.compared}
+    assert len(filled) < len(everywhere.samples)
+    assert set(_windows(_verified(maps["stream"], len(filled)))) == filled
 
 
 # --- what is refused -----------------------------------------------------------------------------------------
@@ -251,80 +229,88 @@ def test_numbers_that_make_no_sense(samples: int, seed: int, option: str, value:
         _verified(maps["stream"], samples, seed)
 
 
-def _moved(maps: dict[str, Path], tmp_path: Path) -> Path:
-    """A map whose input and model are in its folder, and only there."""
-    folder = _copy(maps, "stream", tmp_path)
-    plan = json.loads((folder / "a.run.json").read_text())
-    model = folder / "m.safetensors"
-    shutil.copy(plan["plan"]["model"]["path"], model)
-    for place in (plan["plan"]["input"], *plan["plan"]["input"]["sources"]):
-        place["path"] = "/gone/a.tif"
-    plan["plan"]["model"]["path"] = str(model)
-    (folder / "a.run.json").write_text(json.dumps(plan))
-    return folder
+@contextmanager
+def _report(folder: Path) -> Iterator[Any]:
+    """The report of a run, to be changed."""
+    report = json.loads((folder / "a.run.json").read_text())
+    yield report
+    (folder / "a.run.json").write_text(json.dumps(report))
 
 
-def test_a_map_that_moved_with_its_raster(maps: dict[str, Path], tmp_path: Path) -> None:
-    found = _verified(_moved(maps, tmp_path), 2)
+def _other_model(folder: Path) -> None:
+    (folder / "m.safetensors").unlink()
+    save_tiny_model(folder / "m.safetensors", fc_kernel=1, seed=1)
+
+
+def _later(path: Path) -> None:
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 10**9))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str, dict[str, str]]] = {
+    "no raster": (
+        lambda folder: (folder / "a.tif").unlink(),
+        "input-missing",
+        {"path": "/gone/a.tif", "report": "FOLDER/a.run.json"},
+    ),
+    "other bytes": (
+        lambda folder: write_raster(folder / "a.tif", noise(3, 300, 330, seed=9)[:, :, :329]),
+        "input-changed",
+        {"file": "a.tif", "path": "FOLDER/a.tif"},
+    ),
+    "another time": (lambda folder: _later(folder / "a.tif"), "input-changed", {"file": "a.tif"}),
+    "a side file": (
+        lambda folder: shutil.copy(folder / "a.tif", folder / "a.tif.msk"),
+        "input-changed",
+        {"file": "a.tif.msk", "path": "FOLDER/a.tif"},
+    ),
+    "another model": (_other_model, "model-changed", {"path": "FOLDER/m.safetensors", "report": "a.run.json"}),
+    "another size": (
+        lambda folder: zarr.open_array(str(folder / "a.classes.zarr" / "classes"), mode="r+").resize((300, 320)),
+        "size-mismatch",
+        {"size": str(Size(300, 320))},
+    ),
+}
+
+
+def test_a_map_that_moved_with_its_raster_and_what_changed_since(maps: dict[str, Path], tmp_path: Path) -> None:
+    """Its input and model are in its folder, and only there."""
+    moved = _copy(maps, "stream", tmp_path)
+    with _report(moved) as report:
+        plan = report["plan"]
+        shutil.copy(plan["model"]["path"], moved / "m.safetensors")
+        for place in (plan["input"], *plan["input"]["sources"]):
+            place["path"] = "/gone/a.tif"
+        plan["model"]["path"] = str(moved / "m.safetensors")
+    found = _verified(moved, 2)
     assert found.ok
     assert found.compared
-
-
-def test_without_the_raster(maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _moved(maps, tmp_path)
-    (folder / "a.tif").unlink()
-    with refuses("input-missing", path="/gone/a.tif", report=folder / "a.run.json"):
-        _verified(folder)
-
-
-@pytest.mark.parametrize("what", ["bytes", "time", "side file"])
-def test_another_raster(what: str, maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _moved(maps, tmp_path)
-    file = "a.tif"
-    if what == "bytes":
-        write_raster(folder / "a.tif", noise(3, 300, 330, seed=9)[:, :, :329])
-    elif what == "time":
-        status = (folder / "a.tif").stat()
-        os.utime(folder / "a.tif", ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
-    else:
-        (folder / "a.tif.msk").write_bytes((folder / "a.tif").read_bytes())
-        file = "a.tif.msk"
-    with refuses("input-changed", file=file, path=folder / "a.tif"):
-        _verified(folder)
-
-
-@pytest.mark.parametrize("what", ["other", "gone"])
-def test_another_model(what: str, maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _moved(maps, tmp_path)
-    (folder / "m.safetensors").unlink()
-    if what == "other":
-        save_tiny_model(folder / "m.safetensors", fc_kernel=1, seed=1)
-        with refuses("model-changed", path=folder / "m.safetensors", report="a.run.json"):
-            _verified(folder)
-        return
+    for change, code, fields in CHANGES.values():
+        shutil.copytree(moved, tmp_path / "kept")
+        change(moved)
+        with refuses(code, **{name: text.replace("FOLDER", str(moved)) for name, text in fields.items()}):
+            _verified(moved)
+        shutil.rmtree(moved)
+        (tmp_path / "kept").rename(moved)
+    (moved / "m.safetensors").unlink()
     with pytest.raises(ModelError):
-        _verified(folder)
+        _verified(moved)
 
 
-def test_a_store_of_another_size(maps: dict[str, Path], tmp_path: Path) -> None:
+def test_what_a_report_says(maps: dict[str, Path], tmp_path: Path) -> None:
     folder = _copy(maps, "stream", tmp_path)
-    zarr.open_array(str(folder / "a.classes.zarr" / "classes"), mode="r+").resize((300, 320))
-    with refuses("size-mismatch", size=Size(300, 320)):
-        _verified(folder)
-
-
-def test_a_report_without_a_plan(maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _copy(maps, "stream", tmp_path)
-    report = json.loads((folder / "a.run.json").read_text())
-    report["plan"]["unknown"] = 1
-    (folder / "a.run.json").write_text(json.dumps(report))
-    with refuses("report-without-plan", path=folder / "a.run.json"):
-        _verified(folder)
-
-
-def test_fp16_needs_a_gpu(maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _edited(maps, tmp_path, precision="fp16", device="cpu", instructions="Some GPU")
+    with _report(folder) as report:
+        report["plan"]["kernel"].update(instructions="SSE9", torch="1.0")
+    found = _verified(folder, 1)
+    assert (found.ok, len(found.notes)) == (True, 2)
+    assert "SSE9" in found.notes[0]
+    assert "1.0" in found.notes[1]
+    with _report(folder) as report:
+        report["plan"]["kernel"].update(precision="fp16", device="cpu", instructions="Some GPU")
     with refuses("precision-unsupported", precision="fp16", machine="Some GPU", device="cpu"):
+        _verified(folder)
+    with _report(folder) as report:
+        report["plan"]["unknown"] = 1
+    with refuses("report-without-plan", path=folder / "a.run.json"):
         _verified(folder)
 
 
@@ -335,23 +321,6 @@ def test_out_of_memory_is_told(maps: dict[str, Path], monkeypatch: pytest.Monkey
     monkeypatch.setattr("fcn_batch.pipeline.network.predictor._ModuleTiles._run", full)
     with refuses("memory-short"):
         _verified(maps["stream"], 1)
-
-
-def _edited(maps: dict[str, Path], tmp_path: Path, **kernel: str) -> Path:
-    """A map that says it was made elsewhere."""
-    folder = _copy(maps, "stream", tmp_path)
-    report = json.loads((folder / "a.run.json").read_text())
-    report["plan"]["kernel"].update(kernel)
-    (folder / "a.run.json").write_text(json.dumps(report))
-    return folder
-
-
-def test_another_machine_is_noted(maps: dict[str, Path], tmp_path: Path) -> None:
-    found = _verified(_edited(maps, tmp_path, instructions="SSE9", torch="1.0"), 1)
-    assert found.ok
-    assert len(found.notes) == 2
-    assert "SSE9" in found.notes[0]
-    assert "1.0" in found.notes[1]
 
 
 # --- how it is computed --------------------------------------------------------------------------------------
@@ -396,7 +365,7 @@ def _found(*samples: Sample, exact: bool = True) -> Verification:
 SAMPLES = (Sample(0, 512, 512, 512, 262144, 3, 2), Sample(512, 0, 100, 512, 51200, 0, 0))
 
 
-def test_it_is_told_to_people() -> None:
+def test_it_is_told_to_people_and_programs() -> None:
     pairs = _found(*SAMPLES).describe()
     assert [name for name, _ in pairs] == ["run", "windows", "differ", "result", "window", "window", "note"]
     texts = [text for _, text in pairs]
@@ -404,9 +373,6 @@ def test_it_is_told_to_people() -> None:
         assert all(part in text for part in parts)
     assert texts[4].startswith("rows 0..511, cols 512..1023: ")
     assert texts[-1] == "a note"
-
-
-def test_it_is_told_to_programs() -> None:
     told = json.loads(_found(*SAMPLES).to_json())
     assert (told["ok"], told["compared"], told["differ"], told["ties"]) == (False, 313344, 3, 2)
     assert told["share"] == 3 / 313344
@@ -425,13 +391,11 @@ def test_when_it_is_well(differ: int, ties: int, exact: bool, ok: bool) -> None:
     assert json.loads(_found(Sample(0, 0, 9, 9, 0, 0, 0)).to_json())["share"] == 0, "of nothing compared"
 
 
-@pytest.mark.parametrize("given", ["a.classes.zarr"])
-def test_the_command_ends_with_a_code(given: str, maps: dict[str, Path], tmp_path: Path) -> None:
-    folder = _copy(maps, "stream", tmp_path)
-    good = fcn_batch("verify", folder / given, "-n", ALL, "--json", "-q")
+def test_the_command_ends_with_a_code(maps: dict[str, Path], tmp_path: Path) -> None:
+    store = _copy(maps, "stream", tmp_path) / "a.classes.zarr"
+    good = fcn_batch("verify", store, "-n", ALL, "--json", "-q")
     assert (good.exit_code, json.loads(good.stdout)["ok"], good.stderr) == (0, True, "")
-    _plant(folder, 200, 200, 255)
-    bad = fcn_batch("verify", folder / given, "-n", ALL, "-q")
-    assert bad.exit_code == 9
-    assert len(bad.stderr.splitlines()) == 1
-    assert fcn_batch("verify", folder / given, "-n", ALL, "-q", "--json").exit_code == 9
+    _plant(store.parent, 200, 200, 255)
+    bad = fcn_batch("verify", store, "-n", ALL, "-q")
+    assert (bad.exit_code, len(bad.stderr.splitlines())) == (9, 1)
+    assert fcn_batch("verify", store, "-n", ALL, "-q", "--json").exit_code == 9
