@@ -175,21 +175,6 @@ def test_points_that_a_geotiff_has_no_room_for_stand_beside_it(tmp_path: Path) -
     assert CRS.from_wkt(str(found.crs_wkt)) == CRS.from_epsg(32633)
 
 
-@pytest.mark.parametrize(
-    "ground",
-    [
-        GroundControl(UTM, POINTS[:2]),
-        GroundControl(UTM, (*POINTS[:2], (700.0, 0.5, 10.0, 49.0, -2.0))),
-        GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS),
-        GroundControl(None, POINTS),
-        None,
-    ],
-)
-def test_other_ground_control_points_are_found(tmp_path: Path, ground: GroundControl | None) -> None:
-    path = with_points(tmp_path, GroundControl(UTM, POINTS))
-    assert classmap.place_differs(path, MapHead(PIXELS, Size(700, 600), LEGEND, {}, ground)) is not None
-
-
 # The first two have no GeoTIFF keys; rasterio reads the third in other words than it is written in.
 @pytest.mark.parametrize(
     ("proj", "beside"),
@@ -215,23 +200,39 @@ def test_reference_systems_that_geotiff_cannot_say_stand_beside_it(tmp_path: Pat
     assert cog_validate(path, strict=True)[0]
 
 
-@pytest.mark.parametrize(
-    "ref",
-    [
+def test_differences_of_place_and_of_control_points_are_found(tmp_path: Path) -> None:
+    path, size = write(tmp_path, ids(9, 9)), Size(9, 9)
+    assert classmap.place_differs(path, MapHead(NORTH_UP, size, LEGEND)) is None
+    for ref in (
         GeoReference(CRS.from_epsg(32634).to_wkt(), NORTH_UP.transform),
         GeoReference(None, NORTH_UP.transform),
         GeoReference(UTM, (10.0, 0.0, 500001.0, 0.0, -10.0, 5000000.0)),
+    ):
+        assert classmap.place_differs(path, MapHead(ref, size, LEGEND)) is not None
+    path, size = with_points(tmp_path, GroundControl(UTM, POINTS)), Size(700, 600)
+    assert classmap.place_differs(path, MapHead(PIXELS, size, LEGEND, {}, GroundControl(UTM, POINTS))) is None
+    for ground in (
+        GroundControl(UTM, POINTS[:2]),
+        GroundControl(UTM, (*POINTS[:2], (700.0, 0.5, 10.0, 49.0, -2.0))),
+        GroundControl(CRS.from_epsg(4326).to_wkt(), POINTS),
+        GroundControl(None, POINTS),
+        None,
+    ):
+        assert classmap.place_differs(path, MapHead(PIXELS, size, LEGEND, {}, ground)) is not None
+
+
+@pytest.mark.parametrize(
+    ("checked", "says", "code", "fields"),
+    [
+        ("place_differs", lambda *_: "it is elsewhere", "place-lost", {"differs": "it is elsewhere"}),
+        ("_checksum", lambda _: object(), "output-damaged", {"where": "rows 0..8, cols 0..8"}),
     ],
 )
-def test_differences_of_place_are_found(tmp_path: Path, ref: GeoReference) -> None:
-    path = write(tmp_path, ids(9, 9))
-    assert classmap.place_differs(path, MapHead(NORTH_UP, Size(9, 9), LEGEND)) is None
-    assert classmap.place_differs(path, MapHead(ref, Size(9, 9), LEGEND)) is not None
-
-
-def test_a_map_that_loses_its_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classmap, "place_differs", lambda *_: "it is elsewhere")
-    with refuses("place-lost", path=tmp_path / "map.tif", differs="it is elsewhere"):
+def test_a_map_that_is_other_than_it_was_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: str, says: Any, code: str, fields: dict[str, str]
+) -> None:
+    monkeypatch.setattr(classmap, checked, says)
+    with refuses(code, **fields):
         write(tmp_path, ids(9, 9))
     assert list(tmp_path.iterdir()) == []
 
@@ -303,24 +304,12 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, limit
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_map_that_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checksums = itertools.count()
-    monkeypatch.setattr(classmap, "_checksum", lambda _: next(checksums))
-    with refuses("output-damaged", where="rows 0..8, cols 0..8"):
-        write(tmp_path, ids(9, 9))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_map_is_replaced_and_survives_a_failure(tmp_path: Path) -> None:
+def test_an_existing_map_is_replaced_with_its_companions_and_survives_a_failure(tmp_path: Path) -> None:
     first = write(tmp_path, ids(40, 40)).read_bytes()
     with pytest.raises(ValueError):
         write_cog(tmp_path / "map.tif", MapHead(NORTH_UP, Size(9, 9), LEGEND), [])
     assert (tmp_path / "map.tif").read_bytes() == first
-    assert write(tmp_path, ids(50, 50)).read_bytes() != first
-
-
-def test_overviews_of_the_file_that_had_the_name_go(tmp_path: Path) -> None:
     for stale in (".ovr", ".msk"):
         (tmp_path / f"map.tif{stale}").write_bytes(b"of another map")
-    write(tmp_path, ids(40, 40))
+    assert write(tmp_path, ids(50, 50)).read_bytes() != first
     assert sorted(one.name for one in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]

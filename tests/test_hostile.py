@@ -1,16 +1,13 @@
 """Files made to do harm: refused with one line, before they read other files, call servers or take all memory."""
 
 import errno
-import http.server
 import json
 import os
 import resource
 import shutil
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import torch
 from click.testing import Result
 
 from fcn_batch.pipeline.core.errors import InputError, ModelError
-from fcn_batch.pipeline.core.geometry import Window
+from fcn_batch.pipeline.core.geometry import Size, Window
 from fcn_batch.pipeline.core.georeference import IDENTITY, GeoReference
 from fcn_batch.pipeline.core.limits import MAX_SIDE, read_bounded
 from fcn_batch.pipeline.core.text import printable
@@ -39,6 +36,7 @@ from tests.errors import refused, refuses
 from tests.faults import mutate
 from tests.models import save_factory_model, save_tiny_model, tiny_card, tiny_network
 from tests.rasters import noise, write_raster
+from tests.remote_servers import Served, http_server
 from tests.runs import fcn_batch, scene, segmented, small_blocks
 
 SECRET = 7
@@ -46,39 +44,12 @@ SECRET = 7
 DISGUISES = ("x.tif", "x.jp2", "x.hdr", "x")
 
 
-class Server:
-    """An http server on the loopback device, and what it was asked for."""
-
-    def __init__(self) -> None:
-        asked: list[str] = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(self.path)
-                self.send_response(404)
-                self.end_headers()
-
-            do_HEAD = do_GET  # noqa: N815 - http.server's name
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.asked = asked
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # with which GDAL asks the server itself, whatever proxy it is told
-    one = Server()
-    yield one
-    one.close()
+    (tmp_path / "served").mkdir()
+    with http_server(tmp_path / "served") as served:
+        yield served
 
 
 @pytest.fixture
@@ -116,7 +87,7 @@ def tile_service(url: str) -> str:
     )
 
 
-def texts(secret: Path, server: Server) -> dict[str, str]:
+def texts(secret: Path, server: Served) -> dict[str, str]:
     """Files that are texts, and name others."""
     return {
         "local": vrt(str(secret)),
@@ -136,10 +107,7 @@ def ids_of(path: Path) -> Any:
 
 
 def labels_of(path: Path) -> Any:
-    from fcn_batch.pipeline.core.geometry import Size
-
-    labels = open_labels(path, Grid(Size(32, 32), GeoReference(None, IDENTITY)))
-    return labels.read(Window(0, 0, 32, 32))
+    return open_labels(path, Grid(Size(32, 32), GeoReference(None, IDENTITY))).read(Window(0, 0, 32, 32))
 
 
 def one_line(result: Result, code: int) -> str:
@@ -158,31 +126,23 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DISGUISES)
-def test_texts_in_disguise_read_nothing(tmp_path: Path, secret: Path, server: Server, name: str) -> None:
-    for text in texts(secret, server).values():
-        (tmp_path / name).write_text(text)
-        for reader in READERS.values():
-            with pytest.raises(InputError):
-                reader(tmp_path / name)
-    assert not server.asked
-
-
-@pytest.mark.parametrize("suffix", [".msk", ".ovr", ".MSK", ".OVR"])
 @pytest.mark.parametrize("reader", READERS)
-def test_companions_that_are_texts_read_nothing(
-    tmp_path: Path, secret: Path, server: Server, suffix: str, reader: str
+def test_texts_in_disguise_and_beside_a_raster_read_nothing(
+    tmp_path: Path, secret: Path, server: Served, reader: str
 ) -> None:
-    path = write_raster(tmp_path / "x.tif", noise(1, 32, 32))
+    path = write_raster(tmp_path / "y.tif", noise(1, 32, 32))
+    beside = [Path(f"{path}{suffix}") for suffix in (".msk", ".ovr", ".MSK", ".OVR")]
     for text in texts(secret, server).values():
-        Path(f"{path}{suffix}").write_text(text)
-        with pytest.raises(InputError):
-            READERS[reader](path)
+        for file in (*(tmp_path / name for name in DISGUISES), *beside):
+            file.write_text(text)
+            with pytest.raises(InputError):
+                READERS[reader](path if file in beside else file)
+            file.unlink()
     assert not server.asked
 
 
 @pytest.mark.parametrize("where", ["tag", "side file", "mask's tag"])
-def test_overviews_elsewhere_are_refused(tmp_path: Path, secret: Path, server: Server, where: str) -> None:
+def test_overviews_elsewhere_are_refused(tmp_path: Path, secret: Path, server: Served, where: str) -> None:
     targets = [str(secret), f"{server.url}/x.tif", f"/vsicurl/{server.url}/x.tif", *texts(secret, server).values()]
     for number, target in enumerate([*targets, ":::BASE:::../private/secret.tif"]):
         path = tagged = write_raster(tmp_path / f"{number}.tif", noise(1, 32, 32))
@@ -215,7 +175,7 @@ def test_companions_that_are_rasters_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["{url}/x.tif", "/vsicurl/{url}/x.tif", "service.xml", "/vsicurl?url={url}/x.tif"])
-def test_a_vrt_by_name_reaches_no_server_in_any_way(tmp_path: Path, server: Server, source: str) -> None:
+def test_a_vrt_by_name_reaches_no_server_in_any_way(tmp_path: Path, server: Served, source: str) -> None:
     (tmp_path / "service.xml").write_text(tile_service(server.url))
     path = tmp_path / "x.vrt"
     path.write_text(vrt(str(tmp_path / source) if source.endswith(".xml") else source.format(url=server.url)))
@@ -232,9 +192,8 @@ def test_drivers_that_call_servers_are_not_there() -> None:
 
 @pytest.mark.parametrize("size", [(16, MAX_SIDE + 1), (MAX_SIDE + 1, 16), (2**22, 2**21), (1, 1)])
 def test_rasters_of_absurd_size_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = sparse(tmp_path / "x.tif", *size, count=5000 if size == (1, 1) else 1)
     with pytest.raises(InputError):
-        inspect(path)
+        inspect(sparse(tmp_path / "x.tif", *size, count=5000 if size == (1, 1) else 1))
 
 
 def test_a_small_file_that_claims_twelve_terabytes_can_be_planned(tmp_path: Path, model: Path) -> None:
@@ -351,23 +310,21 @@ def test_hostile_metadata_of_stores_are_refused(store: Path, what: str) -> None:
         assert fcn_batch("validate", store.parent, "-q").exit_code == 9
 
 
-def long_chunk(store: Path) -> None:
-    os.truncate(store / "classes" / "c" / "0" / "0", 2**40)
-
-
-def pipe_for_a_chunk(store: Path) -> None:
-    (store / "classes" / "c" / "0" / "0").unlink()
-    os.mkfifo(store / "classes" / "c" / "0" / "0")
-
-
 def linked(store: Path, part: str) -> None:
     shutil.move(store / part, store.parent / "elsewhere")
     (store / part).symlink_to(store.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("change", [long_chunk, pipe_for_a_chunk, partial(linked, part="classes/c/0/0")])
-def test_chunks_that_are_not_read(store: Path, change: Callable[[Path], None]) -> None:
-    change(store)
+@pytest.mark.parametrize("what", ["long", "pipe", "link"])
+def test_chunks_that_are_not_read(store: Path, what: str) -> None:
+    chunk = store / "classes/c/0/0"
+    if what == "long":
+        os.truncate(chunk, 2**40)
+    elif what == "pipe":
+        chunk.unlink()
+        os.mkfifo(chunk)
+    else:
+        linked(store, "classes/c/0/0")
     with refuses("map-damaged", path=store):
         FinishedMap(store).read(Window(0, 0, 10, 10))
 
@@ -380,7 +337,7 @@ def test_links_in_a_store_lead_nowhere_else(store: Path) -> None:
     made = ClassStore(store)
     linked(store, "classes/c/0")
     before = (store / "classes/c/0/0").read_bytes()
-    with pytest.raises(ValueError, match="link"):
+    with pytest.raises(ValueError):
         made.write(Window(0, 0, 128, 128), np.zeros((128, 128), np.uint8))
     assert (store / "classes/c/0/0").read_bytes() == before
     shutil.rmtree(store.parent / "elsewhere")
@@ -447,26 +404,25 @@ def of_a_hundred_gigabytes(path: Path, model: Path) -> None:
     os.truncate(path, 100 * 2**30)
 
 
-MODELS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
-    "no tensors": ("m.safetensors", no_tensors),
-    "of 100 GiB": ("m.safetensors", of_a_hundred_gigabytes),
-    "a pipe": ("m.safetensors", lambda path, _: os.mkfifo(path)),
-    "a pipe of TOML": ("m.toml", lambda path, _: os.mkfifo(path)),
-    "a device": ("m.safetensors", lambda path, _: path.symlink_to("/dev/zero")),
-}
-
-
-@pytest.mark.parametrize("what", MODELS)
-def test_files_that_are_no_models(tmp_path: Path, model: Path, what: str) -> None:
-    name, make = MODELS[what]
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("m.safetensors", no_tensors),
+        ("m.safetensors", of_a_hundred_gigabytes),
+        ("m.safetensors", lambda path, _: os.mkfifo(path)),
+        ("m.toml", lambda path, _: os.mkfifo(path)),
+        ("m.safetensors", lambda path, _: path.symlink_to("/dev/zero")),
+    ],
+    ids=["no tensors", "of 100 GiB", "a pipe", "a pipe of TOML", "a device"],
+)
+def test_files_that_are_no_models(
+    tmp_path: Path, model: Path, name: str, make: Callable[[Path, Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path / name, model)
     with pytest.raises(ModelError):
         load_model(tmp_path / name)
-
-
-def test_a_model_file_larger_than_memory_is_not_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_batch.pipeline.network.weights.free_memory", lambda _: 1000)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError):  # larger than memory
         read_card(model)
 
 
@@ -499,10 +455,8 @@ def test_cards_that_claim_absurd_networks_are_one_line(tmp_path: Path, model: Pa
 
 @pytest.mark.parametrize("place", ["legend__classes", "input__bands"])
 def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path, model: Path, place: str) -> None:
-    card = tiny_card(tiny_network())
-    listed = json.loads(card.model_dump_json())
-    for key in place.split("__"):
-        listed = listed[key]
+    above, last = place.split("__")
+    listed = tiny_card(tiny_network()).model_dump(mode="json")[above][last]
     listed[0]["name"] = "red\x1b[2J"
     with pytest.raises(ModelError):
         read_card(with_card(tmp_path, model, **{place: listed}))
@@ -519,12 +473,7 @@ def test_weights_must_lie_beside_their_description(tmp_path: Path) -> None:
     (toml.parent / "link.safetensors").symlink_to(tmp_path / "w.safetensors")
     toml.write_text(text.replace('"m.safetensors"', '"below/w.safetensors"'))
     assert read_card(toml).card.stride == 4
-    for elsewhere in (
-        "../w.safetensors",
-        str(tmp_path / "w.safetensors"),
-        "link.safetensors",
-        "below/../../w.safetensors",
-    ):
+    for elsewhere in ("../w.safetensors", f"{tmp_path}/w.safetensors", "link.safetensors", "below/../../w.safetensors"):
         toml.write_text(text.replace('"m.safetensors"', f'"{elsewhere}"'))
         with pytest.raises(ModelError):
             read_card(toml)
@@ -560,6 +509,7 @@ def test_descriptions_and_recipes_that_are_nested_or_huge(tmp_path: Path, text: 
 # -- terminals
 
 ESCAPES = "a\x1b[31m\x1b]0;title\x07b\rc\x9b2J\u202e.tif"
+OBEYED = set("\x1b\x07\r\x9b\u202e")
 
 
 def test_what_a_terminal_would_obey_is_shown() -> None:
@@ -585,7 +535,7 @@ def test_names_of_files_are_printed_safely(tmp_path: Path, model: Path, monkeypa
     for number, result in enumerate(results):
         told = result.stderr + (result.stdout if number > 1 else "")  # paths are for programs where nobody looks on
         assert r"\x1b[31m" in told
-        assert not set(told) & set("\x1b\x07\r\x9b\u202e"), told
+        assert not set(told) & OBEYED, told
 
 
 def test_tags_and_cards_are_printed_safely(tmp_path: Path, model: Path) -> None:
@@ -596,9 +546,9 @@ def test_tags_and_cards_are_printed_safely(tmp_path: Path, model: Path) -> None:
     results = [
         fcn_batch("plan", raster, "-m", hostile),
         fcn_batch("model", "info", hostile),
-        fcn_batch("segment", raster, "-m", hostile, "-o", tmp_path / "out"),
+        segmented(raster, "-m", hostile, "-o", tmp_path / "out"),
     ]
     for result in results:
         assert result.exit_code == 0, result.stderr
-        assert not set(result.output) & set("\x1b\x07\r\x9b\u202e"), result.output
+        assert not set(result.output) & OBEYED, result.output
     assert r"\x1b[31m" in results[1].stdout

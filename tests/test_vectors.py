@@ -1,7 +1,6 @@
 """Polygons as labels and regions: burned in any window as in the whole, and what is refused."""
 
 import copy
-import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,17 +114,14 @@ def _order(path: Path) -> Any:
     return pyogrio.raw.read(path, columns=["other"])[3][0] - 1
 
 
-def test_without_a_field_all_are_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.gpkg", [placed(SHAPES[0], NORTH_UP)], UTM)
-    ids = whole(open_labels(path, grid_of(40, 50), burn=Burn(burn=5, background=NO_LABEL)), grid_of(40, 50))
+def test_without_a_field_and_with_numbers_and_nothing_in_one(tmp_path: Path) -> None:
+    grid, shapes = grid_of(40, 50), [placed(shape, NORTH_UP) for shape in SHAPES]
+    path = write(tmp_path / "a.gpkg", shapes[:1], UTM)
+    ids = whole(open_labels(path, grid, burn=Burn(burn=5, background=NO_LABEL)), grid)
     assert np.array_equal(ids == 5, rasterize([SHAPES[0]], out_shape=(40, 50)) == 1)
     assert set(np.unique(ids)) == {5, NO_LABEL}
-
-
-def test_numbers_and_nothing_in_a_field(tmp_path: Path) -> None:
-    shapes = [placed(shape, NORTH_UP) for shape in SHAPES]
-    path = write(tmp_path / "a.gpkg", shapes, UTM, kind=[3.0, 2.5, np.nan])
-    ids = whole(open_labels(path, grid_of(40, 50), burn=Burn("kind", {"3": 1, "2.5": 2, "null": 3})), grid_of(40, 50))
+    path = write(tmp_path / "b.gpkg", shapes, UTM, kind=[3.0, 2.5, np.nan])
+    ids = whole(open_labels(path, grid, burn=Burn("kind", {"3": 1, "2.5": 2, "null": 3})), grid)
     assert set(np.unique(ids)) == {0, 1, 2, 3}
 
 
@@ -230,6 +226,7 @@ def test_polygons_in_pixels(tmp_path: Path) -> None:
         open_labels(path, PIXELS, burn=Burn())
     ids = whole(open_labels(path, PIXELS, burn=Burn(), georeference=HERE), PIXELS)
     assert np.array_equal(ids, rasterize(SHAPES, out_shape=(40, 50)))
+    path.write_bytes(b"\xef\xbb\xbf \n" + path.read_bytes())  # a byte order mark is no harm
     doubled = GeoReference(None, (2.0, 0.0, 1.0, 0.0, 2.0, 3.0))
     moved = [placed(shape, Affine(*doubled.transform)) for shape in SHAPES]
     ids = whole(open_labels(path, PIXELS, burn=Burn(), georeference=doubled), PIXELS)
@@ -304,13 +301,6 @@ def test_files_that_are_no_polygons(tmp_path: Path, name: str, content: bytes | 
         (tmp_path / name).write_bytes(content)
     with refuses(code, path=tmp_path / name):
         open_labels(tmp_path / name, grid_of(40, 50), burn=Burn())
-
-
-def test_a_byte_order_mark_is_no_harm(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.geojson", SHAPES, LONLAT)
-    path.write_bytes(b"\xef\xbb\xbf \n" + path.read_bytes())
-    assert json.loads(path.read_text("utf-8-sig"))["type"] == "FeatureCollection"
-    assert whole(open_labels(path, PIXELS, burn=Burn(), georeference=HERE), PIXELS).any()
 
 
 def test_cells_by_their_centres_and_by_shared_ground() -> None:
