@@ -274,7 +274,12 @@ def test_a_stopped_holder_is_taken_for_dead_and_does_no_harm_when_it_goes_on(
         assert Claims(tmp_path).take("block") is None, "its heart beats"
         os.kill(other.process.pid, signal.SIGSTOP)
         found: list[Claim] = []
-        until(lambda: bool(found) or bool(found.extend(filter(None, [Claims(tmp_path).take("block")]))))
+
+        def taken() -> bool:
+            found.extend(filter(None, [Claims(tmp_path).take("block")]))
+            return bool(found)
+
+        until(taken)
         with refuses("run-under-way"), only_one(tmp_path / "lock"):
             raise AssertionError
         os.kill(other.process.pid, signal.SIGCONT)

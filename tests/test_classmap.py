@@ -232,7 +232,7 @@ def test_a_map_that_is_other_than_it_was_written_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: str, says: Any, code: str, fields: dict[str, str]
 ) -> None:
     monkeypatch.setattr(classmap, checked, says)
-    with refuses(code, **fields):
+    with refuses(code, path=tmp_path / "map.tif", **fields):
         write(tmp_path, ids(9, 9))
     assert list(tmp_path.iterdir()) == []
 

@@ -680,7 +680,7 @@ def test_other_settings_and_an_unreadable_plan_are_refused_until_restart(
 
 def test_a_changed_input_is_refused_until_restart(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scene(tmp_path / "a.tif")
-    interrupted(path, model, tmp_path, monkeypatch)
+    interrupted(monkeypatch, 4, path, "-m", model, "-o", tmp_path)
     os.utime(path, ns=(1, 1))
     error = refused(fcn_batch("segment", path, "-m", model), "run-differs", path=tmp_path / "a.partial")
     assert error.fields["differences"].startswith("input.files.0.modified_ns: ")
@@ -703,7 +703,7 @@ def test_a_moved_run_goes_on(tmp_path: Path, model: Path, reference: Path, monke
 def test_an_unreadable_plan_keeps_the_blocks_that_are_its_own(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted(reference / "a.tif", model, tmp_path, monkeypatch)
+    interrupted(monkeypatch, 4, reference / "a.tif", "-m", model, "-o", tmp_path)
     (tmp_path / "a.partial" / "plan.json").write_text("{")
     command = [reference / "a.tif", "-m", model, "-o", tmp_path]
     refused(fcn_batch("segment", *command, "--bands", "3,2,1"), "plan-unreadable")

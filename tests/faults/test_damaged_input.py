@@ -4,7 +4,6 @@ What a codec does not notice cannot be reported: `pytest -s` shows how many dama
 """
 
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -239,7 +238,7 @@ def test_errors_are_not_kept_quiet_by_the_environment(tmp_path: Path, monkeypatc
 
 def test_a_file_that_is_gone_or_was_cut_off_before_the_run_is_an_error(tmp_path: Path) -> None:
     sound = sound_file(tmp_path / "a.tif")
-    moved = shutil.move(sound.path, tmp_path / "b.tif")
+    moved = sound.path.rename(tmp_path / "b.tif")
     for policy in ("fail", "mask", "retry:1,mask"):
         tolerant = TolerantSource(RasterioSource(sound.path, sound.info), OnError.parse(policy), lambda _: None)
         with pytest.raises(InputError, match=r"a\.tif does not exist; check the name$") as caught:

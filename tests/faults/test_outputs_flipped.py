@@ -59,12 +59,6 @@ def _flipped(data: bytes, random: Random, mask: int) -> bytes:
     return bytes(changed)
 
 
-def _flipped(data: bytes, random: Random, mask: int) -> bytes:
-    changed = bytearray(data)
-    changed[random.randrange(len(data))] ^= mask
-    return bytes(changed)
-
-
 ONE: dict[str, Damage] = {
     "one bit": lambda data, random: _flipped(data, random, 1 << random.randrange(8)),
     "one byte": lambda data, random: _flipped(data, random, random.randrange(1, 256)),
