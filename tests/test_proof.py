@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from numpy.typing import NDArray
 from torch import nn
 
 from fcn_batch.pipeline.network.proof import prove
 from fcn_batch.workflows.learning.models import check_model, describe_check
+from tests.errors import refused
 from tests.exact import assert_exact
 from tests.models import UNET, save_factory_model
 from tests.rasters import noise, write_raster
-from tests.runs import segmented, small_blocks
+from tests.runs import fcn_batch, segmented, small_blocks
 
 FIRST = "        fine = self.fine(x)\n"
 UNPOOL = """        fine = self.fine(x)
@@ -134,3 +136,36 @@ def test_a_window_does_not_depend_on_who_computes_it(tmp_path: Path, monkeypatch
         segmented(raster, "-m", model, "-o", tmp_path / str(chunk), "--tile", 64)
         made.append(json.loads((tmp_path / str(chunk) / "a.run.json").read_text())["classes"])
     assert made[0] == made[1]
+
+
+SOFTMAX = UNET.replace("return self.score(torch.cat(", "return torch.softmax(self.score(torch.cat(").replace(
+    "dim=1))\n\n\ndef make_unet", "dim=1)), dim=1)\n\n\ndef make_unet"
+)
+
+
+def test_a_softmax_is_not_taken_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How sure a network is does not depend on whether it ends in a softmax; in strips, tiles and windows."""
+    small_blocks(monkeypatch)
+    raster, planes = halves(tmp_path / "a.tif"), {}
+    for name, code in (("logits", UNET), ("softmax", SOFTMAX)):
+        model = save_factory_model(tmp_path / name / "unet.toml", code=code)
+        assert prove(network_of(code), 3).probabilities == (name == "softmax")
+        for way in ((), ("--tile", 64)):
+            folder = tmp_path / name / str(len(way))
+            segmented(raster, "-m", model, "-o", folder, "--confidence", *way)
+            stored = zarr.open_group(folder / "a.confidence.zarr", mode="r")
+            planes[name, way] = np.stack([np.asarray(stored[one]).astype(int) for one in ("confidence", "margin")])
+    for way in ((), ("--tile", 64)):
+        assert np.abs(planes["logits", way] - planes["softmax", way]).max() <= 1
+    assert planes["logits", ()].mean() > 0
+
+
+def test_one_channel_is_refused(tmp_path: Path) -> None:
+    model = save_factory_model(tmp_path / "unet.toml", classes=1)
+    refused(fcn_batch("segment", halves(tmp_path / "a.tif"), "-m", model), "one-class", path=model)
+
+
+def test_the_report_says_what_was_padded(tmp_path: Path) -> None:
+    model = save_factory_model(tmp_path / "unet.toml")
+    segmented(halves(tmp_path / "a.tif", 81, 103), "-m", model)
+    assert json.loads((tmp_path / "a.run.json").read_text())["padded"] == {"rows": 3, "columns": 1}

@@ -250,6 +250,13 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
             most=max(model.card.legend.ids),
             last=NODATA - 1,
         )
+    if len(model.card.legend) < 2:
+        raise ModelError(
+            "one-class",
+            "{path}: scores one class, so every pixel would get it; let the network give a second channel for "
+            "everything else, such as torch.cat([-x, x], dim=1) of one logit",
+            path=model.path,
+        )
     module, card = structure(model), model.card
     precision = choose_precision(options.precision, device, card)
     bands = len(card.input.bands)

@@ -148,6 +148,8 @@ class ModelCard(Frozen):
     """What a map of it can be at best."""
     inexact: str = ""
     """What stands in the way of a better word."""
+    probabilities: bool = False
+    """True when its scores are probabilities: it ends in a softmax over the classes."""
     phase: int = Field(default=0, ge=0)
     """First pixel of a coarsest cell; 0 in nets that are padded alike on both sides. Windows start at multiples of
     the stride whatever it is."""

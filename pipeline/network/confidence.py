@@ -10,14 +10,20 @@ _PIECE = 2**20
 """Pixels to work on at once: what is held beside the scores stays small, however large a tile is."""
 
 
-def confidence_planes(scores: torch.Tensor) -> torch.Tensor:
+def confidence_planes(scores: torch.Tensor, *, probabilities: bool = False) -> torch.Tensor:
     """(classes, rows, cols), floats of any kind, to (2, rows, cols), uint8: probability and margin times SCALE.
+
+    With `probabilities`, the scores are these already: the network ends in a softmax, and a second one would make it
+    less sure than it is.
 
     The first is the largest softmax probability, the second how far the next one lies below it. Where a score is not
     a finite number both are 0: nothing is sure. The bits of a pixel do not depend on those around it.
     """
     rows = max(1, _PIECE // max(1, scores.shape[2]))
-    return torch.cat([_planes(piece.float().contiguous()) for piece in scores.split(rows, dim=1)], dim=1)
+    pieces = (piece.float().contiguous() for piece in scores.split(rows, dim=1))
+    if probabilities:  # whose softmax they are
+        pieces = (piece.clamp_min(torch.finfo(torch.float32).tiny).log() for piece in pieces)
+    return torch.cat([_planes(piece) for piece in pieces], dim=1)
 
 
 def confidence_bytes(classes: int, pixels: int) -> int:

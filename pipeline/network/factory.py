@@ -228,6 +228,7 @@ def card_of(model: FactoryModel, network: nn.Module | None = None) -> ModelCard:
         phase=proof.grid.phase,
         exactness=proof.exactness,
         inexact=proof.why,
+        probabilities=proof.probabilities,
         input=about.input,
         legend=model.legend,
         training=about.training,

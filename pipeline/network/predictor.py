@@ -77,18 +77,21 @@ class Strips:
         strips.rows, strips.warm_up = rows, self.program.graph.warm_up(rows)
         return strips
 
-    def begin(self, *, confidence: bool = False) -> "StripPass":
-        """A pass from the top of an image; with `confidence` it also says how sure the network is."""
-        return StripPass(self, confidence=confidence)
+    def begin(self, *, confidence: bool = False, probabilities: bool = False) -> "StripPass":
+        """A pass from the top of an image; with `confidence` it also says how sure the network is.
+
+        `probabilities`: its scores are these already.
+        """
+        return StripPass(self, confidence=confidence, probabilities=probabilities)
 
 
 class StripPass:
     """One pass over a lane, strip by strip, to class numbers."""
 
-    def __init__(self, strips: Strips, *, confidence: bool) -> None:
+    def __init__(self, strips: Strips, *, confidence: bool, probabilities: bool) -> None:
         self._stream = RowStream(strips.program)
         self._scaling = strips.scaling
-        self._confidence = confidence
+        self._confidence, self._probabilities = confidence, probabilities
 
     @torch.inference_mode()
     def push(
@@ -99,7 +102,9 @@ class StripPass:
         Of equal scores the first channel wins, on every device.
         """
         scores = self._stream.push(self._scaling.image(values, valid, grid), last=last)
-        return None if scores is None else Decided(choose(scores, confidence=self._confidence))
+        if scores is None:
+            return None
+        return Decided(choose(scores, confidence=self._confidence, probabilities=self._probabilities))
 
 
 class Decided:
@@ -159,11 +164,17 @@ class Tiles(ABC):
 
     @torch.inference_mode()
     def choice(
-        self, values: NDArray[Any], valid: NDArray[np.bool_], core: tuple[slice, slice], *, confidence: bool
+        self,
+        values: NDArray[Any],
+        valid: NDArray[np.bool_],
+        core: tuple[slice, slice],
+        *,
+        confidence: bool,
+        probabilities: bool = False,
     ) -> Choice:
         """`channels` and, with `confidence`, how sure the network is: (1 or 3, rows, cols)."""
         scores = self._scores(values, valid)[:, :, core[0], core[1]]
-        choice: Choice = choose(scores, confidence=confidence).cpu().numpy()
+        choice: Choice = choose(scores, confidence=confidence, probabilities=probabilities).cpu().numpy()
         return choice
 
 
@@ -252,12 +263,14 @@ class _Upsamplings(TorchFunctionMode):
 class Upsampler:
     """The last upsampling of blended score maps, a few rows at a time, to class numbers."""
 
-    def __init__(self, classes: int, factor: int, device: str, *, confidence: bool = False) -> None:
+    def __init__(
+        self, classes: int, factor: int, device: str, *, confidence: bool = False, probabilities: bool = False
+    ) -> None:
         self._device = torch.device(device)
         layer = Interpolate(factor, factor, "bilinear") if factor > 1 else Pointwise(Plain(torch.clone))
         node = Node(layer, (0,), classes, columns=Fraction(factor), name="upsampling")
         self._stream = RowStream(Program(Graph(classes, (node,)), self._device, torch.float32, (1, 1)))
-        self._confidence = confidence
+        self._confidence, self._probabilities = confidence, probabilities
 
     @torch.inference_mode()
     def push(self, scores: NDArray[np.float32], *, last: bool) -> Choice | None:
@@ -265,11 +278,11 @@ class Upsampler:
         wide = self._stream.push(torch.from_numpy(scores)[None].to(self._device), last=last)
         if wide is None:
             return None
-        choice: Choice = choose(wide, confidence=self._confidence).cpu().numpy()
+        choice: Choice = choose(wide, confidence=self._confidence, probabilities=self._probabilities).cpu().numpy()
         return choice
 
 
-def choose(scores: torch.Tensor, *, confidence: bool = False) -> torch.Tensor:
+def choose(scores: torch.Tensor, *, confidence: bool = False, probabilities: bool = False) -> torch.Tensor:
     """Scores (1, classes, rows, cols) to a `Choice` on their device: of equal scores the first channel is the best."""
     best = scores[0].argmax(dim=0).to(torch.uint8)[None]
-    return torch.cat([best, confidence_planes(scores[0])]) if confidence else best
+    return torch.cat([best, confidence_planes(scores[0], probabilities=probabilities)]) if confidence else best

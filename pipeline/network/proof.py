@@ -10,7 +10,7 @@ So what cannot be recorded is `windows`, whatever a probe says of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from fcn_batch.pipeline.network.trial import agreement_of, forward, noise, try_o
 _MOST_DIFFERENCE = 1e-3
 """Share of the largest score: far above rounding, far below what pixels that are not seen change."""
 _CORE = 64
+_SEED = 1411
 _PLACES = 3
 """Windows that are compared, of each image."""
 
@@ -40,11 +41,30 @@ class Proof:
     """Stride, phase and halo; of windows, the side that it accepts and no halo."""
     why: str = ""
     """What stands in the way of a better word; empty when it is exact."""
+    probabilities: bool = False
+    """True when the scores are probabilities."""
 
 
 def prove(network: nn.Module, bands: int) -> Proof:
     """Record a network, try it, and say how exact its maps can be. ModelError when it does not work at all."""
     side = try_out(network, bands).side
+    return replace(_proof(network, bands, side), probabilities=_gives_probabilities(network, bands, side))
+
+
+def _gives_probabilities(network: nn.Module, bands: int, side: int) -> bool:
+    """Return whether the scores of all classes are from 0 to 1 and sum to 1, on as many images as leave no doubt."""
+    random = torch.Generator().manual_seed(_SEED)
+    tried = [image for _, image in images(network, bands, Size(side, side))]
+    tried += [factor * noise(network, (bands, side, side), random) for factor in (0.1, 1.0, 3.0, 10.0, 30.0)]
+    for image in tried:
+        scores = forward(network, image)[0].float()
+        sums = scores.sum(dim=0)
+        if len(scores) < 2 or bool((scores < 0).any()) or float((sums - 1).abs().max()) > _MOST_DIFFERENCE:
+            return False
+    return True
+
+
+def _proof(network: nn.Module, bands: int, side: int) -> Proof:
     windows = Grid(side, 0, None)
     try:
         graph = capture(network, bands)
@@ -107,7 +127,7 @@ def _unlike_whole(network: nn.Module, bands: int, stride: int, halo: int) -> str
     core = round_up(_CORE, stride)
     side = 2 * halo + core + 2 * stride
     thin = round_up(try_out(network, bands).side, stride)
-    random = torch.Generator().manual_seed(1411)
+    random = torch.Generator().manual_seed(_SEED)
     for size in (Size(side, thin), Size(thin, side)):
         for name, image in images(network, bands, size):
             whole = forward(network, image)[0]

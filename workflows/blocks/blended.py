@@ -70,7 +70,8 @@ def blended(work: Pass, part: Window, network: Tiles, blend: Blend) -> Iterator[
     """Weighted sums of overlapping tiles, one row of tiles at a time, upsampled when they are complete."""
     size = work.plan.input.size
     cells = _Cells.of(work, part, network.factor)
-    upsampler = Upsampler(len(work.ids), cells.side, work.device, confidence=work.plan.confidence)
+    kind = {"confidence": work.plan.confidence, "probabilities": work.probabilities}
+    upsampler = Upsampler(len(work.ids), cells.side, work.device, **kind)
     col = part.col - cells.window.col * cells.side
     out = cells.window.row * cells.side  # the pixel row that comes out next
     carried = np.zeros((len(work.ids), 0, cells.window.width), dtype=np.float32)

@@ -66,6 +66,8 @@ class Pass:
     effort: Effort
     ahead: int = 1
     """Slabs of rows that are read at once."""
+    probabilities: bool = False
+    """True when the network's scores are probabilities."""
 
     @property
     def layers(self) -> int:
@@ -144,7 +146,8 @@ class _Flow:
             return
         start = self._descent.start(row)
         if self._pass is None or start > self._next_in:
-            self._pass = self._strips.begin(confidence=self._work.plan.confidence)
+            sure, probabilities = self._work.plan.confidence, self._work.probabilities
+            self._pass = self._strips.begin(confidence=sure, probabilities=probabilities)
             self._next_in = self._next_out = max(self._next_in, start)
         while self._next_in < row:
             yield from self._feed(pixels.part(slice(0)))
@@ -205,7 +208,9 @@ def tiles(work: Pass, part: Window, network: Tiles) -> Iterator[Band]:
                 seen = tile.read.slices(rows)
                 values = pixels.values[(slice(None), *seen)]
                 here, sure = core.slices(tile.read), work.plan.confidence
-                best = network.choice(values, pixels.valid[seen], here, confidence=sure)
+                best = network.choice(
+                    values, pixels.valid[seen], here, confidence=sure, probabilities=work.probabilities
+                )
                 choice[(slice(None), *core.slices(band))] = best
                 work.effort.count(round_up(tile.read.height, cut.stride), round_up(tile.read.width, cut.stride))
             yield work.band(band.row, choice, pixels.reasons[band.slices(rows)])

@@ -155,7 +155,7 @@ def _need_less_memory(job: Job, error: RuntimeError | MemoryError) -> None:
 def _bands(job: Job, part: Window, effort: Effort) -> Iterator[Band]:
     """The classes of a part, by the plan's way."""
     ids = np.array(job.card.legend.ids, dtype=np.uint8)
-    work = Pass(job.plan, job.source, ids, job.device, effort, job.ahead)
+    work = Pass(job.plan, job.source, ids, job.device, effort, job.ahead, job.card.probabilities)
     if isinstance(job.network, Strips):
         return stream(work, part, job.network)
     blend = job.plan.cut.blend

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fcn_batch.pipeline.core.classes import NODATA, Legend
+from fcn_batch.pipeline.core.geometry import round_up
 from fcn_batch.pipeline.core.journal import Receipt
 from fcn_batch.pipeline.core.plan import Plan
 
@@ -32,6 +33,10 @@ def make_report(
         "classes": _classes(legend, done),
         "nodata_pixels": sum(r.pixels.get(NODATA, 0) for r in done),
         "nodata": _nodata(plan, done),
+        "padded": {
+            "rows": round_up(plan.input.height, plan.cut.stride) - plan.input.height,
+            "columns": round_up(plan.input.width, plan.cut.stride) - plan.input.width,
+        },
         "skipped_pixels": sum(sum(r.pixels.values()) for r in done if not r.forwarded and set(r.pixels) <= {NODATA}),
         "unreadable": _unreadable(done),
         "notes": [
