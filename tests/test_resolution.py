@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from fcn_batch.pipeline.core.geometry import Window
-from fcn_batch.pipeline.raster.rasterfile import RasterioSource
+from fcn_batch.pipeline.raster.gdal import accept_pixel_space
+from fcn_batch.pipeline.raster.rasterfile import RasterioSource, inspect
+from fcn_batch.workflows.inputs.resolution import georeference_notes
 from fcn_batch.workflows.inputs.sources import resampled
 from tests.models import save_tiny_model
 from tests.rasters import noise, write_raster
@@ -143,3 +146,16 @@ def test_a_level_of_a_pyramid(model: Path, tmp_path: Path, monkeypatch: pytest.M
         assert one.transform == other.transform
     told = fcn_batch("plan", path, "-m", model, "--level", "1").stdout
     assert "250 x 210 px (a level of its pyramid): so is the map" in told
+
+
+def test_a_raster_placed_by_rpcs_is_told_of(tmp_path: Path) -> None:
+    """The map does not have them."""
+    path = write_raster(tmp_path / "a.tif", noise(3, 8, 9))
+    assert not inspect(path).rpcs
+    one, none = [1.0] + [0.0] * 19, [0.0] * 20
+    rpcs = RPC(
+        0, 500, 45, 0.1, one, none, 4, 4, 10, 0.1, one, none, 4, 4
+    )  # height, latitude, lines, longitude, samples
+    with accept_pixel_space(), rasterio.open(path, "r+") as dataset:
+        dataset.rpcs = rpcs
+    assert ["RPCs" in note for note in georeference_notes(inspect(path))] == [True]

@@ -75,6 +75,8 @@ class RasterInfo:
     """How it is opened; by default as a raster file."""
     levels: tuple[Size, ...] = ()
     """Height and width of each level of a pyramid that the file holds, the finest first."""
+    rpcs: bool = False
+    """True when rational polynomial coefficients say where its pixels lie: a map does not carry them."""
     palette: tuple[tuple[int, int, int, int], ...] = ()
     """Red, green, blue and alpha of each value of the first band, where its values are numbers of colours."""
     resampling: Resampling | None = None

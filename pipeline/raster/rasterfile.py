@@ -185,6 +185,7 @@ def _info(local: Path | Url, dataset: DatasetReader, nodata: NodataOption) -> Ra
         ground=ground,
         microns=microns_of(dataset.tags(), slide=dataset.crs is None),
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
+        rpcs=dataset.rpcs is not None,
         palette=_palette(dataset),
         sources=(SourceFile(path=str(local), nodata=nodata),),
     )

@@ -40,6 +40,9 @@ def georeference_notes(info: RasterInfo) -> list[str]:
     if info.ground is not None:
         note = f"the raster has {len(info.ground.points)} ground control points and no transform: the GeoTIFF carries "
         return [note + "them on, so GIS places it by them; the zarr store is in pixels, with the points as fcn:gcps"]
+    if info.rpcs and info.georeference.crs_wkt is None:
+        note = "the raster is placed by RPCs alone, which the map does not have"
+        return [f"{note}: orthorectify it first (gdalwarp -rpc) for a map that lies on the Earth"]
     if info.georeference.crs_wkt is None:
         return ["the raster has no coordinate reference system: neither has the map, and areas are not known"]
     return []
