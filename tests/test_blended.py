@@ -176,9 +176,9 @@ def test_the_same_bits_before_the_best_is_chosen(start: int, monkeypatch: pytest
     """Scores, not only classes, whatever row a part begins in."""
     seen: list[NDArray[np.float32]] = []
 
-    def keep(scores: torch.Tensor, *, confidence: bool) -> torch.Tensor:
+    def keep(scores: torch.Tensor, **kind: bool) -> torch.Tensor:
         seen.append(scores[0].numpy().copy())
-        return choose(scores, confidence=confidence)
+        return choose(scores, **kind)
 
     monkeypatch.setattr("fcn_batch.pipeline.network.predictor.choose", keep)
     cut = Cut(way="blend", chunk=16, lane=64, segment=160, tile=48, overlap=16, stride=STRIDE, blend="gaussian")

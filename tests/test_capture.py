@@ -217,8 +217,8 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         r"pad \(padding replicate \[-1, -1, 1, 1\]\)",
     ),
     "reshaped": (Net(_reshaped, _conv()), r"view(_1)? \(not known\)"),
-    "rolled": (Net(lambda m, x: m[0](x).roll(1, 2), _conv()), r"roll \(not known\)"),
-    "summed up": (Net(lambda m, x: m[0](x).cumsum(2), _conv()), r"cumsum \(not known\)"),
+    "rolled": (Net(lambda m, x: m[0](x).roll(1, 2), _conv()), r"roll \(looks anywhere in the image\)"),
+    "summed up": (Net(lambda m, x: m[0](x).cumsum(2), _conv()), r"cumsum \(looks anywhere in the image\)"),
     "its place": (Net(_by_place, _conv()), r"linspace \(not known\)"),
     "by value": (Net(_by_value, _conv(), _conv()), r"torch\.export cannot record it \(GuardOnDataDependentSymNode"),
     "softmax of rows": (Net(lambda m, x: m[0](x).softmax(2), _conv()), r"softmax \(along dimension 2\)"),
@@ -269,11 +269,14 @@ def test_torch_says_nothing_of_what_it_cannot_record(capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
-def test_every_obstacle_is_told_and_what_follows_one_is_not() -> None:
+def test_every_call_that_looks_everywhere_is_told_first() -> None:
+    """Also those that follow one that is not known: it is they who make the halo infinite."""
     network = nn.Sequential(_conv(), nn.GroupNorm(2, 4), _conv(4), nn.Sequential(nn.InstanceNorm2d(4), nn.ReLU()))
     with pytest.raises(NotStreamableError) as caught:
         capture(network, BANDS)
-    assert caught.value.obstacles == ["1: group_norm (normalises by the whole image)"]
+    assert [one.split(" ")[0] for one in caught.value.obstacles] == ["1:", "3.0:"]
+    shuffled = Net(lambda m, x: functional.pixel_shuffle(functional.pixel_unshuffle(m[0](x), 2), 2).roll(1, 2), _conv())
+    assert "roll (" in graph_of(shuffled, BANDS)[1][0]
     beside = Net(lambda m, x: m[0](x) + m[1](x), nn.GroupNorm(3, 3), nn.InstanceNorm2d(3))
     assert [o.split(" ")[0] for o in graph_of(beside, BANDS)[1]] == ["part.0:", "part.1:"]
 

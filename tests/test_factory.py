@@ -76,7 +76,12 @@ def test_the_grid_is_found_once(unet: Path, monkeypatch: pytest.MonkeyPatch) -> 
     first = read_card(unet)
     stored = json.loads(unet.with_name("unet.grid.json").read_text())
     assert (stored.pop("sha256"), stored.pop("torch"), stored.pop("probe")) == (first.sha256, torch.__version__, 2)
-    assert stored == {"exactness": "exact", "grid": {"stride": 4, "phase": 0, "halo": 8}, "why": ""}
+    assert stored == {
+        "exactness": "exact",
+        "grid": {"stride": 4, "phase": 0, "halo": 8},
+        "why": "",
+        "probabilities": False,
+    }
     _no_probe(monkeypatch)
     assert read_card(unet) == load_model(unet)[0] == first
 

@@ -91,7 +91,7 @@ def test_a_plan_with_what_it_costs(folder: Path) -> None:
     assert lines["memory"] == f"about {facts['memory'] / 2**30:.1f} GiB per process, beside the libraries"
     assert lines["blocks"].startswith(f"{facts['blocks']} of")
     assert lines["device"].startswith(f"{facts['device']} (")
-    assert (lines["result"] == "exact") == facts["exact"]
+    assert lines["result"] == facts["exactness"]
     assert lines["disk"].startswith(f"at most {facts['disk_needed'] / 1e6:,.1f} MB")
     assert "note" not in lines
     assert facts["notes"] == []

@@ -657,16 +657,13 @@ def test_killed_at_any_step_the_run_is_completed_by_the_next(
     [
         (BLENDED, ["cut.blend: None, now hann", "--restart"]),
         (["--bands", "3,2,1"], ["bands: [1, 2, 3], now [3, 2, 1]", "--restart"]),
-        ([], []),
     ],
 )
-def test_other_settings_and_an_unreadable_plan_are_refused_until_restart(
+def test_other_settings_are_refused_until_restart(
     tmp_path: Path, model: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: list[str]
 ) -> None:
     command = [reference / "a.tif", "-m", model]
     interrupted(monkeypatch, 4, *command, "-o", tmp_path)
-    if not options:
-        (tmp_path / "a.partial" / "plan.json").write_text("{")
     before = tree(tmp_path)
     result = fcn_batch("segment", *command, "-o", tmp_path, *options)
     assert result.exit_code == 7

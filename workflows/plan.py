@@ -258,7 +258,8 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
             path=model.path,
         )
     module, card = structure(model), model.card
-    precision = choose_precision(options.precision, device, card)
+    tested = card.exactness == "exact (tested)" and device == "cpu"
+    precision = "fp32" if tested and options.precision is None else choose_precision(options.precision, device, card)
     bands = len(card.input.bands)
     graph, obstacles = graph_of(module, bands)
     stride, halo, exactness = card.stride, card.halo, card.exactness

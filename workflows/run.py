@@ -99,8 +99,8 @@ def _present(brief: Brief, outputs: Outputs, progress: RunProgress) -> Iterator[
                 )
             journal.discard()
             sealed = False
-        unsure = (outputs.staging / outputs.report).exists() or outputs.is_left_half_published(plan)
-        if not sealed and journal.is_of(plan) and unsure:
+        begun = not sealed and journal.is_of(plan)
+        if begun and ((outputs.staging / outputs.report).exists() or outputs.is_left_half_published(plan)):
             _unseal(brief, outputs, progress, [outputs.report])
         if not brief.overwrite and not sealed:
             outputs.refuse_to_clobber()

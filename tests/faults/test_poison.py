@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from numpy.typing import NDArray
 
 from fcn_batch.pipeline.core.journal import Journal
+from fcn_batch.pipeline.network.factory import read_factory
 from tests.models import UNET, save_factory_model
 from tests.runs import BLOCK, class_map, run_program, scene, small_block_program
 
@@ -36,7 +38,11 @@ def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = scene(folder / "a.tif")
     with rasterio.open(image, "r+") as dataset:
         dataset.write(np.array([255, 0, 255], np.uint8).reshape(3, 1, 1), window=((190, 191), (200, 201)))
-    save_factory_model(folder / "trap.toml", code=TRAP, module="trapped")
+    model = read_factory(save_factory_model(folder / "trap.toml", code=TRAP, module="trapped"))
+    # as it would be without its trap, which cannot be recorded: tiles with a halo, and no windows that share pixels
+    proof = {"exactness": "exact (tested)", "grid": {"stride": 4, "phase": 0, "halo": 8}, "why": "a trap"}
+    stored = {"sha256": model.sha256, "probe": 2, "torch": torch.__version__, "probabilities": False, **proof}
+    model.grid_path.write_text(json.dumps(stored))
     return folder
 
 
