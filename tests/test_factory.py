@@ -51,7 +51,7 @@ def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     def probed(*_: Any) -> None:
         raise AssertionError("probed again")
 
-    monkeypatch.setattr(factory, "probe", probed)
+    monkeypatch.setattr(factory, "prove", probed)
 
 
 def test_a_network_of_ones_own(unet: Path) -> None:
