@@ -111,6 +111,14 @@ def test_not_one_label_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("kind", ["a branch on the maximum", "its size enters", "sorted"])
+def test_windows_are_computed_by_the_network_and_not_by_its_recording(tmp_path: Path, kind: str) -> None:
+    """Of an image that fits into one window, the map is what the network gives for it."""
+    model = save_factory_model(tmp_path / "unet.toml", code=WINDOWS[kind])
+    made = assert_exact(halves(tmp_path / "a.tif", 64, 96), model, output=tmp_path)
+    assert made.report["exactness"] == "windows"
+
+
+@pytest.mark.parametrize("kind", ["a branch on the maximum", "its size enters", "sorted"])
 def test_windows_are_called_so_wherever_the_map_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -16,7 +16,7 @@ from fcn_batch.pipeline.core.source import RasterInfo, RasterSource, cache_neede
 from fcn_batch.pipeline.core.tiling import Blend
 from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
 from fcn_batch.pipeline.core.validity import NodataOption, Rule
-from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.capture import graph_for
 from fcn_batch.pipeline.network.device import (
     check_precision,
     choose_device,
@@ -261,7 +261,7 @@ def _load(model: ModelFile, options: Options, device: str) -> tuple[Network, Pre
     tested = card.exactness == "exact (tested)" and device == "cpu"
     precision = "fp32" if tested and options.precision is None else choose_precision(options.precision, device, card)
     bands = len(card.input.bands)
-    graph, obstacles = graph_of(module, bands)
+    graph, obstacles = graph_for(card, module)
     stride, halo, exactness = card.stride, card.halo, card.exactness
     if exactness == "exact (tested)" and (device, precision) != ("cpu", "fp32"):
         exactness, obstacles = "windows", [f"{card.inexact}, and it was tried with fp32 on the CPU only"]

@@ -15,7 +15,7 @@ Ring = Annotated[tuple[Point, ...], Field(min_length=4)]
 Polygon = Annotated[tuple[Ring, ...], Field(min_length=1)]
 """Its outline, and those of its holes."""
 MAX_POINTS = 1_000_000
-"""Of all polygons: they stand in the plan, which every worker reads."""
+"""The limit for all polygons together: they are part of the plan, which every worker reads."""
 
 
 class Area(BaseModel):

@@ -145,9 +145,9 @@ class ModelCard(Frozen):
     halo: int | None = Field(ge=0)
     """Pixels to read beyond a core; None: the scores depend on the whole image, so tiles are approximate."""
     exactness: Exactness = "exact"
-    """What a map of it can be at best."""
+    """The best word for a map of it."""
     inexact: str = ""
-    """What stands in the way of a better word."""
+    """The reason why it is no better."""
     probabilities: bool = False
     """True when its scores are probabilities: it ends in a softmax over the classes."""
     phase: int = Field(default=0, ge=0)

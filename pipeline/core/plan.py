@@ -194,7 +194,7 @@ class Plan(Frozen):
     """Where a slide has tissue; there is no data elsewhere. None: all of it."""
     cut: Cut
     exactness: Exactness = "exact"
-    """What the map is; `windows` also where the network could do better, but an overlap was asked for."""
+    """The word for the map; `windows` also where the network could do better, but an overlap was asked for."""
     kernel: Kernel
     inner: int | None = Field(default=None, ge=1)
     """Side of the chunks that a shard holds; None: what is written at once is a chunk of its own."""

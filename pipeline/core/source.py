@@ -40,7 +40,7 @@ class SourceFile(BaseModel):
     colours: bool = False
     """True: numbers of a palette are taken as the colours they stand for."""
     nodata: NodataOption = NodataOption()
-    """What the user says of its nodata values."""
+    """Nodata as the user gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class RasterInfo:
     resampling: Resampling | None = None
     """How its pixels are made of those of the files; None: they are those of the files."""
     validity: Validity = UNSAID
-    """What decides which pixels hold data; by default nothing but NaN."""
+    """The rule for pixels that hold data; by default only NaN is missing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", self.sources or (SourceFile(path=self.path),))

@@ -1,4 +1,4 @@
-"""Which pixels of a raster hold data: one rule for every kind of source.
+"""The rule for pixels that hold data, one for every kind of source.
 
 A pixel is valid where every band that is used holds a measurement:
 
@@ -37,7 +37,7 @@ REASONS = {
     UNREADABLE: "unreadable",
     OUTSIDE: "outside",
 }
-"""What flags are called, in the order in which a pixel that has several counts for one."""
+"""Names of the flags; a pixel with several counts for the first."""
 
 
 def nodata_values(text: str) -> tuple[float, ...]:
@@ -59,7 +59,7 @@ def held_by(dtype: str, value: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NodataOption:
-    """What somebody says of a raster's nodata, in place of the file."""
+    """Nodata as the user gives it, in place of the file."""
 
     values: str | None = None
     """As `nodata_values` reads them; None: as the file says."""
@@ -73,11 +73,11 @@ AS_DECLARED = NodataOption()
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """What decides which pixels of a raster are valid."""
+    """The nodata values, masks and rule that decide validity."""
 
     dtype: str
     nodata: tuple[float | None, ...]
-    """Of each band; None where it has none, or one that its type cannot hold, or NaN and infinity: never valid."""
+    """One value for each band; None without one, with one its type cannot hold, and for NaN and infinity."""
     alpha: int | None = None
     """Number of the alpha band."""
     masked: bool = False

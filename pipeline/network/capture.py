@@ -16,6 +16,7 @@ from torch.export import ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from fcn_batch.pipeline.core.geometry import round_up
+from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.network.graph import Graph, Node
 from fcn_batch.pipeline.network.readers import (
     READERS,
@@ -142,6 +143,13 @@ def _pruned(graph: Graph, output: int) -> Graph:
     return Graph(
         graph.bands, tuple(Node(n.layer, tuple(new[v] for v in n.inputs), n.channels, n.columns, n.name) for n in nodes)
     )
+
+
+def graph_for(card: ModelCard, network: nn.Module) -> tuple[Graph | None, list[str]]:
+    """Return the layers of a model's network; or None, and the reason, where its recording is not what it computes."""
+    if card.exactness != "exact":
+        return None, [card.inexact]
+    return graph_of(network, len(card.input.bands))
 
 
 def graph_of(network: nn.Module, bands: int) -> tuple[Graph | None, list[str]]:

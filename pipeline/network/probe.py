@@ -149,7 +149,7 @@ class _Strip:
             yield factor * self.image + summand
 
     def _changed(self, scores: torch.Tensor) -> torch.Tensor:
-        """Which rows of scores are not those of the image."""
+        """Return the rows whose scores are not those of the image."""
         usual = self.scores(self.image)
         allowed = _EQUAL * usual.abs().amax().clamp(min=torch.finfo(usual.dtype).tiny)
         return (~((scores - usual).abs() <= allowed)).flatten(1).any(dim=1)

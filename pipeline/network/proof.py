@@ -1,4 +1,4 @@
-"""How exact the map of a network can be, and what proves it.
+"""The word that a network's maps deserve, and the proof of it.
 
     exact             all calls are recorded and each has a known, finite reach: the map follows by arithmetic
     exact (tested)    recorded whole, and all that is not known looks near by: how far was found by trying, with NaN
@@ -34,13 +34,13 @@ _PLACES = 3
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What is known of a network's exactness."""
+    """A word for the maps of a network, and the grid that goes with it."""
 
     exactness: Exactness
     grid: Grid
     """Stride, phase and halo; of windows, the side that it accepts and no halo."""
     why: str = ""
-    """What stands in the way of a better word; empty when it is exact."""
+    """The reason why it is no better; empty when it is exact."""
     probabilities: bool = False
     """True when the scores are probabilities."""
 

@@ -16,7 +16,7 @@ from fcn_batch.pipeline.core.model_card import ModelCard
 from fcn_batch.pipeline.core.plan import Plan
 from fcn_batch.pipeline.core.source import RasterInfo, cache_needed
 from fcn_batch.pipeline.core.tolerance import FAIL, OnError, TolerantSource
-from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.capture import graph_for
 from fcn_batch.pipeline.network.confidence import PLANES
 from fcn_batch.pipeline.network.device import keep_pages, set_threads
 from fcn_batch.pipeline.network.predictor import Scaling, Strips, Tiles, make_tiles
@@ -161,7 +161,7 @@ def _ready_network(plan: Plan, device: str) -> tuple[ModelCard, Strips | Tiles]:
     model, network = load_model(Path(plan.model.path), sha256=plan.model.sha256)
     spec = plan.scaled(model.card.input)
     scaling, cut, precision = Scaling(spec, device), plan.cut, plan.kernel.precision
-    graph, obstacles = graph_of(network, len(spec.bands))
+    graph, obstacles = graph_for(model.card, network)
     if cut.way != "stream":
         grid = (cut.stride, cut.tile + (2 * cut.overlap if cut.way == "tiles" else 0), cut.way == "blend")
         return model.card, make_tiles(network, graph, scaling, precision, grid)

@@ -23,7 +23,7 @@ from fcn_batch.pipeline.core.location import Url, input_of
 from fcn_batch.pipeline.core.maps import ClassMap, Ids
 from fcn_batch.pipeline.core.plan import FileIdentity, InputIdentity, Plan, Precision
 from fcn_batch.pipeline.core.source import RasterSource
-from fcn_batch.pipeline.network.capture import graph_of
+from fcn_batch.pipeline.network.capture import graph_for
 from fcn_batch.pipeline.network.device import (
     check_precision,
     choose_device,
@@ -271,7 +271,7 @@ class _Check:
                 report=named.name,
                 expected=plan.model.sha256[:12],
             )
-        graph = None if kernel.precision == "fp32" else graph_of(network, len(plan.bands))[0]
+        graph = None if kernel.precision == "fp32" else graph_for(model.card, network)[0]
         scaling = Scaling(plan.scaled(model.card.input), device)
         halo = cut.overlap if cut.exact else cut.tile if model.card.halo is None else model.card.halo
         margin = 2 * round_up(halo, cut.stride)

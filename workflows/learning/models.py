@@ -156,7 +156,7 @@ class Check:
     found: Grid
     """By the probe."""
     exactness: Exactness
-    """What a map of it can be at best."""
+    """The best word for a map of it."""
     agreement: Agreement | None
     """A window with its halo against the whole image; None when no halo is enough."""
     streamed: Agreement | None
